@@ -1,0 +1,92 @@
+"""gpu-align: align neural networks modulo permutation symmetry.
+
+    from gpu_align import align
+    result = align("b.safetensors", "a.safetensors")
+    result.distance_before, result.distance, result.lower_bound
+
+Neither Triton nor CuPy is imported here.
+"""
+
+from gpu_align._align import align
+from gpu_align._assignment import (
+    AssignmentProblem,
+    AssignmentSolution,
+    AutoAssignment,
+    LapxAssignment,
+    ScipyAssignment,
+)
+from gpu_align._backend import Backend, backends
+from gpu_align._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gpu_align._errors import (
+    CheckpointError,
+    GpuAlignError,
+    InputError,
+    ModelError,
+    SpecError,
+    UnavailableError,
+)
+from gpu_align._permutation import Permutation
+from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
+from gpu_align._result import AlignmentResult
+from gpu_align._search import (
+    Annealing,
+    BeamDescent,
+    Budget,
+    CoordinateDescent,
+    FrankWolfe,
+    KBest,
+    LayerwiseBeam,
+    Noise,
+    Portfolio,
+    Progress,
+    Recombination,
+    Rounding,
+    Search,
+    run_search,
+)
+from gpu_align._status import Status
+from gpu_align._symmetry import PermutationSpec, chain_spec, discover
+
+__all__ = [
+    "METRICS",
+    "AlignmentProblem",
+    "AlignmentResult",
+    "Annealing",
+    "AssignmentProblem",
+    "AssignmentSolution",
+    "AutoAssignment",
+    "Backend",
+    "BeamDescent",
+    "Budget",
+    "Checkpoint",
+    "CheckpointError",
+    "CoordinateDescent",
+    "FrankWolfe",
+    "GpuAlignError",
+    "InputError",
+    "KBest",
+    "LapxAssignment",
+    "LayerwiseBeam",
+    "Metric",
+    "ModelError",
+    "Noise",
+    "Permutation",
+    "PermutationSpec",
+    "Portfolio",
+    "Progress",
+    "Recombination",
+    "Rounding",
+    "ScipyAssignment",
+    "Search",
+    "SpecError",
+    "Status",
+    "UnavailableError",
+    "align",
+    "backends",
+    "chain_spec",
+    "discover",
+    "load_checkpoint",
+    "lower_bound",
+    "run_search",
+    "save_checkpoint",
+]

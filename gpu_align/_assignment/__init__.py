@@ -1,0 +1,24 @@
+"""Batched linear assignment problems: exact solvers, certificates and the k best matchings."""
+
+from gpu_align._assignment._auto import AutoAssignment, solve
+from gpu_align._assignment._k_best import k_best
+from gpu_align._assignment._lapx import LapxAssignment
+from gpu_align._assignment._potentials import certify
+from gpu_align._assignment._problem import (
+    AbstractAssignmentSolver,
+    AssignmentProblem,
+    AssignmentSolution,
+)
+from gpu_align._assignment._scipy import ScipyAssignment
+
+__all__ = [
+    "AbstractAssignmentSolver",
+    "AssignmentProblem",
+    "AssignmentSolution",
+    "AutoAssignment",
+    "LapxAssignment",
+    "ScipyAssignment",
+    "certify",
+    "k_best",
+    "solve",
+]

@@ -1,0 +1,90 @@
+"""What the CPU solvers share: conversion to NumPy and back, and the screening of the costs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gpu_align._assignment._problem import AssignmentProblem, AssignmentSolution
+from gpu_align._status import Status
+
+
+@dataclass(frozen=True, eq=False)
+class CostBatch:
+    """The costs of a batch as NumPy sees them, always to be minimized.
+
+    Attributes:
+        cost: [b, n, n], float32 or float64; the negated costs where the sum is maximized.
+            Padding is zero. May share memory with the problem's tensor: read only.
+        sizes: [b], int64; number of rows of each problem.
+        peak: [b], float64; largest absolute cost of each problem.
+        finite: [b], bool; False where a cost is NaN or infinite, or so large that potentials
+            would overflow.
+    """
+
+    cost: NDArray[Any]
+    sizes: NDArray[np.int64]
+    peak: NDArray[np.float64]
+    finite: NDArray[np.bool_]
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether some problem has padding."""
+        return bool((self.sizes < self.cost.shape[1]).any())
+
+    def padding(self) -> NDArray[np.bool_]:
+        """Rows (and columns) that are padding, [b, n]."""
+        return np.arange(self.cost.shape[1]) >= self.sizes[:, None]
+
+
+def to_numpy(problem: AssignmentProblem) -> CostBatch:
+    """Convert the whole batch at once; costs nothing for a CPU tensor to be minimized."""
+    cost = problem.cost.detach().cpu().numpy()
+    batch, n = problem.batch, problem.n
+    if problem.sizes is None:
+        sizes = np.full(batch, n, dtype=np.int64)
+    else:
+        sizes = problem.sizes.cpu().numpy()
+        real = np.arange(n) < sizes[:, None]
+        cost = np.where(real[:, :, None] & real[:, None, :], cost, cost.dtype.type(0))
+    if problem.maximize:
+        cost = -cost
+    peak = np.maximum(cost.max((1, 2), initial=0), -cost.min((1, 2), initial=0)).astype(float)
+    # Potentials are sums of up to 2n costs, and reduced costs add two of them.
+    finite = peak <= np.finfo(np.float64).max / (8 * (n + 1))
+    return CostBatch(cost=cost, sizes=sizes, peak=peak, finite=finite)
+
+
+def identity_matching(batch: int, n: int) -> NDArray[np.int64]:
+    """Every row matched with the column of its own index, [batch, n]."""
+    return np.tile(np.arange(n), (batch, 1))
+
+
+def matched_costs(cost: NDArray[Any], col_ind: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The costs [b, n] (float64) that a matching picks from [b, n, n]."""
+    batch, n = col_ind.shape
+    return cost[np.arange(batch)[:, None], np.arange(n), col_ind].astype(np.float64)
+
+
+def to_solution(
+    problem: AssignmentProblem,
+    costs: CostBatch,
+    col_ind: NDArray[np.int64],
+    stats: Mapping[str, object],
+) -> AssignmentSolution:
+    """Build the solution of `problem` from the matchings [b, n] found by a solver."""
+    picked = matched_costs(costs.cost, col_ind)
+    picked[~costs.finite] = np.nan
+    objective = picked.sum(1)
+    if problem.maximize:
+        objective = -objective
+    device = problem.cost.device
+    return AssignmentSolution(
+        col_ind=torch.from_numpy(col_ind).to(device),
+        objective=torch.from_numpy(objective).to(device),
+        status=tuple(Status.SOLVED if ok else Status.NOT_FINITE for ok in costs.finite),
+        stats=stats,
+    )

@@ -1,0 +1,94 @@
+"""One probe of what this machine offers, and the one place that chooses a device."""
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from gpu_align._errors import InputError, UnavailableError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Something that alignment can run on or with.
+
+    Attributes:
+        name: of the library or device.
+        available: whether it can be used here.
+        detail: its version, or why it cannot be used and what to do.
+    """
+
+    name: str
+    available: bool
+    detail: str
+
+
+def backends() -> tuple[Backend, ...]:
+    """Probe the libraries and devices; nothing heavy is imported."""
+    return (
+        Backend("scipy", True, f"SciPy {version('scipy')}: assignment on the CPU"),
+        _library("lapx", "assignment on the CPU, 2-4x faster than SciPy", "fast"),
+        _cuda(),
+        _library("triton", "row-distance kernels on the GPU", "cuda"),
+        _cupy(),
+    )
+
+
+def choose_device(device: str) -> tuple[torch.device, str]:
+    """Return the device to compute on, and why.
+
+    Raises:
+        InputError: `device` is not one of `DEVICES`.
+        UnavailableError: an explicit choice cannot be kept.
+    """
+    if device not in DEVICES:
+        raise InputError(f"expected a device among {DEVICES}, got {device!r}")
+    if device == "cuda":
+        raise UnavailableError(
+            "device 'cuda' was asked for, but this release computes on the CPU only; use "
+            "--device auto or --device cpu"
+        )
+    if device == "cpu":
+        return torch.device("cpu"), "asked for"
+    return torch.device("cpu"), "auto: this release computes on the CPU only"
+
+
+def version(package: str) -> str | None:
+    """Return the installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    packages = ("gpu-align", "torch", "numpy", "scipy", "lapx")
+    found = {name: version(name) for name in packages}
+    return {"python": platform.python_version()} | {k: v for k, v in found.items() if v}
+
+
+def _library(name: str, purpose: str, extra: str) -> Backend:
+    found = version(name)
+    if found is None:
+        return Backend(name, False, f"not installed: pip install 'gpu-align[{extra}]' ({purpose})")
+    return Backend(name, True, f"{name} {found}: {purpose}")
+
+
+def _cupy() -> Backend:
+    for package in ("cupy-cuda13x", "cupy-cuda12x", "cupy"):
+        if version(package):
+            return Backend("cupy", True, f"{package} {version(package)}: assignment on the GPU")
+    remedy = "pip install 'gpu-align[cuda]', or 'gpu-align[cuda12]' on CUDA 12"
+    return Backend("cupy", False, f"not installed: {remedy} (assignment on the GPU)")
+
+
+def _cuda() -> Backend:
+    if not torch.backends.cuda.is_built():
+        return Backend("cuda", False, "this build of torch is for the CPU; install a CUDA build")
+    if not torch.cuda.is_available():
+        return Backend("cuda", False, "torch finds no CUDA device; check the driver (nvidia-smi)")
+    return Backend("cuda", True, torch.cuda.get_device_name())

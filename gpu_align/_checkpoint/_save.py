@@ -1,0 +1,140 @@
+"""`save_checkpoint`: check that nothing gets lost, then write at one stroke."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from gpu_align._atomic import atomic_write
+from gpu_align._checkpoint._memory import has_plain_values
+from gpu_align._checkpoint._refusal import quoted
+from gpu_align._checkpoint._safetensors_file import write_safetensors
+from gpu_align._checkpoint._shards import merged_metadata, write_shards
+from gpu_align._checkpoint._torch_file import write_torch
+from gpu_align._checkpoint._types import FILE_SUFFIXES, INDEX_SUFFIX, TORCH_SUFFIXES, Checkpoint
+from gpu_align._errors import CheckpointError, bullet_list
+
+# What PyTorch's own tools put into new files; some loaders refuse files without it.
+_NEW_METADATA = {"format": "pt"}
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, like: Checkpoint | None = None
+) -> None:
+    """Write tensors to a file, or to a folder of shards.
+
+    The output appears whole or not at all. The order, metadata, shards and wrapper of `like` are
+    kept. In torch files, tensors that share memory are written as tied; in safetensors files,
+    which cannot share, as separate entries. Tensors are written contiguous. From torch to
+    safetensors, the module versions (`_metadata`), ties and gradient flags have no place.
+
+    Args:
+        path: the extension chooses the format: `.safetensors`, or `.pt`, `.pth`, `.bin`, `.ckpt`.
+            If `like` is sharded, any other name, or `*.safetensors.index.json`, is a new or empty
+            folder that gets the same shards and index.
+        tensors: name -> strided tensor of any shape, dtype and device.
+        like: the checkpoint that the tensors came from; None for a new one.
+
+    Raises:
+        CheckpointError: names, shapes or dtypes differ from `like`, the format has no place for
+            something in `like`, or `path` cannot be written.
+    """
+    out = Path(path)
+    _check_tensors(tensors)
+    ordered = dict(tensors) if like is None else _in_order_of(like, tensors)
+    suffix = out.suffix.lower()
+    if suffix == ".safetensors":
+        metadata = _safetensors_metadata(out, like)
+        with atomic_write(out, CheckpointError) as temporary:
+            write_safetensors(temporary, _on_cpu(ordered), metadata)
+    elif suffix in TORCH_SUFFIXES:
+        _check_no_metadata_lost(out, like)
+        with atomic_write(out, CheckpointError) as temporary:
+            write_torch(temporary, _on_cpu(ordered), like.content if like else None)
+    elif like is not None and like.shards is not None and _may_be_folder(out):
+        write_shards(out, _on_cpu(ordered), like.shards)
+    else:
+        raise _unknown_output(out)
+
+
+def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    if not tensors:
+        raise CheckpointError("no tensors to write; a checkpoint needs at least one")
+    strange = [f'"{name}"' for name, tensor in tensors.items() if not has_plain_values(tensor)]
+    if strange:
+        raise CheckpointError(
+            "only dense tensors with values can be written; call `to_dense()` or `dequantize()` "
+            f"on:\n{bullet_list(strange)}"
+        )
+
+
+def _in_order_of(like: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    problems = [f'"{name}" is missing' for name in like.tensors if name not in tensors]
+    problems += [f'"{name}" is not in the input' for name in tensors if name not in like.tensors]
+    for name, before in like.tensors.items():
+        if name in tensors and _layout(tensors[name]) != _layout(before):
+            problems.append(f'"{name}": expected {_layout(before)}, got {_layout(tensors[name])}')
+    if problems:
+        raise CheckpointError(
+            f"the tensors to write differ from {like.path}; pass all of its tensors with their "
+            f"shapes and dtypes:\n{bullet_list(problems)}"
+        )
+    return {name: tensors[name] for name in like.tensors}
+
+
+def _layout(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    # Moved once per object, so that ties survive the move.
+    moved = {id(tensor): tensor.detach().cpu() for tensor in tensors.values()}
+    return {name: moved[id(tensor)] for name, tensor in tensors.items()}
+
+
+def _safetensors_metadata(out: Path, like: Checkpoint | None) -> Mapping[str, str] | None:
+    if like is None:
+        return _NEW_METADATA
+    if like.shards is not None:
+        return merged_metadata(like.shards)
+    if like.content is None:
+        return like.metadata
+    lost = list(like.content.surroundings())
+    if lost:
+        raise CheckpointError(
+            f"cannot write {out}: a safetensors file has no place for {quoted(lost)} of "
+            f"{like.path}; choose a .pt output"
+        )
+    return _NEW_METADATA
+
+
+def _check_no_metadata_lost(out: Path, like: Checkpoint | None) -> None:
+    if like is None or like.format == "torch":
+        return
+    metadata = merged_metadata(like.shards) if like.shards is not None else like.metadata
+    lost = [key for key, value in (metadata or {}).items() if (key, value) != ("format", "pt")]
+    if lost:
+        raise CheckpointError(
+            f"cannot write {out}: a torch file has no place for the metadata {quoted(lost)} of "
+            f"{like.path}; choose a .safetensors output"
+        )
+
+
+def _may_be_folder(out: Path) -> bool:
+    return out.suffix.lower() != ".json" or out.name.endswith(INDEX_SUFFIX)
+
+
+def _unknown_output(out: Path) -> CheckpointError:
+    choices = ", ".join(FILE_SUFFIXES)
+    if out.name.endswith(INDEX_SUFFIX):
+        return CheckpointError(
+            f"cannot write {out}: the input is not sharded; choose one of {choices}"
+        )
+    if out.is_dir():
+        return CheckpointError(
+            f"cannot write {out}: it is a folder; give the name of a file in it, ending in one of "
+            f"{choices}"
+        )
+    got = f'unknown extension "{out.suffix}"' if out.suffix else "no extension"
+    return CheckpointError(f"cannot write {out}: {got}; choose one of {choices}")

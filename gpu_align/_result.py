@@ -1,0 +1,125 @@
+"""AlignmentResult: the answer and everything that is known about it."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from gpu_align._atomic import atomic_write
+from gpu_align._certificate import CostMatrix, GroupReport
+from gpu_align._errors import InputError
+from gpu_align._permutation import Permutation
+from gpu_align._search import Progress
+from gpu_align._status import Status
+
+SCHEMA = "gpu-align/result/1"
+PRESERVED = 1e-9
+"""Largest relative difference of outputs, in float64, that counts as the same function."""
+
+
+@dataclass(frozen=True)
+class AlignmentResult:
+    """The permutation found, its distances and its certificate.
+
+    Attributes:
+        permutation: what reorders the source's units.
+        state_dict: the source, reordered.
+        metric: name of the metric of all distances.
+        distance: squared distance after alignment, float64.
+        distance_before: squared distance of source and target as given.
+        lower_bound: no permutation has a smaller distance (may be loose).
+        groups: one report per group, with the duality gap of its assignment.
+        function_difference: largest relative difference of the outputs of the source before and
+            after, in float64 on the example inputs; None if it could not be checked.
+        function_note: how the function was checked, or why not.
+        cost_matrix: costs of the group that gained most, for a picture.
+        history: progress after every step of the search.
+        search: which search found the best permutation.
+        status: how the search ended.
+        seconds: time of the search.
+        assignments: number of assignment problems solved.
+        seed: seed of the search.
+        device: what it ran on, and why.
+        versions: of the libraries involved.
+        log10_symmetries: log10 of the number of permutations that there are.
+        origin: where the spec comes from.
+        studies: further measurements for the report, such as the beam-width study.
+    """
+
+    permutation: Permutation
+    state_dict: Mapping[str, Tensor]
+    metric: str
+    distance: float
+    distance_before: float
+    lower_bound: float
+    groups: tuple[GroupReport, ...]
+    function_difference: float | None
+    function_note: str
+    cost_matrix: CostMatrix | None
+    history: tuple[Progress, ...]
+    search: str
+    status: Status
+    seconds: float
+    assignments: int
+    seed: int
+    device: str
+    versions: Mapping[str, str]
+    log10_symmetries: float
+    origin: str
+    studies: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def function_preserved(self) -> bool | None:
+        """Whether the outputs agree to `PRESERVED`; None if they were not compared."""
+        if self.function_difference is None:
+            return None
+        return self.function_difference <= PRESERVED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but tensors and index vectors as plain JSON values."""
+        names = (
+            *("metric", "distance", "distance_before", "lower_bound", "function_difference"),
+            *("function_preserved", "function_note", "search", "seconds", "assignments", "seed"),
+            *("device", "log10_symmetries", "origin"),
+        )
+        return {
+            "schema": SCHEMA,
+            **{name: getattr(self, name) for name in names},
+            "status": str(self.status),
+            "status_note": self.status.value,
+            "groups": [asdict(group) for group in self.groups],
+            "history": [asdict(entry) for entry in self.history],
+            "cost_matrix": None if self.cost_matrix is None else asdict(self.cost_matrix),
+            "versions": dict(self.versions),
+            "studies": dict(self.studies),
+        }
+
+    def save_json(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_json` to a file, from which `gpu-align report` makes its page.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        text = json.dumps(self.to_json(), indent=1)
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file written by `AlignmentResult.save_json`.
+
+    Raises:
+        InputError: the file cannot be read or is not a result.
+    """
+    advice = "expected a file written by `gpu-align align --json-file`"
+    try:
+        with open(path, encoding="utf-8") as file:
+            data = json.load(file)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"cannot read {os.fspath(path)!r}: {error}; {advice}") from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise InputError(f"{os.fspath(path)!r} is not a result ({SCHEMA}); {advice}")
+    return data

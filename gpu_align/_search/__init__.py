@@ -1,0 +1,42 @@
+"""Searches over the alignment problem."""
+
+from gpu_align._search._annealing import Annealing
+from gpu_align._search._beam import BeamDescent
+from gpu_align._search._candidates import Candidates, KBest, Noise, Rounding
+from gpu_align._search._descent import CoordinateDescent
+from gpu_align._search._frank_wolfe import FrankWolfe
+from gpu_align._search._layerwise import LayerwiseBeam
+from gpu_align._search._portfolio import Portfolio
+from gpu_align._search._recombination import Recombination
+from gpu_align._search._search import (
+    Budget,
+    Outcome,
+    Progress,
+    ProgressCallback,
+    Run,
+    Search,
+    State,
+    run_search,
+)
+
+__all__ = [
+    "Annealing",
+    "BeamDescent",
+    "Budget",
+    "Candidates",
+    "CoordinateDescent",
+    "FrankWolfe",
+    "KBest",
+    "LayerwiseBeam",
+    "Noise",
+    "Outcome",
+    "Portfolio",
+    "Progress",
+    "ProgressCallback",
+    "Recombination",
+    "Rounding",
+    "Run",
+    "Search",
+    "State",
+    "run_search",
+]

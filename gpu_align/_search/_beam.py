@@ -1,0 +1,142 @@
+"""Beam descent: a beam of hypotheses that are perturbed, descend, and compete."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gpu_align._errors import InputError
+from gpu_align._problem import Hypotheses, concatenate
+from gpu_align._search._descent import ORDERS, Descent, Order, draw_order, start_descent, sweep
+from gpu_align._search._search import Run, Search, State
+from gpu_align._status import Status
+
+
+@dataclass(frozen=True)
+class _Beam:
+    """The beam between two sweeps.
+
+    Attributes:
+        descent: the children on their way down.
+        last: int64 [b], the group that was perturbed; it is looked at last in the first sweep,
+            so that its neighbours can answer the perturbation before it is undone. None later.
+        round: how many rounds of perturbation have begun.
+        idle: rounds since the best distance of any model fell.
+        best: float64 [m], best distance of each model at the last pruning.
+    """
+
+    descent: Descent
+    last: Tensor | None
+    round: int
+    idle: int
+    best: Tensor
+
+
+@dataclass(frozen=True)
+class BeamDescent(Search):
+    """Descent with a beam: expand by exact and perturbed assignments, descend, keep the best.
+
+    A round expands every hypothesis of the beam into `expansions` children: itself, and copies of
+    which one random group is assigned with noise on its costs. All children descend together
+    until none can be improved; the best `width` distinct ones of each model stay. With one
+    expansion it is CoordinateDescent.
+
+    Attributes:
+        width: hypotheses per model that are kept.
+        expansions: children of each hypothesis per round, the unperturbed one included.
+        noise: noise on the costs in units of their standard deviation, one value per round,
+            over and over.
+        patience: ends after this many rounds without a better hypothesis.
+        rounds: ends after this many rounds in any case.
+        order: order of the groups within a sweep.
+    """
+
+    width: int = 4
+    expansions: int = 4
+    noise: tuple[float, ...] = (0.2, 0.1, 0.4)
+    patience: int = 6
+    rounds: int = 1000
+    order: Order = "random"
+    name: ClassVar[str] = "BeamDescent"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "expansions", "patience", "rounds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if not self.noise or min(self.noise) <= 0:
+            raise InputError(f"expected noise levels above 0, got {self.noise}")
+        if self.order not in ORDERS:
+            raise InputError(f"expected an order among {ORDERS}, got {self.order!r}")
+
+    def init(self, run: Run, start: Hypotheses | None) -> State:
+        """See `Search.init`."""
+        hypotheses = run.problem.identity() if start is None else start
+        best = torch.full((run.problem.models,), torch.inf, dtype=torch.float64)
+        beam = _Beam(start_descent(run, hypotheses), None, round=0, idle=0, best=best)
+        return State(self.name, hypotheses, beam)
+
+    def step(self, run: Run, state: State) -> State:
+        """Do one sweep of all children; prune and expand once all have converged."""
+        beam = state.memory
+        assert isinstance(beam, _Beam)
+        order = draw_order(run, len(beam.descent.hypotheses), self.order)
+        if beam.last is not None:
+            is_last = order == beam.last[:, None]
+            order = order.gather(1, is_last.to(torch.int8).argsort(dim=1, stable=True))
+        descent = sweep(run, beam.descent, order)
+        if not descent.converged:
+            memory = replace(beam, descent=descent, last=None)
+            return replace(state, hypotheses=descent.hypotheses, memory=memory)
+        return self._next_round(run, replace(state, hypotheses=descent.hypotheses), beam)
+
+    def _next_round(self, run: Run, state: State, beam: _Beam) -> State:
+        kept = state.hypotheses.best(min(self.width, len(state.hypotheses) // run.problem.models))
+        best = kept.best().objective
+        improved = bool((best < beam.best - run.tolerance(torch.arange(len(best)))).any())
+        idle = 0 if improved else beam.idle + 1
+        state = replace(state, hypotheses=kept)
+        if self.expansions == 1 or idle >= self.patience:
+            return replace(state, finished=Status.CONVERGED)
+        if beam.round >= self.rounds:
+            return replace(state, finished=Status.COMPLETED)
+        descent, last = self._expand(run, kept, self.noise[beam.round % len(self.noise)])
+        return replace(state, memory=_Beam(descent, last, beam.round + 1, idle, best))
+
+    def _expand(self, run: Run, kept: Hypotheses, noise: float) -> tuple[Descent, Tensor]:
+        """Return the hypotheses and their perturbed children, models in order."""
+        groups = run.problem.groups
+        parents = torch.arange(len(kept)).repeat_interleave(self.expansions - 1)
+        children = kept.select(parents)
+        moved = torch.randint(len(groups), (len(children),), generator=run.generator)
+        stale = torch.zeros(len(children), len(groups), dtype=torch.bool)
+        for number, group in enumerate(groups):
+            chosen = (moved == number).nonzero().flatten()
+            if len(chosen):
+                children = perturb(run, children, group, chosen, noise)
+                for neighbour in (group, *run.problem.neighbours(group)):
+                    stale[chosen, groups.index(neighbour)] = True
+        joined = concatenate([kept, children])
+        stale = torch.cat([torch.zeros(len(kept), len(groups), dtype=torch.bool), stale])
+        last = torch.cat([torch.zeros(len(kept), dtype=torch.int64), moved])
+        return Descent(joined, stale), last
+
+
+def perturb(
+    run: Run, hypotheses: Hypotheses, group: str, chosen: Tensor, noise: float
+) -> Hypotheses:
+    """Assign one group of the chosen hypotheses with noise on its costs.
+
+    Args:
+        run: the running search.
+        hypotheses: the batch.
+        group: the group that is assigned.
+        chosen: int64 [c], which hypotheses.
+        noise: standard deviation of the noise, in units of that of the costs.
+    """
+    problem, part = run.problem, hypotheses.select(chosen)
+    similarity = problem.similarity(group, part.perms, part.model)
+    scale = noise * similarity.flatten(1).std(dim=1)[:, None, None]
+    perm = run.assign(similarity + scale * run.normal(*similarity.shape))
+    gain = problem.gain(group, similarity, perm, part)
+    return hypotheses.put(chosen, group, perm, part.objective - gain)

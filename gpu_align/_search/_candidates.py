@@ -1,0 +1,103 @@
+"""Ways to propose several assignments for one cost matrix."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpu_align._assignment import AssignmentProblem, k_best
+from gpu_align._errors import InputError
+from gpu_align._search._search import Run
+
+
+class Candidates(ABC):
+    """Proposes `count` assignments of each cost matrix; equal ones may come more than once."""
+
+    count: int
+
+    @abstractmethod
+    def propose(self, run: Run, cost: Tensor) -> Tensor:
+        """Return candidates to minimise the cost: [b, n, n] -> int64 [b, count, n]."""
+
+
+def _check(name: str, count: int, positive: float | None = None) -> None:
+    if count < 1:
+        raise InputError(f"{name}: expected at least 1 candidate, got {count}")
+    if positive is not None and not positive > 0:
+        raise InputError(f"{name}: expected a value above 0, got {positive}")
+
+
+@dataclass(frozen=True)
+class KBest(Candidates):
+    """The `count` best assignments, exactly (Murty 1968); one is the exact optimum."""
+
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        _check("KBest", self.count)
+
+    def propose(self, run: Run, cost: Tensor) -> Tensor:
+        """See `Candidates.propose`."""
+        if self.count == 1:
+            return run.assign(-cost)[:, None]
+        run.assignments += len(cost)
+        return k_best(AssignmentProblem(cost), self.count, run.solver)[0]
+
+
+@dataclass(frozen=True)
+class Noise(Candidates):
+    """The optimum, and optima of costs with normal noise.
+
+    Attributes:
+        count: candidates of each matrix.
+        scale: standard deviation of the noise in units of that of the costs.
+    """
+
+    count: int = 10
+    scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check("Noise", self.count, self.scale)
+
+    def propose(self, run: Run, cost: Tensor) -> Tensor:
+        """See `Candidates.propose`."""
+        batch, size, _ = cost.shape
+        noise = self.scale * run.normal(batch, self.count, size, size)
+        noise[:, 0] = 0
+        noisy = cost[:, None] + cost.flatten(1).std(dim=1)[:, None, None, None] * noise
+        return run.assign(-noisy.flatten(0, 1)).reshape(batch, self.count, size)
+
+
+@dataclass(frozen=True)
+class Rounding(Candidates):
+    """Optima of costs rounded to integers: ties let each order of the rows give another one.
+
+    The rows are shuffled, the rounded costs solved, and the shuffle undone.
+
+    Attributes:
+        count: orders of the rows tried for each matrix.
+        unit: the cost that is rounded to 1; None takes 1/50 of the range of the costs.
+
+    Source: the beam-search coursework whose report describes it (MTDoven/Machine-Learning,
+    algorithm_design/permutation); its code does not undo the shuffle, ours does.
+    """
+
+    count: int = 10
+    unit: float | None = None
+
+    def __post_init__(self) -> None:
+        _check("Rounding", self.count, self.unit)
+
+    def propose(self, run: Run, cost: Tensor) -> Tensor:
+        """See `Candidates.propose`."""
+        batch, size, _ = cost.shape
+        unit = torch.tensor(self.unit or torch.nan, dtype=cost.dtype).expand(batch)
+        if self.unit is None:
+            spread = cost.flatten(1).amax(1) - cost.flatten(1).amin(1)
+            unit = (spread / 50).clamp_min(torch.finfo(cost.dtype).tiny)
+        rounded = (cost / unit[:, None, None]).round()
+        order = torch.rand(batch, self.count, size, generator=run.generator).argsort(dim=2)
+        shuffled = rounded[torch.arange(batch)[:, None, None], order]
+        assigned = run.assign(-shuffled.flatten(0, 1)).reshape(batch, self.count, size)
+        return torch.empty_like(assigned).scatter_(2, order, assigned)

@@ -1,0 +1,122 @@
+"""The default: several searches one after another, then a beam descent over all they found."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from gpu_align._errors import InputError
+from gpu_align._problem import AlignmentProblem, Hypotheses, concatenate
+from gpu_align._search._annealing import Annealing
+from gpu_align._search._beam import BeamDescent
+from gpu_align._search._descent import CoordinateDescent
+from gpu_align._search._layerwise import LayerwiseBeam
+from gpu_align._search._recombination import Recombination
+from gpu_align._search._search import Run, Search, State
+
+_SOFT_ELEMENTS = 2**27  # doubly stochastic matrices kept at once: 512 MiB in float32
+_ANNEALING_WORK = 2.5e11  # multiply-adds of the annealed starts: seconds on two cores
+_REFINEMENT_WORK = 4e10  # sum of n^3 over the assignments of the refinement: seconds to minutes
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """The stage that runs, its state, and what the stages before it have found."""
+
+    number: int
+    inner: State
+    pool: Hypotheses
+
+
+@dataclass(frozen=True)
+class Portfolio(Search):
+    """Run `searches` one after another, then each refinement from the best of all found so far.
+
+    A hypothesis carries the number of the search it descends from in `origin`; `describe` puts it
+    into words.
+
+    Attributes:
+        searches: each begins anew.
+        refinements: each begins from the pool of all that was found before it.
+        width: hypotheses per model that the pool keeps.
+    """
+
+    searches: tuple[Search, ...] = (
+        LayerwiseBeam(lookahead=True),
+        CoordinateDescent(),
+        Annealing(starts=16),
+    )
+    refinements: tuple[Search, ...] = (Recombination(), BeamDescent())
+    width: int = 16
+    name: ClassVar[str] = "Portfolio"
+
+    def __post_init__(self) -> None:
+        if not self.searches or self.width < 1:
+            raise InputError("a portfolio needs at least one search and a width of at least 1")
+
+    @classmethod
+    def for_problem(cls, problem: AlignmentProblem, *, patient: bool = False) -> "Portfolio":
+        """Return the default portfolio, with fewer starts and rounds where units are many.
+
+        Args:
+            problem: what is to be solved.
+            patient: leave the end of the refinement to the caller's budget.
+        """
+        starts = _annealed_starts(problem)
+        breeding = Recombination(population=min(starts, 16), children=min(starts, 16))
+        beam = BeamDescent()
+        work = sum(n**3 for n in problem.sizes.values()) * problem.models
+        rounds = int(_REFINEMENT_WORK / max(work * beam.width * beam.expansions, 1))
+        beam = replace(beam, rounds=min(max(rounds, 2), beam.rounds))
+        if patient:
+            beam = BeamDescent(patience=10**6, rounds=10**6)
+        searches = (LayerwiseBeam(lookahead=True), CoordinateDescent(), Annealing(starts=starts))
+        return cls(searches, (breeding, beam), width=breeding.population)
+
+    def describe(self, origin: int) -> str:
+        """Say which search a hypothesis with this mark comes from."""
+        if origin == 0:
+            return "Identity"
+        return self.searches[origin - 1].name
+
+    def init(self, run: Run, start: Hypotheses | None) -> State:
+        """See `Search.init`; hypotheses to begin from join the pool."""
+        first = (run.problem.identity() if start is None else start).marked(0)
+        inner = self.searches[0].init(run, None)
+        return State(inner.stage, first, _Stage(0, inner, first))
+
+    def step(self, run: Run, state: State) -> State:
+        """Do one step of the present stage, and begin the next one where it ends."""
+        stage = state.memory
+        assert isinstance(stage, _Stage)
+        stages = (*self.searches, *self.refinements)
+        inner = replace(stage.inner, sweep=stage.inner.sweep + 1)
+        inner = stages[stage.number].step(run, inner)
+        found = inner.hypotheses
+        if stage.number < len(self.searches):
+            found = found.marked(stage.number + 1)
+        state = replace(state, stage=inner.stage, hypotheses=found)
+        if inner.finished is None:
+            return replace(state, memory=replace(stage, inner=inner))
+        if stage.number + 1 == len(stages):
+            return replace(state, finished=inner.finished)
+        return replace(state, memory=self._next_stage(run, stage, found))
+
+    def _next_stage(self, run: Run, stage: _Stage, found: Hypotheses) -> _Stage:
+        joined = concatenate([stage.pool, found])
+        pool = joined.best(min(self.width, len(joined) // run.problem.models))
+        number = stage.number + 1
+        if number < len(self.searches):
+            return _Stage(number, self.searches[number].init(run, None), pool)
+        refinement = self.refinements[number - len(self.searches)]
+        return _Stage(number, refinement.init(run, pool), pool)
+
+
+def _annealed_starts(problem: AlignmentProblem) -> int:
+    """Return how many annealed starts fit into the default's work and memory: 24 for small nets."""
+    matrices = problem.models * sum(n**2 for n in problem.sizes.values())
+    products = sum(
+        2 * term.target.numel() * sum(problem.sizes[g] for g in term.groups)
+        for term in problem.terms
+    )
+    work = Annealing.steps * (products * problem.models + 40 * matrices)
+    by_work, by_memory = _ANNEALING_WORK / max(work, 1), _SOFT_ELEMENTS / max(matrices, 1)
+    return int(min(24, max(4, by_work), max(1, by_memory)))

@@ -1,0 +1,121 @@
+"""Recombination: anneal from the mean of two good permutations."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gpu_align._errors import InputError
+from gpu_align._problem import Hypotheses, concatenate
+from gpu_align._search._annealing import cool
+from gpu_align._search._descent import Descent, draw_order, start_descent, sweep
+from gpu_align._search._relaxed import sinkhorn, to_hypotheses
+from gpu_align._search._search import Run, Search, State
+from gpu_align._status import Status
+
+
+@dataclass(frozen=True)
+class _Population:
+    """The population, and its children on their way down; None before they are born."""
+
+    adults: Hypotheses
+    children: Descent | None
+    generation: int
+
+
+@dataclass(frozen=True)
+class Recombination(Search):
+    """Breed a population: a child is annealed from the mean of the matrices of two parents.
+
+    Where both parents agree the mean is already a permutation matrix, so a short annealing at a
+    low temperature decides only what they disagree on. The best distinct of adults and children
+    of each model make the next population.
+
+    Attributes:
+        population: hypotheses per model that are kept.
+        children: born per model and generation.
+        generations: number of generations.
+        steps, hot, cold, damping, iterations: the short annealing, see `Annealing`.
+        noise: share of a random doubly stochastic matrix in a child's start.
+
+    Source: path relinking and memetic search for quadratic assignment (Merz & Freisleben 2000),
+    with deterministic annealing in the place of the local search between the parents.
+    """
+
+    population: int = 16
+    children: int = 16
+    generations: int = 6
+    steps: int = 15
+    hot: float = 0.15
+    cold: float = 0.1
+    damping: float = 0.5
+    noise: float = 0.1
+    iterations: int = 10
+    name: ClassVar[str] = "Recombination"
+
+    def __post_init__(self) -> None:
+        for name in ("population", "children", "generations", "iterations"):
+            if getattr(self, name) < 1:
+                raise InputError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if self.steps < 2 or not self.hot >= self.cold > 0 or not 0 <= self.noise < 1:
+            raise InputError(
+                "expected at least 2 steps, hot >= cold > 0 and 0 <= noise < 1, got "
+                f"{self.steps}, {self.hot}, {self.cold} and {self.noise}"
+            )
+
+    def init(self, run: Run, start: Hypotheses | None) -> State:
+        """See `Search.init`; without hypotheses to begin from, random ones descend first."""
+        if start is None:
+            start = run.problem.random(self.population, run.generator)
+            population = _Population(start, start_descent(run, start), 0)
+        else:
+            population = _Population(start, None, 0)
+        return State(self.name, start, population)
+
+    def step(self, run: Run, state: State) -> State:
+        """Breed the children of one generation, or do one sweep of their descent."""
+        population = state.memory
+        assert isinstance(population, _Population)
+        if population.children is None:
+            children = start_descent(run, self._breed(run, population.adults))
+            return replace(state, memory=replace(population, children=children))
+        descent = population.children
+        descent = sweep(run, descent, draw_order(run, len(descent.hypotheses), "random"))
+        if not descent.converged:
+            return replace(state, memory=replace(population, children=descent))
+        everyone = concatenate([population.adults, descent.hypotheses])
+        adults = everyone.best(min(self.population, len(everyone) // run.problem.models))
+        generation = population.generation + 1
+        return replace(
+            state,
+            hypotheses=adults,
+            memory=_Population(adults, None, generation),
+            finished=Status.COMPLETED if generation > self.generations else None,
+        )
+
+    def _breed(self, run: Run, adults: Hypotheses) -> Hypotheses:
+        mother, father = self._draw_parents(run, adults)
+        model = adults.model[mother]
+        soft = {}
+        for group, size in run.problem.sizes.items():
+            matrix = self.noise * sinkhorn(run.normal(len(mother), size, size), 20)
+            for parent in (mother, father):
+                place = adults.perms[group][parent][..., None]
+                share = torch.full_like(matrix[..., :1], (1 - self.noise) / 2)
+                matrix.scatter_add_(2, place, share)
+            soft[group] = matrix
+        for step in range(self.steps):
+            temperature = self.hot * (self.cold / self.hot) ** (step / (self.steps - 1))
+            cool(run, soft, model, temperature, self.damping, self.iterations)
+        children = to_hypotheses(run, soft, model)
+        return replace(children, origin=adults.origin[mother])
+
+    def _draw_parents(self, run: Run, adults: Hypotheses) -> tuple[Tensor, Tensor]:
+        """Draw two different adults of the same model for each child, int64 [m * children]."""
+        models = run.problem.models
+        count = len(adults) // models
+        draw = torch.rand(models, self.children, count, generator=run.generator).argsort(2)
+        member = adults.model.argsort(stable=True).reshape(models, 1, count)
+        chosen = member.expand(models, self.children, count).gather(2, draw)
+        return chosen[..., 0].flatten(), chosen[..., min(1, count - 1)].flatten()

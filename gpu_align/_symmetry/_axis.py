@@ -1,0 +1,137 @@
+"""How the units of groups are laid out along one axis of a tensor.
+
+An axis is a sequence of *segments* (more than one after a concatenation); a segment is a product
+of *factors*, slowest first; a factor is either a group of interchangeable units or a fixed extent.
+
+    Linear weight, output axis          [[g]]
+    Linear after flattening a g x 9 map [[g, 9]]
+    stacked gates of a recurrent cell   [[4, g]]
+    concatenation of two layers         [[g], [h]]
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpu_align._errors import SpecError
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A number of places along an axis: the units of `group`, or a fixed extent if it is None."""
+
+    size: int
+    group: str | None = None
+
+
+Segment = tuple[Factor, ...]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The layout of one tensor axis: segments one after another, each a product of factors."""
+
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def fixed(cls, size: int) -> "Axis":
+        """Return an axis whose places stay where they are."""
+        return cls(((Factor(size),),))
+
+    @classmethod
+    def of_group(cls, group: str, size: int) -> "Axis":
+        """Return an axis that is exactly the units of `group`."""
+        return cls(((Factor(size, group),),))
+
+    @property
+    def size(self) -> int:
+        """Number of entries along the axis."""
+        return sum(segment_size(segment) for segment in self.segments)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups on this axis, in order, without repetition."""
+        return tuple(dict.fromkeys(f.group for f in self.factors() if f.group is not None))
+
+    def factors(self) -> Iterator[Factor]:
+        """Yield the factors of all segments in order."""
+        for segment in self.segments:
+            yield from segment
+
+    def index(self, perms: Mapping[str, Tensor]) -> Tensor:
+        """Return where each entry of the re-indexed axis comes from.
+
+        Args:
+            perms: group name -> int64 index vector [n]; `perm[i] = j` puts unit j at place i.
+
+        Returns:
+            int64 [size], to be used as `tensor.index_select(axis, index)`.
+        """
+        parts, offset = [], 0
+        for segment in self.segments:
+            index = torch.zeros(1, dtype=torch.int64)
+            for factor in segment:
+                place = torch.arange(factor.size) if factor.group is None else perms[factor.group]
+                index = (index[:, None] * factor.size + place[None, :]).reshape(-1)
+            parts.append(index + offset)
+            offset += segment_size(segment)
+        return torch.cat(parts)
+
+    def to_json(self) -> object:
+        """Return the shortest JSON form: a size, a name, or a `product` / `concat` of them."""
+        segments = [_segment_to_json(segment) for segment in self.segments]
+        return segments[0] if len(segments) == 1 else {"concat": segments}
+
+    @classmethod
+    def from_json(cls, data: object, sizes: Mapping[str, int]) -> "Axis":
+        """Read the form written by `to_json`.
+
+        Args:
+            data: an int (fixed extent), a group name, {"product": [...]} or {"concat": [...]}.
+            sizes: group name -> number of units.
+
+        Raises:
+            SpecError: the form is none of these or names a group that is not in `sizes`.
+        """
+        if isinstance(data, dict) and set(data) == {"concat"} and isinstance(data["concat"], list):
+            return cls(tuple(_segment_from_json(part, sizes) for part in data["concat"]))
+        return cls((_segment_from_json(data, sizes),))
+
+
+def segment_size(segment: Segment) -> int:
+    """Return the number of entries that a segment covers."""
+    size = 1
+    for factor in segment:
+        size *= factor.size
+    return size
+
+
+def _segment_to_json(segment: Segment) -> object:
+    factors = [f.size if f.group is None else f.group for f in segment]
+    return factors[0] if len(factors) == 1 else {"product": factors}
+
+
+def _segment_from_json(data: object, sizes: Mapping[str, int]) -> Segment:
+    if isinstance(data, dict) and set(data) == {"product"} and isinstance(data["product"], list):
+        return tuple(_factor_from_json(factor, sizes) for factor in data["product"])
+    return (_factor_from_json(data, sizes),)
+
+
+def _factor_from_json(data: object, sizes: Mapping[str, int]) -> Factor:
+    if isinstance(data, bool) or not isinstance(data, int | str):
+        raise SpecError(
+            f"expected an axis as a size, a group name, {{'product': [...]}} or "
+            f"{{'concat': [...]}}, got {data!r}"
+        )
+    if isinstance(data, int):
+        if data < 0:
+            raise SpecError(f"expected a non-negative extent of a fixed axis, got {data}")
+        return Factor(data)
+    if data not in sizes:
+        raise SpecError(
+            f"axis names the group {data!r}, which is not among the groups {sorted(sizes)}; "
+            "add it to 'groups' or correct the name"
+        )
+    return Factor(sizes[data], data)

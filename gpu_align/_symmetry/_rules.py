@@ -1,0 +1,305 @@
+"""One rule per family of ATen ops: what an op says about the axes of its inputs and outputs.
+
+A rule is called with the op's arguments by their schema names, tensors as `TensorAxes` (one
+AxisClass per axis), and returns the axes of the output (a tuple of them for several outputs). It
+may unify axes that must be reordered together, refine an axis into parts, and pin axes whose order
+matters. An op without a rule pins all axes it touches: fewer symmetries, never a wrong one.
+
+To add an op: one entry here, one case in tests/test_discovery.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_align._symmetry._classes import AxisClass, Structure, line_up
+
+
+class TensorAxes(tuple[AxisClass, ...]):
+    """The axis classes of one tensor in the graph."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The op being traced: its name for messages and the shape of its first output."""
+
+    op: str
+    shape: tuple[int, ...]
+
+    def unify(self, a: AxisClass, b: AxisClass) -> None:
+        """Tie two axes; if they cannot be tied this op is named as what pins them."""
+        a.unify(b, f"op {self.op}")
+
+    def pin(self, axes: tuple[AxisClass, ...]) -> None:
+        """Fix the order along the axes because of this op."""
+        for axis in axes:
+            axis.pin(f"op {self.op}")
+
+    def pinned(self, size: int) -> AxisClass:
+        """Return a new axis whose order is fixed by this op."""
+        return AxisClass(size, pinned=f"op {self.op}")
+
+
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*ops: str) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of the named ATen ops (in-place variants included)."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(ops, function))
+        return function
+
+    return register
+
+
+def _spatial(call: Call, input: TensorAxes, count: int) -> tuple[TensorAxes, TensorAxes]:
+    """Pin the last `count` axes of `input`; return the others and the output's spatial axes."""
+    call.pin(input[-count:])
+    out = TensorAxes(call.pinned(size) for size in call.shape[-count:])
+    return TensorAxes(input[:-count]), out
+
+
+# Contractions: the summed axes of both operands are one class.
+
+
+@rule("linear")
+def _linear(
+    call: Call, input: TensorAxes, weight: TensorAxes, bias: TensorAxes | None = None
+) -> TensorAxes:
+    call.unify(input[-1], weight[-1])
+    if bias is not None:
+        call.unify(bias[0], weight[0])
+    return TensorAxes((*input[:-1], *weight[:-1]))
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def _convolution(
+    call: Call,
+    input: TensorAxes,
+    weight: TensorAxes,
+    bias: TensorAxes | None = None,
+    groups: int = 1,
+    **_: Any,
+) -> TensorAxes:
+    count = len(weight) - 2
+    call.pin(weight[2:])
+    (*batch, channels), spatial = _spatial(call, input, count)
+    if groups == 1:
+        call.unify(channels, weight[1])
+    else:
+        grouped = Call(f"{call.op} with groups={groups}", call.shape)
+        grouped.pin((channels, weight[0], weight[1]))
+    if bias is not None:
+        call.unify(bias[0], weight[0])
+    return TensorAxes((*batch, weight[0], *spatial))
+
+
+@rule("matmul", "mm", "bmm")
+def _matmul(
+    call: Call,
+    self: TensorAxes,
+    other: TensorAxes | None = None,
+    mat2: TensorAxes | None = None,
+    **_: Any,
+) -> TensorAxes:
+    right = other if other is not None else mat2
+    assert right is not None
+    call.unify(self[-1], right[-2] if len(right) > 1 else right[0])
+    batch = _broadcast(call, [TensorAxes(self[:-2]), TensorAxes(right[:-2])])
+    rows = self[-2:-1] if len(self) > 1 else ()
+    columns = right[-1:] if len(right) > 1 else ()
+    return TensorAxes((*batch, *rows, *columns))
+
+
+@rule("addmm")
+def _addmm(
+    call: Call, self: TensorAxes, mat1: TensorAxes, mat2: TensorAxes, **_: Any
+) -> TensorAxes:
+    return _broadcast(call, [self, _matmul(call, mat1, mat2)])
+
+
+@rule("embedding")
+def _embedding(call: Call, weight: TensorAxes, indices: TensorAxes, **_: Any) -> TensorAxes:
+    call.pin(weight[:1])
+    return TensorAxes((*indices, weight[1]))
+
+
+# Pointwise ops: axes that meet by broadcasting are one class.
+
+
+def _broadcast(call: Call, operands: list[TensorAxes]) -> TensorAxes:
+    rank = max(len(axes) for axes in operands)
+    out: list[AxisClass] = []
+    for place in range(-rank, 0):
+        met = [axes[place] for axes in operands if len(axes) >= -place]
+        wide = [axis for axis in met if axis.size != 1] or met
+        for axis in wide[1:]:
+            call.unify(wide[0], axis)
+        out.append(wide[0])
+    return TensorAxes(out)
+
+
+@rule(
+    *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "threshold"),
+    *("hardtanh", "hardswish", "hardsigmoid", "sigmoid", "log_sigmoid", "softplus", "tanh"),
+    *("sin", "cos", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal"),
+    *("abs", "neg", "sign", "erf", "erfc", "floor", "ceil", "round", "clamp", "clamp_min"),
+    *("clamp_max", "add", "sub", "rsub", "mul", "div", "pow", "maximum", "minimum", "where"),
+    *("addcmul", "addcdiv", "lerp", "eq", "ne", "lt", "le", "gt", "ge", "logical_not"),
+    *("logical_and", "logical_or", "masked_fill", "dropout", "alpha_dropout", "feature_dropout"),
+    *("feature_alpha_dropout", "clone", "contiguous", "detach", "alias", "to", "_to_copy"),
+    *("type_as", "zeros_like", "ones_like", "full_like", "softmax", "log_softmax", "_softmax"),
+    "_log_softmax",
+)
+def _pointwise(call: Call, **arguments: Any) -> TensorAxes:
+    """Softmax belongs here too: it commutes with any reordering, also of the axis it sums over."""
+    return _broadcast(
+        call, [value for value in arguments.values() if isinstance(value, TensorAxes)]
+    )
+
+
+@rule("prelu")
+def _prelu(call: Call, self: TensorAxes, weight: TensorAxes) -> TensorAxes:
+    if weight and weight[0].size != 1:
+        call.unify(self[1 if len(self) > 1 else 0], weight[0])
+    return self
+
+
+# Normalisation: the parameters lie on the axes that they scale.
+
+
+@rule("batch_norm", "instance_norm")
+def _batch_norm(
+    call: Call,
+    input: TensorAxes,
+    weight: TensorAxes | None,
+    bias: TensorAxes | None,
+    running_mean: TensorAxes | None,
+    running_var: TensorAxes | None,
+    **_: Any,
+) -> TensorAxes:
+    for parameter in (weight, bias, running_mean, running_var):
+        if parameter is not None:
+            call.unify(input[1], parameter[0])
+    return input
+
+
+@rule("layer_norm", "rms_norm")
+def _layer_norm(
+    call: Call,
+    input: TensorAxes,
+    weight: TensorAxes | None = None,
+    bias: TensorAxes | None = None,
+    **_: Any,
+) -> TensorAxes:
+    for parameter in (weight, bias):
+        if parameter is not None:
+            _broadcast(call, [input, parameter])
+    return input
+
+
+@rule("group_norm")
+def _group_norm(
+    call: Call,
+    input: TensorAxes,
+    num_groups: int,
+    weight: TensorAxes | None = None,
+    bias: TensorAxes | None = None,
+    **_: Any,
+) -> TensorAxes:
+    """Units stay inside their normalisation group; one group, or groups of one, tie nothing."""
+    channels = input[1]
+    if 1 < num_groups < channels.size:
+        parts = [AxisClass(channels.size // num_groups) for _ in range(num_groups)]
+        channels.refine(Structure.CONCAT, parts, f"op {call.op} with num_groups={num_groups}")
+    for parameter in (weight, bias):
+        if parameter is not None:
+            call.unify(channels, parameter[0])
+    return input
+
+
+# Pooling and resampling: channels keep their order, places do not move.
+
+
+@rule(*(f"{kind}_pool1d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp")))
+def _pool1d(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
+    return TensorAxes((*(split := _spatial(call, self, 1))[0], *split[1]))
+
+
+@rule(*(f"{kind}_pool2d" for kind in ("max", "avg", "adaptive_avg")))
+def _pool2d(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
+    return TensorAxes((*(split := _spatial(call, self, 2))[0], *split[1]))
+
+
+@rule(*(f"{kind}_pool3d" for kind in ("max", "avg", "adaptive_avg")))
+def _pool3d(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
+    return TensorAxes((*(split := _spatial(call, self, 3))[0], *split[1]))
+
+
+# Symmetric reductions do not see the order of what they reduce.
+
+
+@rule("mean", "sum", "amax", "amin", "prod", "logsumexp", "var", "std", "linalg_vector_norm")
+def _reduction(
+    call: Call, self: TensorAxes, dim: Any = None, keepdim: bool = False, **_: Any
+) -> TensorAxes:
+    dims = range(len(self)) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
+    reduced = {number % len(self) for number in dims} if self else set()
+    kept = [
+        AxisClass(1) if number in reduced else axis
+        for number, axis in enumerate(self)
+        if keepdim or number not in reduced
+    ]
+    return TensorAxes(kept)
+
+
+# Changes of shape.
+
+
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
+def _reshape(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
+    """Merge neighbouring axes into products and split axes into factors, slowest first."""
+    out = TensorAxes(AxisClass(size) for size in call.shape)
+    finest = [leaf for axis in self for leaf in axis.factors() if leaf.size != 1]
+    blocks = line_up(finest, [axis for axis in out if axis.size != 1], Structure.PRODUCT)
+    if blocks is None:
+        call.pin(self)
+        call.pin(out)
+        return out
+    for before, after in blocks:
+        if len(after) == 1:
+            after[0].refine(Structure.PRODUCT, before, f"op {call.op}")
+        else:
+            before[0].refine(Structure.PRODUCT, after, f"op {call.op}")
+    return out
+
+
+@rule("permute")
+def _permute(call: Call, self: TensorAxes, dims: list[int]) -> TensorAxes:
+    return TensorAxes(self[number] for number in dims)
+
+
+@rule("transpose", "swapaxes")
+def _transpose(call: Call, self: TensorAxes, **dims: int) -> TensorAxes:
+    first, second = dims.values()
+    axes = list(self)
+    axes[first], axes[second] = axes[second], axes[first]
+    return TensorAxes(axes)
+
+
+@rule("t", "numpy_T")
+def _reverse(call: Call, self: TensorAxes) -> TensorAxes:
+    return TensorAxes(reversed(self))
+
+
+@rule("expand")
+def _expand(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
+    """Repeated places are equal, so their order is free."""
+    added = len(call.shape) - len(self)
+    old = [None] * added + list(self)
+    return TensorAxes(
+        axis if axis is not None and axis.size == size else AxisClass(size)
+        for axis, size in zip(old, call.shape, strict=True)
+    )

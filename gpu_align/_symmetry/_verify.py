@@ -1,0 +1,138 @@
+"""Function preservation: does a permuted state dict compute the same outputs?"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from gpu_align._errors import ModelError, SpecError
+from gpu_align._symmetry._spec import PermutationSpec, StateDict, memory_of
+
+
+def as_arguments(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return example inputs (a tensor, a tuple or a dict) as positional and keyword arguments.
+
+    Raises:
+        ModelError: they are none of these.
+    """
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, dict):
+        return (), example_inputs
+    if isinstance(example_inputs, tuple | list):
+        if len(example_inputs) == 2 and isinstance(example_inputs[1], dict):
+            return tuple(example_inputs[0]), example_inputs[1]
+        return tuple(example_inputs), {}
+    raise ModelError(
+        "expected example inputs as a tensor, a tuple of positional arguments or a dict of keyword "
+        f"arguments, got {type(example_inputs).__name__}"
+    )
+
+
+def output_difference(
+    model: nn.Module, example_inputs: object, first: StateDict, second: StateDict
+) -> float:
+    """Return how far the outputs under two state dicts are apart, computed in float64.
+
+    Args:
+        model: the module; it is copied, not changed, and run in evaluation mode.
+        example_inputs: see `as_arguments`.
+        first, second: state dicts of the model; names that are missing keep the model's values.
+
+    Returns:
+        max |y2 - y1| / max |y1| over all floating-point outputs; inf where integer outputs differ.
+
+    Raises:
+        ModelError: the forward fails.
+    """
+    return _Reference(model, example_inputs).difference(first, second)
+
+
+class _Reference:
+    """A float64 copy of a model with its inputs, to be run under several state dicts."""
+
+    def __init__(self, model: nn.Module, example_inputs: object) -> None:
+        self.model = copy.deepcopy(model).double()
+        if not isinstance(model, torch.fx.GraphModule):
+            self.model.eval()
+        self.args, self.kwargs = tree_map(_double, as_arguments(example_inputs))
+
+    def outputs(self, state: StateDict) -> list[Tensor]:
+        """Run the model under a state dict and return its tensor outputs."""
+        double = {name: _double(tensor) for name, tensor in state.items()}
+        try:
+            with torch.no_grad():
+                result = torch.func.functional_call(self.model, double, self.args, self.kwargs)
+        except Exception as error:
+            raise ModelError(
+                f"the model's forward fails in float64: {type(error).__name__}: {error}"
+            ) from error
+        return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+    def difference(self, first: StateDict, second: StateDict) -> float:
+        """See `output_difference`."""
+        pairs = zip(self.outputs(first), self.outputs(second), strict=True)
+        return max((_relative(a, b) for a, b in pairs), default=0.0)
+
+
+def verify_spec(
+    spec: PermutationSpec,
+    model: nn.Module,
+    example_inputs: object,
+    draws: int,
+    seed: int,
+    tolerance: float,
+) -> float:
+    """See `PermutationSpec.verify`."""
+    from gpu_align._permutation import Permutation
+
+    generator = torch.Generator().manual_seed(seed)
+    reference = _Reference(model, example_inputs)
+    state = {k: t for k, t in model.state_dict().items() if k in spec.keys}
+    worst = 0.0
+    for _ in range(draws):
+        permutation = Permutation.random(spec, generator=generator)
+        for weights in (state, _with_noise(state, generator)):
+            worst = max(worst, reference.difference(weights, permutation.apply(weights)))
+    if not worst <= tolerance:
+        raise SpecError(
+            f"the spec does not describe symmetries of this model: a random permutation changes "
+            f"the outputs by {worst:.3g} relative (accepted: {tolerance:g}); the spec is of "
+            "another model, or a rule is wrong"
+        )
+    return worst
+
+
+def _with_noise(state: StateDict, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return the state dict with noise on its floats, so that no two units are alike.
+
+    Tied names keep sharing their values, and what is nowhere negative (a variance) stays so.
+    """
+    noisy: dict[object, Tensor] = {}
+    for tensor in state.values():
+        if torch.is_floating_point(tensor) and memory_of(tensor) not in noisy:
+            noisy[memory_of(tensor)] = _noise(tensor, generator)
+    return {name: noisy.get(memory_of(tensor), tensor) for name, tensor in state.items()}
+
+
+def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    draw = torch.randn((2, *tensor.shape), generator=generator, dtype=torch.float64)
+    draw = draw.to(tensor.device)
+    added = draw[1].abs() if bool((tensor >= 0).all()) else draw[1]
+    return tensor.double() * torch.exp(0.1 * draw[0]) + 0.1 * added
+
+
+def _double(value: Any) -> Any:
+    is_float = isinstance(value, Tensor) and torch.is_floating_point(value)
+    return value.double() if is_float else value
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    if not (torch.is_floating_point(a) or torch.is_complex(a)):
+        return 0.0 if torch.equal(a, b) else float("inf")
+    if a.numel() == 0:
+        return 0.0
+    scale = max(float(a.abs().max()), torch.finfo(torch.float64).tiny)
+    return float((b - a).abs().max()) / scale

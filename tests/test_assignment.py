@@ -1,0 +1,400 @@
+"""Assignment: every matching is judged by brute force, by SciPy or by its certificate."""
+
+import math
+import sys
+from dataclasses import replace
+from itertools import permutations
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from gpu_align._assignment import (
+    AbstractAssignmentSolver,
+    AssignmentProblem,
+    AssignmentSolution,
+    AutoAssignment,
+    LapxAssignment,
+    ScipyAssignment,
+    certify,
+    k_best,
+    solve,
+)
+from gpu_align._assignment._lapx import find_lapx
+from gpu_align._errors import GpuAlignError, InputError, UnavailableError
+from gpu_align._status import Status
+
+KINDS = ("gaussian", "ties", "constant_rows", "tied", "rank_one", "dead_units", "planted")
+LAPX = [LapxAssignment(), LapxAssignment(threads=1)] if find_lapx() else []
+SOLVERS = [ScipyAssignment(), ScipyAssignment(threads=1), ScipyAssignment(threads=3)]
+SOLVERS += [*LAPX, AutoAssignment()]
+
+
+def make_cost(kind: str, batch: int, n: int, seed: int) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    a, b = rng.standard_normal((2, batch, n, 2 * n + 1))
+    match kind:
+        case "gaussian":
+            cost = -(a @ b.swapaxes(1, 2))
+        case "ties":
+            cost = rng.integers(0, 4, (batch, n, n)).astype(float)
+        case "constant_rows":
+            cost = np.broadcast_to(a[:, :, :1], (batch, n, n))
+        case "tied":
+            cost = a[:, :, :1] + 0.1 * b[:, None, :, 0]  # all matchings tie, up to rounding
+        case "rank_one":
+            cost = a[:, :, :1] * b[:, None, :, 0]
+        case "dead_units":
+            alive = rng.random((2, batch, n, 1)) > 0.4
+            cost = -((a * alive[0]) @ (b * alive[1]).swapaxes(1, 2))
+        case "planted":
+            order = rng.permutation(n)
+            cost = -(a @ (a[:, order] + 0.1 * b).swapaxes(1, 2))
+        case _:
+            raise AssertionError(kind)
+    return torch.from_numpy(np.array(cost))
+
+
+def make_ragged(sizes: list[int], padding: float, maximize: bool) -> AssignmentProblem:
+    n = max(sizes)
+    cost = torch.full((len(sizes), n, n), padding, dtype=torch.float64)
+    for p, size in enumerate(sizes):
+        cost[p, :size, :size] = make_cost("gaussian", 1, size, seed=p)[0]
+    return AssignmentProblem(cost, maximize, torch.tensor(sizes))
+
+
+def all_objectives(cost: torch.Tensor) -> list[float]:
+    """Objectives of all n! matchings of one matrix, ascending."""
+    rows, n = cost.double().tolist(), len(cost)
+    return sorted(
+        math.fsum(rows[i][j] for i, j in enumerate(order)) for order in permutations(range(n))
+    )
+
+
+def size_of(problem: AssignmentProblem, p: int) -> int:
+    return problem.n if problem.sizes is None else int(problem.sizes[p])
+
+
+def scipy_objective(cost: torch.Tensor, maximize: bool) -> float:
+    matrix = cost.double().numpy()
+    return float(matrix[linear_sum_assignment(matrix, maximize=maximize)].sum())
+
+
+def check_matching(problem: AssignmentProblem, solution: AssignmentSolution) -> None:
+    """The matchings are permutations that leave padding in place; the objectives are theirs."""
+    rows = torch.arange(problem.n)
+    assert torch.equal(solution.col_ind.sort(1).values, rows.expand(problem.batch, -1))
+    assert len(solution.status) == problem.batch
+    for p in range(problem.batch):
+        size = size_of(problem, p)
+        col = solution.col_ind[p]
+        assert torch.equal(col[size:], rows[size:])
+        total = problem.cost[p, rows[:size], col[:size]].double().sum()
+        torch.testing.assert_close(solution.objective[p], total, rtol=1e-12, atol=1e-12)
+
+
+def check_certificate(problem: AssignmentProblem, solution: AssignmentSolution) -> None:
+    """The duals are feasible, and the gap is what separates their sum from the objective."""
+    sign = -1.0 if problem.maximize else 1.0
+    for p in range(problem.batch):
+        size = size_of(problem, p)
+        cost = sign * problem.cost[p, :size, :size].double()
+        row, col = sign * solution.row_dual[p], sign * solution.col_dual[p]
+        assert not torch.cat([row[size:], col[size:]]).any()
+        scale = 1e-12 * max(1, problem.n) * max(1.0, float(cost.abs().amax()) if size else 0.0)
+        assert bool((row[:size, None] + col[:size] <= cost + scale).all())
+        gap = float(solution.duality_gap[p])
+        assert gap >= 0
+        bound = float(row.sum() + col.sum())
+        assert float(sign * solution.objective[p]) - bound == pytest.approx(gap, abs=scale)
+
+
+def matching(col_ind: torch.Tensor, objective: torch.Tensor) -> AssignmentSolution:
+    """A solution that claims to be optimal."""
+    status = (Status.OPTIMAL,) * len(col_ind)
+    return AssignmentSolution(col_ind=col_ind, objective=objective, status=status, stats={})
+
+
+problems = st.builds(
+    lambda kind, batch, n, seed, maximize, dtype: AssignmentProblem(
+        make_cost(kind, batch, n, seed).to(dtype), maximize
+    ),
+    st.sampled_from(KINDS),
+    st.integers(0, 3),
+    st.integers(0, 5),
+    st.integers(0, 10**6),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(problem=problems)
+def test_solution_is_the_best_of_all_permutations(problem):
+    solution = solve(problem, certify=True)
+    check_matching(problem, solution)
+    check_certificate(problem, solution)
+    assert all(status is Status.OPTIMAL for status in solution.status)
+    for p in range(problem.batch):
+        ranked = all_objectives(problem.cost[p])
+        best = ranked[-1 if problem.maximize else 0]
+        assert float(solution.objective[p]) == pytest.approx(best, rel=1e-11, abs=1e-11)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("maximize", [False, True], ids=["min", "max"])
+def test_solvers_reach_scipys_objective(solver, kind, maximize):
+    for batch, n, dtype in ((1, 63, torch.float64), (9, 40, torch.float32), (70, 7, torch.float64)):
+        problem = AssignmentProblem(make_cost(kind, batch, n, seed=n).to(dtype), maximize)
+        solution = solve(problem, solver, certify=True)
+        check_matching(problem, solution)
+        check_certificate(problem, solution)
+        assert set(solution.status) == {Status.OPTIMAL}
+        assert {"solver", "threads"} <= set(solution.stats)
+        for p in range(batch):
+            expected = scipy_objective(problem.cost[p], maximize)
+            assert float(solution.objective[p]) == pytest.approx(expected, rel=1e-11, abs=1e-11)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("maximize", [False, True], ids=["min", "max"])
+@pytest.mark.parametrize("padding", [float("nan"), -1e30, 1e30])
+def test_padding_has_no_influence(solver, maximize, padding):
+    problem = make_ragged([30, 0, 1, 17, 30, 5], padding, maximize)
+    solution = solve(problem, solver, certify=True)
+    check_matching(problem, solution)
+    check_certificate(problem, solution)
+    assert set(solution.status) == {Status.OPTIMAL}
+    for p in range(problem.batch):
+        size = size_of(problem, p)
+        expected = scipy_objective(problem.cost[p, :size, :size], maximize)
+        assert float(solution.objective[p]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("shape", [(0, 0, 0), (0, 4, 4), (3, 0, 0), (3, 1, 1)], ids=str)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_empty_and_single(solver, shape, ragged):
+    cost = make_cost("gaussian", shape[0], shape[1], seed=0)
+    sizes = torch.full((shape[0],), shape[1]) if ragged else None
+    problem = AssignmentProblem(cost, sizes=sizes)
+    solution = solve(problem, solver, certify=True)
+    check_matching(problem, solution)
+    check_certificate(problem, solution)
+    assert set(solution.status) <= {Status.OPTIMAL}
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e308])
+@pytest.mark.parametrize("maximize", [False, True], ids=["min", "max"])
+def test_a_failed_problem_leaves_the_others_alone(solver, bad, maximize):
+    cost = make_cost("gaussian", 4, 20, seed=1)
+    cost[1, 3, 5] = bad
+    cost[1, 4, 5] = -bad
+    problem = AssignmentProblem(cost, maximize)
+    with pytest.raises(GpuAlignError, match=r"problem 1 of the batch: .*NaN or overflow"):
+        solve(problem, solver)
+    solution = solve(problem, solver, throw=False, certify=True)
+    assert solution.status == (Status.OPTIMAL, Status.NOT_FINITE, Status.OPTIMAL, Status.OPTIMAL)
+    assert torch.equal(solution.col_ind[1], torch.arange(20))
+    for value in (solution.objective, solution.duality_gap, solution.row_dual, solution.col_dual):
+        assert bool(value[1].isnan().all())
+        assert not bool(value[[0, 2, 3]].isnan().any())
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-9, 1e200])
+def test_certificate_is_relative_to_the_costs(scale):
+    cost = make_cost("gaussian", 1, 12, seed=3) * scale
+    problem = AssignmentProblem(cost)
+    assert solve(problem, certify=True).status == (Status.OPTIMAL,)
+    claim = matching(solve(problem).col_ind.roll(1, 1), solve(problem).objective)
+    assert certify(problem, claim).status == (Status.SOLVED,)
+
+
+@settings(deadline=None, max_examples=40)
+@given(problem=problems, seed=st.integers(0, 1000))
+def test_gap_of_any_matching_is_what_it_lacks(problem, seed):
+    rng = np.random.default_rng(seed)
+    col_ind = torch.from_numpy(
+        np.array([rng.permutation(problem.n) for _ in range(problem.batch)], dtype=np.int64)
+    ).reshape(problem.batch, problem.n)
+    objective = problem.cost.double().gather(2, col_ind[:, :, None]).sum((1, 2))
+    guess = matching(col_ind, objective)
+    solution = certify(problem, guess)
+    check_certificate(problem, solution)
+    lacking = (objective - solve(problem).objective).abs()
+    torch.testing.assert_close(solution.duality_gap, lacking, rtol=1e-10, atol=1e-10)
+    for p in range(problem.batch):
+        assert (solution.status[p] is Status.OPTIMAL) == bool(lacking[p] < 1e-9)
+
+
+@pytest.mark.parametrize(
+    "col_ind", [[[0, 0, 2]], [[1, 2, 0]], [[0, 1, 3]], [[0, 1]]], ids=["twice", "padding", "3", "n"]
+)
+def test_certify_refuses_what_is_no_matching(col_ind):
+    problem = AssignmentProblem(torch.zeros(1, 3, 3), sizes=torch.tensor([2]))
+    solution = replace(solve(problem), col_ind=torch.tensor(col_ind))
+    with pytest.raises(InputError, match="col_ind: expected"):
+        certify(problem, solution)
+
+
+@pytest.mark.parametrize(
+    ("cost", "sizes", "message"),
+    [
+        (torch.zeros(3, 3), None, r"shape \[b, n, n\]; got shape \[3, 3\]"),
+        (torch.zeros(1, 3, 3, dtype=torch.int64), None, "float32 or float64; got torch.int64"),
+        (torch.zeros(1, 3, 3, dtype=torch.float16), None, "float16"),
+        (torch.zeros(2, 3, 3), torch.tensor([3]), "sizes: expected one int64 per problem"),
+        (torch.zeros(1, 3, 3), torch.tensor([3.0]), "sizes: expected one int64 per problem"),
+        (torch.zeros(2, 3, 3), torch.tensor([3, 4]), "got 4 for problem 1"),
+        (torch.zeros(2, 3, 3), torch.tensor([-1, 4]), "got -1 for problem 0"),
+    ],
+)
+def test_a_problem_checks_its_arguments(cost, sizes, message):
+    with pytest.raises(InputError, match=message):
+        AssignmentProblem(cost, sizes=sizes)
+
+
+@pytest.mark.parametrize("solver", [ScipyAssignment, LapxAssignment])
+def test_threads_are_checked(solver):
+    with pytest.raises(InputError, match="threads: expected at least 1"):
+        solver(threads=0)
+
+
+def test_costs_may_require_gradients_and_stay_untouched():
+    cost = make_cost("gaussian", 2, 20, seed=0).transpose(1, 2).requires_grad_()
+    before = cost.detach().clone()
+    for solver in SOLVERS:
+        solution = solve(AssignmentProblem(cost), solver, certify=True)
+        assert not solution.objective.requires_grad
+    assert torch.equal(cost.detach(), before)
+
+
+def check_k_best(problem: AssignmentProblem, k: int) -> None:
+    """Objectives equal those of brute force; matchings are distinct, valid and in order."""
+    sign = -1 if problem.maximize else 1
+    col_ind, objective = k_best(problem, k)
+    assert col_ind.shape == (problem.batch, k, problem.n)
+    for p in range(problem.batch):
+        size = size_of(problem, p)
+        expected = all_objectives(problem.cost[p, :size, :size])[::sign][:k]
+        found = len(expected)
+        np.testing.assert_allclose(objective[p, :found], expected, rtol=1e-10, atol=1e-10)
+        assert bool((sign * objective[p, :found]).diff().ge(0).all())
+        assert objective[p, found:].tolist() == [sign * math.inf] * (k - found)
+        assert torch.equal(col_ind[p, found:], col_ind[p, :1].expand(k - found, -1))
+        assert len({tuple(col) for col in col_ind[p, :found].tolist()}) == found
+        sizes = torch.tensor([size] * found)
+        one = AssignmentProblem(problem.cost[[p] * found], problem.maximize, sizes)
+        check_matching(one, matching(col_ind[p, :found], objective[p, :found]))
+
+
+@settings(deadline=None, max_examples=80)
+@given(problem=problems, k=st.integers(1, 40))
+def test_k_best_is_the_head_of_all_permutations(problem, k):
+    check_k_best(problem, k)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_k_best_can_list_everything(kind):
+    check_k_best(AssignmentProblem(make_cost(kind, 2, 5, seed=5)), 125)
+
+
+def test_k_best_of_a_ragged_batch_with_nan_padding():
+    for maximize in (False, True):
+        check_k_best(make_ragged([4, 0, 1, 2, 5], math.nan, maximize), 30)
+
+
+@pytest.mark.parametrize("solver", [None, *SOLVERS], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_k_best_of_larger_problems(solver, kind):
+    """No brute force here: the second must be the best that avoids one pair of the first."""
+    n, k = 24, 12
+    problem = AssignmentProblem(make_cost(kind, 1, n, seed=2))
+    col_ind, objective = k_best(problem, k, solver)
+    assert bool(objective.diff().ge(0).all())
+    assert len({tuple(col) for col in col_ind[0].tolist()}) == k
+    first, cost = col_ind[0, 0], problem.cost[0]
+    assert float(objective[0, 0]) == pytest.approx(scipy_objective(cost, False), abs=1e-10)
+    forbidden = cost.repeat(n, 1, 1)
+    forbidden[torch.arange(n), torch.arange(n), first] = 1e6
+    second = min(scipy_objective(each, False) for each in forbidden)
+    assert float(objective[0, 1]) == pytest.approx(second, rel=1e-10, abs=1e-10)
+
+
+def test_batches_are_cut_without_a_trace(monkeypatch):
+    problem = AssignmentProblem(make_cost("gaussian", 11, 6, seed=8))
+    whole, whole_solution = k_best(problem, 7)[1], solve(problem, certify=True)
+    monkeypatch.setattr("gpu_align._assignment._k_best._CHUNK_ENTRIES", 4 * 36)
+    monkeypatch.setattr("gpu_align._assignment._potentials._CHUNK_ENTRIES", 4 * 36)
+    assert torch.equal(k_best(problem, 7)[1], whole)
+    row_dual = solve(problem, certify=True).row_dual
+    torch.testing.assert_close(row_dual, whole_solution.row_dual)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_k_best_at_the_ends_of_the_range(scale):
+    cost = make_cost("gaussian", 1, 5, seed=8)
+    plain, scaled = (k_best(AssignmentProblem(c), 20)[0] for c in (cost, cost * scale))
+    assert torch.equal(plain, scaled)
+
+
+def test_k_best_refuses_what_it_cannot_do():
+    cost = make_cost("gaussian", 3, 4, seed=0)
+    with pytest.raises(InputError, match="k: expected at least 1; got 0"):
+        k_best(AssignmentProblem(cost), 0)
+    cost[2, 0, 0] = math.nan
+    with pytest.raises(GpuAlignError, match="problem 2 of the batch"):
+        k_best(AssignmentProblem(cost), 2)
+
+
+class Identity(AbstractAssignmentSolver):
+    """Not exact: for the test that k_best notices."""
+
+    name: ClassVar[str] = "identity"
+
+    def solve(self, problem):
+        best = ScipyAssignment().solve(problem)
+        return replace(best, col_ind=torch.arange(problem.n).repeat(problem.batch, 1))
+
+
+def test_k_best_notices_a_solver_that_is_not_exact():
+    with pytest.raises(GpuAlignError, match="exact solver"):
+        k_best(AssignmentProblem(make_cost("gaussian", 2, 9, seed=0)), 3, Identity())
+
+
+@pytest.fixture
+def without_lapx(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lap", None)
+    find_lapx.cache_clear()
+    yield
+    find_lapx.cache_clear()
+
+
+@pytest.mark.usefixtures("without_lapx")
+def test_without_lapx_auto_takes_scipy_and_an_explicit_choice_raises():
+    problem = AssignmentProblem(make_cost("gaussian", 2, 30, seed=0))
+    solver, reason = AutoAssignment().select(problem)
+    assert isinstance(solver, ScipyAssignment)
+    assert "pip install gpu-align[fast]" in reason
+    assert {"solver": "scipy", "reason": reason}.items() <= solve(problem).stats.items()
+    with pytest.raises(UnavailableError, match=r"pip install gpu-align\[fast\]"):
+        solve(problem, LapxAssignment())
+
+
+@pytest.mark.skipif(not LAPX, reason="lapx is not installed")
+@pytest.mark.parametrize(
+    ("batch", "n", "expected"),
+    [(1, 8, "scipy"), (1, 64, "lapx"), (100, 8, "lapx"), (0, 0, "scipy")],
+)
+def test_with_lapx_auto_follows_the_measurements(batch, n, expected):
+    problem = AssignmentProblem(torch.zeros(batch, n, n))
+    solver, reason = AutoAssignment().select(problem)
+    assert solver.name == expected
+    assert "lapx is installed" in reason
+    assert solve(problem).stats["solver"] == expected
