@@ -1,51 +1,15 @@
-"""One safetensors file.
+"""One safetensors file, by the safetensors library."""
 
-Reading is left to the safetensors library. Writing is done here, because the library sorts the
-tensors and shuffles the metadata, and because here one tensor at a time is made contiguous. The
-layout: header length (8 bytes, little-endian), JSON header padded to a multiple of 8, then the
-tensors' bytes in the header's order.
-
-Reference: https://huggingface.co/docs/safetensors/index#format
-"""
-
-import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from gpu_align._checkpoint._memory import raw_bytes
+from gpu_align._checkpoint._memory import memory_key
 from gpu_align._checkpoint._refusal import leading_bytes, unreadable
 from gpu_align._errors import CheckpointError
-
-_METADATA = "__metadata__"
-
-_DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.float4_e2m1fn_x2: "F4",
-    torch.complex64: "C64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
@@ -55,8 +19,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | No
         path: an existing file.
 
     Returns:
-        The CPU tensors in the order of the header, and the metadata in its own order (None if
-        the header has none).
+        The CPU tensors in the order of the library, and the metadata (None if there is none).
 
     Raises:
         CheckpointError: the file is damaged or not a safetensors file.
@@ -64,9 +27,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | No
     _check_content(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            header = _read_header(path)
-            metadata = header.pop(_METADATA, None)
-            tensors = {name: file.get_tensor(name) for name in header}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata()
     except SafetensorError as failure:
         raise unreadable(
             path,
@@ -79,52 +41,37 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | No
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
 ) -> None:
-    """Write a safetensors file; the same tensors and metadata always give the same bytes.
+    """Write a safetensors file.
 
     Tensors that share memory are written as separate entries.
 
     Args:
         path: the file to create or overwrite.
-        tensors: name -> strided CPU tensor, written in this order.
+        tensors: name -> strided CPU tensor.
         metadata: the header's `__metadata__`; None for none.
 
     Raises:
         CheckpointError: a name or a dtype that the format cannot hold.
         OSError: the file cannot be written.
     """
-    header: dict[str, Any] = {} if metadata is None else {_METADATA: dict(metadata)}
-    offset = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        header[name] = _entry(name, tensor, [offset, offset + size])
-        offset += size
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            file.write(raw_bytes(tensor))
-
-
-def _entry(name: str, tensor: Tensor, offsets: list[int]) -> dict[str, Any]:
-    if name == _METADATA or tensor.dtype not in _DTYPE_NAMES:
+    if "__metadata__" in tensors:
         raise CheckpointError(
-            f'tensor "{name}" of dtype {tensor.dtype} cannot be stored in a safetensors file; '
-            "choose a .pt output"
+            'a tensor named "__metadata__" cannot be stored in a safetensors file; choose a .pt '
+            "output"
         )
-    shape = list(tensor.shape)
-    if tensor.dtype == torch.float4_e2m1fn_x2:
-        # The format counts single values, torch counts pairs.
-        shape[-1] *= 2
-    return {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": shape, "data_offsets": offsets}
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    # The library hands out names and metadata sorted or shuffled. It has accepted the header by
-    # now, so the JSON is known to be sound.
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        return json.loads(file.read(length))
+    separate: dict[str, Tensor] = {}
+    seen: set[object] = set()
+    for name, tensor in tensors.items():
+        key = memory_key(name, tensor)
+        copy = tensor.clone() if key in seen else tensor.resolve_conj().resolve_neg()
+        separate[name] = copy.detach().contiguous()
+        seen.add(key)
+    try:
+        save_file(separate, path, None if metadata is None else dict(metadata))
+    except (SafetensorError, ValueError, KeyError) as failure:
+        raise CheckpointError(
+            f"cannot be stored in a safetensors file: {failure}; choose a .pt output"
+        ) from failure
 
 
 def _check_content(path: Path) -> None:

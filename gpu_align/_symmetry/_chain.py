@@ -1,5 +1,6 @@
 """The spec of a plain chain of layers, from the names and shapes of a state dict alone."""
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ _BRANCHES = re.compile(
     r"(?:^|[._])(short(?:cut)?|skip|residual|down(?:sample)?|attn|attention|self_attn|gate|branch"
     r"|q_proj|in_proj_weight|weight_hh_l\d+|blocks?|layers?\d*\.\d+)(?:[._]|$)"
 )
+_NUMBER = re.compile(r"\d+(?=\D*$)")
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -34,6 +36,21 @@ class _Layer:
         return self.tensors["weight"]
 
     @property
+    def stem(self) -> str:
+        """The name without its last number: `features.` of `features.3`."""
+        return _NUMBER.sub("", self.name)
+
+    @property
+    def number(self) -> int:
+        """The last number of the name, -1 without one."""
+        found = _NUMBER.search(self.name)
+        return int(found[0]) if found else -1
+
+    def key(self, last: str) -> str:
+        """Return the state-dict name of one of its tensors."""
+        return f"{self.name}.{last}" if self.name else last
+
+    @property
     def is_norm(self) -> bool:
         return self.weight.ndim == 1
 
@@ -41,9 +58,10 @@ class _Layer:
 def chain_spec(state_dict: StateDict) -> PermutationSpec:
     """Read a state dict as a chain: every layer feeds the next one and nothing else.
 
-    Layers are Linear or Conv (weight [out, in, ...]) and norms (one-dimensional weight) in the
-    order of the state dict. A Linear after a Conv may have a multiple of its channels as inputs:
-    the map was flattened.
+    Layers are Linear or Conv (weight [out, in, ...]) and norms (one-dimensional weight). A Linear
+    after a Conv may have a multiple of its channels as inputs: the map was flattened. Files do not
+    keep the order of layers, so it is read off the numbers in their names, or off their shapes
+    where these leave one order only.
 
     Args:
         state_dict: name -> tensor.
@@ -53,29 +71,25 @@ def chain_spec(state_dict: StateDict) -> PermutationSpec:
             they are.
     """
     layers = _layers(state_dict)
-    groups: dict[str, Group] = {}
+    chain = _in_order([layer for layer in layers if not layer.is_norm])
+    widths, inputs = _axes(chain)
+    groups = {
+        layer.name: Group(layer.name, len(layer.weight))
+        for layer in chain
+        if widths[layer.name].groups
+    }
     tensors: dict[str, TensorSpec] = {}
-    last = [layer for layer in layers if not layer.is_norm][-1]
-    previous: _Layer | None = None
-    incoming: Group | None = None
     for layer in layers:
         if layer.is_norm:
-            _check_norm(layer, previous)
-            width = Axis.of_group(incoming.name, incoming.size) if incoming else None
-            width = width or Axis.fixed(len(layer.weight))
+            owner = _norm_owner(layer, layers, chain)
+            width = Axis.fixed(len(layer.weight)) if owner is None else widths[owner.name]
         else:
-            inputs = _inputs(layer, previous, incoming)
-            size = len(layer.weight)
-            incoming = Group(layer.name, size) if layer is not last and size > 1 else None
-            if incoming:
-                groups[layer.name] = incoming
-            width = Axis.of_group(layer.name, size) if incoming else Axis.fixed(size)
+            width = widths[layer.name]
             rest = tuple(Axis.fixed(extent) for extent in layer.weight.shape[2:])
-            tensors[_key(layer, "weight")] = TensorSpec((width, inputs, *rest))
-            previous = layer
+            tensors[layer.key("weight")] = TensorSpec((width, inputs[layer.name], *rest))
         _add_vectors(tensors, layer, width)
     ordered = {name: tensors[name] for name in state_dict}
-    names = " -> ".join(layer.name for layer in layers if not layer.is_norm)
+    names = " -> ".join(layer.name for layer in chain)
     origin = f"state dict read as the plain chain {names}; skip connections would not be seen"
     return PermutationSpec(groups, ordered, pins=tuple(_pins(ordered)), origin=origin)
 
@@ -100,54 +114,94 @@ def _layers(state_dict: StateDict) -> list[_Layer]:
     return list(layers.values())
 
 
-def _check_norm(layer: _Layer, previous: _Layer | None) -> None:
-    if previous is None:
-        return
-    if len(layer.weight) != len(previous.weight):
+def _in_order(layers: list[_Layer]) -> list[_Layer]:
+    """Return the Linear and Conv layers in the order of the chain."""
+    orders = _orders_by_shape(layers)
+    if len(orders) == 1:
+        return orders[0]
+    numbered = sorted(layers, key=lambda layer: (layer.weight.ndim == 2, layer.number))
+    stems = {(layer.weight.ndim == 2, layer.stem) for layer in layers}
+    distinct = len({(layer.stem, layer.number) for layer in layers}) == len(layers)
+    counted = len(stems) <= 2 and distinct and all(layer.number >= 0 for layer in layers)
+    if counted and all(_fits(a, b) for a, b in itertools.pairwise(numbered)):
+        return numbered
+    names = ", ".join(layer.name for layer in layers)
+    raise SpecError(f"the order of the layers {names} cannot be told; {_ADVICE}")
+
+
+def _orders_by_shape(layers: list[_Layer]) -> list[list[_Layer]]:
+    """Return up to two orders in which each layer's inputs fit the units of the one before it."""
+    found: list[list[_Layer]] = []
+
+    def extend(chain: list[_Layer], rest: list[_Layer]) -> None:
+        if not rest:
+            found.append(chain)
+        for layer in rest:
+            if len(found) < 2 and (not chain or _fits(chain[-1], layer)):
+                extend([*chain, layer], [other for other in rest if other is not layer])
+
+    extend([], layers)
+    return found
+
+
+def _fits(before: _Layer, after: _Layer) -> bool:
+    units, size = len(before.weight), after.weight.shape[1]
+    flattened = after.weight.ndim == 2 and before.weight.ndim > 2
+    return size == units or (flattened and size % units == 0)
+
+
+def _axes(chain: list[_Layer]) -> tuple[dict[str, Axis], dict[str, Axis]]:
+    """Return the output axis and the input axis of each layer of the chain."""
+    widths, inputs = {}, {}
+    previous = Axis.fixed(chain[0].weight.shape[1])
+    for layer in chain:
+        size = len(layer.weight)
+        repeat = layer.weight.shape[1] // max(previous.size, 1)
+        factors = [*previous.factors(), *([Factor(repeat)] if repeat > 1 else [])]
+        inputs[layer.name] = Axis((tuple(factors),))
+        free = layer is not chain[-1] and size > 1
+        widths[layer.name] = Axis.of_group(layer.name, size) if free else Axis.fixed(size)
+        previous = widths[layer.name]
+    return widths, inputs
+
+
+def _norm_owner(norm: _Layer, layers: list[_Layer], chain: list[_Layer]) -> _Layer | None:
+    """Return the layer whose units a norm scales; None if it scales the inputs of the chain."""
+    size = len(norm.weight)
+    same_size = [layer for layer in chain if len(layer.weight) == size]
+    before = [layer for layer in chain if layer.stem == norm.stem and layer.number < norm.number]
+    paired = [layer for layer in same_size if layer.number == norm.number >= 0]
+    if before:
+        owner = max(before, key=lambda layer: layer.number)
+    elif norm.stem == chain[0].stem and 0 <= norm.number < chain[0].number:
+        return None
+    elif len(same_size) == 1:
+        owner = same_size[0]
+    elif len(paired) == 1:
+        owner = paired[0]
+    else:
+        raise SpecError(f"it cannot be told which layer the norm {norm.name!r} follows; {_ADVICE}")
+    if len(owner.weight) != size:
         raise SpecError(
-            f"norm {layer.name!r} has {len(layer.weight)} units, the layer before it "
-            f"({previous.name!r}) has {len(previous.weight)}; {_ADVICE}"
+            f"norm {norm.name!r} has {size} units, the layer before it ({owner.name!r}) has "
+            f"{len(owner.weight)}; {_ADVICE}"
         )
-    if previous.weight.ndim > 2 and "running_mean" not in layer.tensors:
+    if owner.weight.ndim > 2 and "running_mean" not in norm.tensors:
         raise SpecError(
-            f"norm {layer.name!r} after a convolution has no running statistics: it may be a "
+            f"norm {norm.name!r} after a convolution has no running statistics: it may be a "
             f"GroupNorm, whose number of groups the state dict does not say; {_ADVICE}"
         )
-
-
-def _inputs(layer: _Layer, previous: _Layer | None, incoming: Group | None) -> Axis:
-    size = layer.weight.shape[1]
-    if previous is None:
-        return Axis.fixed(size)
-    width = len(previous.weight)
-    flattened = layer.weight.ndim == 2 and previous.weight.ndim > 2
-    if size == width:
-        repeat = 1
-    elif flattened and size % width == 0:
-        repeat = size // width
-    else:
-        raise SpecError(
-            f"{layer.name!r} has {size} inputs, the layer before it ({previous.name!r}) has "
-            f"{width} units: not a plain chain; {_ADVICE}"
-        )
-    if incoming is None:
-        return Axis.fixed(size)
-    factors = (Factor(width, incoming.name), *([Factor(repeat)] if repeat > 1 else []))
-    return Axis((factors,))
+    return owner
 
 
 def _add_vectors(tensors: dict[str, TensorSpec], layer: _Layer, width: Axis) -> None:
     for last, tensor in layer.tensors.items():
-        key = _key(layer, last)
+        key = layer.key(last)
         if key in tensors:
             continue
         if tensor.ndim > 1 or (tensor.ndim == 1 and len(tensor) != width.size):
             raise SpecError(f"{key!r} has shape {list(tensor.shape)}; {_ADVICE}")
         tensors[key] = TensorSpec((width,) * tensor.ndim, counted=last not in _BUFFERS)
-
-
-def _key(layer: _Layer, last: str) -> str:
-    return f"{layer.name}.{last}" if layer.name else last
 
 
 def _pins(tensors: Mapping[str, TensorSpec]) -> Iterable[Pin]:
