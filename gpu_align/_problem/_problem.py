@@ -8,13 +8,10 @@ from torch import Tensor
 
 from gpu_align._errors import InputError
 from gpu_align._permutation import Permutation
-from gpu_align._problem._hypotheses import Hypotheses, in_chunks
+from gpu_align._problem._hypotheses import Hypotheses
 from gpu_align._problem._metric import Metric, as_metric
 from gpu_align._problem._terms import Term, build_form, check_weights
 from gpu_align._symmetry._spec import PermutationSpec, StateDict, TensorSpec
-
-CHUNK_ELEMENTS = 2**26
-"""Largest number of elements of one gathered copy of the weights (256 MiB in float32)."""
 
 
 class AlignmentProblem:
@@ -172,17 +169,8 @@ class AlignmentProblem:
             ]
             inner += picked.sum(1, dtype=torch.float64)
         for term in self.terms:
-            inner += self.inner(term, perms, model)
+            inner += term.inner(perms, model)
         return self.constant[model] - 2 * inner
-
-    def inner(self, term: Term, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        """Return `<A, pi.B>` of one term for each hypothesis, float64 [b]."""
-
-        def of(index: Tensor) -> Tensor:
-            gathered = _gather(term.source, term.groups, perms, model, index, moved=None)
-            return (gathered * term.target).flatten(1).sum(1, dtype=torch.float64)
-
-        return in_chunks(of, len(model), CHUNK_ELEMENTS // max(term.target.numel(), 1))
 
     def similarity(self, group: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return `S = dF/dP` of a group with the others fixed.
@@ -201,23 +189,8 @@ class AlignmentProblem:
         for term in self.touching(group):
             for place, name in enumerate(term.groups):
                 if name == group:
-                    total += self.coupled(term, place, perms, model)
+                    total += term.similarity(place, perms, model)
         return total
-
-    def coupled(self, term: Term, place: int, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        """Return what one term adds to the similarity of its group at `place`, [b, n, n]."""
-        target, source = term.rows(place)
-        others = (*term.groups[:place], *term.groups[place + 1 :])
-        size = len(target)
-        rows = target.reshape(size, -1)
-
-        def of(index: Tensor) -> Tensor:
-            gathered = _gather(source, others, perms, model, index, moved=size)
-            # One matrix product for the whole chunk: [chunk * n, d] @ [d, n].
-            product = gathered.reshape(len(index) * size, -1) @ rows.T
-            return product.reshape(len(index), size, size).transpose(1, 2)
-
-        return in_chunks(of, len(model), CHUNK_ELEMENTS // max(target.numel(), 1))
 
     def gain(self, group: str, similarity: Tensor, perm: Tensor, hypotheses: Hypotheses) -> Tensor:
         """Return by how much D falls when `group` moves to `perm`, float64 [b].
@@ -252,7 +225,7 @@ class AlignmentProblem:
             product = self.unary[group][model] * soft[group]
             total += product.sum((1, 2), dtype=torch.float64)
         for term in self.terms:
-            gradient = self._soft_coupled(term, 0, soft, model)
+            gradient = term.soft_similarity(0, soft, model)
             total += (gradient * soft[term.groups[0]]).sum((1, 2), dtype=torch.float64)
         return total
 
@@ -261,26 +234,8 @@ class AlignmentProblem:
         gradient = {group: self.unary[group][model] for group in self.groups}
         for term in self.terms:
             for place, group in enumerate(term.groups):
-                gradient[group] += self._soft_coupled(term, place, soft, model)
+                gradient[group] += term.soft_similarity(place, soft, model)
         return gradient
-
-    def _soft_coupled(
-        self, term: Term, place: int, soft: Mapping[str, Tensor], model: Tensor
-    ) -> Tensor:
-        """Return `dF/dP` of one term, by moving the target back with the other groups' P^T."""
-        target, source = term.rows(place)
-        others = (*term.groups[:place], *term.groups[place + 1 :])
-        size = len(target)
-
-        def of(index: Tensor) -> Tensor:
-            moved = target.expand(len(index), *target.shape)
-            for axis, group in enumerate(others):
-                moved = _contract(moved, soft[group][index], axis + 2)
-            flat = source.reshape(len(source), size, -1)
-            chosen = flat if self.models == 1 else flat[model[index]]
-            return moved.reshape(len(index), size, -1) @ chosen.transpose(1, 2)
-
-        return in_chunks(of, len(model), CHUNK_ELEMENTS // max(target.numel(), 1))
 
     # Exact evaluation
 
@@ -315,44 +270,3 @@ def _compute_dtype(spec: PermutationSpec, states: Sequence[StateDict]) -> torch.
         for state in states
     )
     return torch.float64 if double else torch.float32
-
-
-def _gather(
-    source: Tensor,
-    groups: Sequence[str],
-    perms: Mapping[str, Tensor],
-    model: Tensor,
-    index: Tensor,
-    *,
-    moved: int | None,
-) -> Tensor:
-    """Re-index the axes of `groups` by each hypothesis's permutations.
-
-    Args:
-        source: [m, n, n_1, ..., d] if `moved` = n is given, else [m, n_1, ..., d].
-        groups: the groups of the axes n_1, ....
-        index: int64 [c], the hypotheses to take.
-        moved: size of a leading axis that keeps its order, or None.
-
-    Returns:
-        [c, n, n_1, ..., d] or [c, n_1, ..., d].
-    """
-    rank = len(groups) + (moved is not None)
-    chosen = model[index]
-    indices = [chosen.reshape(-1, *[1] * rank)]
-    if moved is not None:
-        indices.append(torch.arange(moved, device=source.device).reshape(-1, *[1] * len(groups)))
-    for number, group in enumerate(groups):
-        perm = perms[group][index]
-        shape = [len(index), *[1] * rank]
-        shape[1 + (moved is not None) + number] = perm.shape[1]
-        indices.append(perm.reshape(shape))
-    return source[tuple(indices)]
-
-
-def _contract(tensor: Tensor, soft: Tensor, axis: int) -> Tensor:
-    """Return `sum_k P[k, l] tensor[..., k, ...]` along `axis`, batched over the first axis."""
-    leading = tensor.movedim(axis, 1)
-    flat = leading.reshape(len(tensor), leading.shape[1], -1)
-    product = soft.transpose(1, 2) @ flat
-    return product.reshape(leading.shape).movedim(1, axis)

@@ -1,16 +1,35 @@
 """Terms: the objective as a sum of products of tensors whose leading axes are groups."""
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from gpu_align._errors import CheckpointError, bullet_list
+from gpu_align._problem._hypotheses import in_chunks
 from gpu_align._problem._metric import Metric
 from gpu_align._symmetry._axis import Segment, segment_size
 from gpu_align._symmetry._spec import PermutationSpec, StateDict, TensorSpec
+
+CHUNK_ELEMENTS = 2**26
+"""Largest number of elements of one permuted copy of a term (256 MiB in float32)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A term laid out for one of its groups, so that the others are re-indexed by whole rows.
+
+    With K the combined extent of the other groups:
+
+    Attributes:
+        target: [n, K * d].
+        source: [m * K, d * n]; row k holds all that the units see of unit k of the others.
+    """
+
+    target: Tensor
+    source: Tensor
 
 
 @dataclass(frozen=True)
@@ -26,6 +45,7 @@ class Term:
     groups: tuple[str, ...]
     target: Tensor
     source: Tensor
+    _layouts: dict[int, Layout] = field(default_factory=dict, repr=False, compare=False)
 
     def rows(self, place: int) -> tuple[Tensor, Tensor]:
         """Return target [n, ..., d] and source [m, n, ..., d] with axis `place` leading."""
@@ -37,6 +57,69 @@ class Term:
         a = target.flatten(1).square().sum(1)
         b = source.flatten(2).square().sum(2)
         return a[None, :, None] + b[:, None, :]
+
+    def inner(self, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
+        """Return `<A, pi.B>` for each hypothesis, float64 [b]."""
+        similarity = self.similarity(0, perms, model)
+        picked = similarity.gather(2, perms[self.groups[0]][..., None])
+        return picked.sum((1, 2), dtype=torch.float64)
+
+    def similarity(self, place: int, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
+        """Return `d<A, pi.B> / dP` of the group at `place`, the others permuted.
+
+        Args:
+            place: which of the term's groups.
+            perms: group -> int64 [b, n].
+            model: int64 [b].
+
+        Returns:
+            [b, n, n].
+        """
+
+        def of(index: Tensor) -> Tensor:
+            rows = model[index][:, None]
+            for group in self._others(place):
+                perm = perms[group][index]
+                rows = (rows[..., None] * perm.shape[1] + perm[:, None]).flatten(1)
+            moved = layout.source.index_select(0, rows.flatten())
+            return layout.target @ moved.reshape(len(index), -1, len(layout.target))
+
+        layout = self._layout(place)
+        return in_chunks(of, len(model), self._chunk)
+
+    def soft_similarity(self, place: int, soft: Mapping[str, Tensor], model: Tensor) -> Tensor:
+        """Return the same at doubly stochastic matrices, group -> [b, n, n]."""
+
+        def of(index: Tensor) -> Tensor:
+            sizes = [soft[group].shape[1] for group in self._others(place)]
+            moved = layout.source.reshape(len(self.source), *sizes, -1)
+            moved = moved if len(moved) == 1 else moved[model[index]]
+            for axis, group in enumerate(self._others(place), start=1):
+                leading = moved.movedim(axis, 1)
+                mixed = soft[group][index] @ leading.flatten(2)
+                moved = mixed.reshape(len(index), *leading.shape[1:]).movedim(1, axis)
+            return layout.target @ moved.reshape(len(index), -1, len(layout.target))
+
+        layout = self._layout(place)
+        return in_chunks(of, len(model), self._chunk)
+
+    @property
+    def _chunk(self) -> int:
+        return CHUNK_ELEMENTS // max(self.target.numel(), 1)
+
+    def _others(self, place: int) -> tuple[str, ...]:
+        return (*self.groups[:place], *self.groups[place + 1 :])
+
+    def _layout(self, place: int) -> Layout:
+        if place not in self._layouts:
+            target, source = self.rows(place)
+            size = len(target)
+            last = source.movedim(1, -1)
+            rows = last.shape[1:-2].numel() * len(source)
+            self._layouts[place] = Layout(
+                target.reshape(size, -1).contiguous(), last.reshape(rows, -1).contiguous()
+            )
+        return self._layouts[place]
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class LayerwiseBeam(Search):
         perms = {**before.perms, group: perm}
         gain = _picked(problem.unary[group][before.model], perm)
         for term in _settled(problem, partial.decided):
-            gain += problem.inner(term, perms, before.model)
+            gain += term.inner(perms, before.model)
             if (
                 self.lookahead
                 and (place := _first_decided(problem, term, partial.decided - 1)) >= 0
@@ -125,7 +125,7 @@ class LayerwiseBeam(Search):
         for term in _settled(problem, partial.decided):
             for place in (n for n, name in enumerate(term.groups) if name == group):
                 if term.groups.count(group) == 1:
-                    similarity += problem.coupled(term, place, hypotheses.perms, model)
+                    similarity += term.similarity(place, hypotheses.perms, model)
                 else:
                     similarity += optimistic(term, place).to(similarity)[model]
                 norms += term.squared_norms(place)[model]

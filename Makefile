@@ -1,0 +1,44 @@
+# make demo   train two small digit classifiers, align them with every search, write demo/report.html
+# make test   the whole test suite
+# make check  what CI runs before the tests: lint, format, types
+# Each makes its own virtual environment on first use and needs only Python >= 3.11 and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/gpu-align demo --output demo
+
+test: $(VENV)/test.stamp
+	$(BIN)/pytest -q
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/pytest -q bench --benchmark-json=bench/results/latest.json
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpu-align needs Python >= 3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt $(VENV)/bin/python
+	$(PIP) -e '.[demo,fast]'
+	touch $@
+
+$(VENV)/test.stamp: pyproject.toml constraints.txt $(VENV)/bin/python
+	$(PIP) -e '.[test]'
+	touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/bin/python
+	$(PIP) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info
