@@ -1,6 +1,6 @@
 """The beam-search coursework's table beside ours, on its own pair, cost and metric.
 
-    GPU_ALIGN_PAIRS=folder python bench/coursework.py
+    GPU_ALIGN_PAIRS=folder python -m bench.coursework
 
 Reads coursework_1 (source) and coursework_2 (target). The coursework's figures are those of its
 report, section 4; they are of other networks, and its code loses the order of the rows it shuffles.

@@ -1,6 +1,6 @@
 """Planted permutations plus noise: how often the planted distance is reached.
 
-    python bench/planted.py [DRAWS per network and noise]
+    python -m bench.planted [DRAWS per network and noise]
 
 The source is the target with noise added to every weight, its units shuffled. The noise is a
 multiple of the standard deviation of each tensor. A search succeeds if it reaches at most the
@@ -29,9 +29,9 @@ from gpu_align import (
 )
 
 NETWORKS = {
-    "MLP 64-64-64-64-10": (lambda: mlp([64, 64, 64, 64, 10]), (2, 64)),
-    "CNN width 12": (lambda: CNN(12), (2, 1, 28, 28)),
-    "ResNet width 12": (lambda: ResNet(12), (2, 1, 14, 14)),
+    "MLP 784-128x3-10": (lambda: mlp([784, 128, 128, 128, 10]), (2, 784)),
+    "CNN width 24": (lambda: CNN(24), (2, 1, 28, 28)),
+    "ResNet width 16": (lambda: ResNet(16), (2, 1, 14, 14)),
 }
 NOISE = (0.0, 1.0, 2.0, 3.0)
 

@@ -1,6 +1,6 @@
 """The default search on the trained pairs, beside coordinate descent and the best known values.
 
-GPU_ALIGN_PAIRS=folder python bench/reference.py [NAME ...]
+GPU_ALIGN_PAIRS=folder python -m bench.reference [NAME ...]
 """
 
 import json

@@ -164,13 +164,15 @@ class AlignmentProblem:
         """Return D of each hypothesis, float64 [b], from all terms."""
         inner = self.constant.new_zeros(len(model))
         for group in self.groups:
-            picked = self.unary[group][
-                model[:, None], torch.arange(self.sizes[group]), perms[group]
-            ]
-            inner += picked.sum(1, dtype=torch.float64)
+            inner += self._unary_inner(group, perms, model)
         for term in self.terms:
             inner += term.inner(perms, model)
         return self.constant[model] - 2 * inner
+
+    def _unary_inner(self, group: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
+        rows = torch.arange(self.sizes[group])
+        picked = self.unary[group][model[:, None], rows, perms[group]]
+        return picked.sum(1, dtype=torch.float64)
 
     def similarity(self, group: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return `S = dF/dP` of a group with the others fixed.
@@ -205,11 +207,19 @@ class AlignmentProblem:
             hypotheses: the batch before the move.
         """
         if self.is_quadratic(group):
-            moved = {**hypotheses.perms, group: perm}
-            return hypotheses.objective - self.objective(moved, hypotheses.model)
+            model, before = hypotheses.model, hypotheses.perms
+            after = {**before, group: perm}
+            return 2 * (self._touched(group, after, model) - self._touched(group, before, model))
         old = hypotheses.perms[group]
         difference = similarity.gather(2, perm[..., None]) - similarity.gather(2, old[..., None])
         return 2 * difference.sum((1, 2), dtype=torch.float64)
+
+    def _touched(self, group: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
+        """Return the part of F that depends on a group, float64 [b]."""
+        inner = self._unary_inner(group, perms, model)
+        for term in self.touching(group):
+            inner += term.inner(perms, model)
+        return inner
 
     # Soft permutations
 

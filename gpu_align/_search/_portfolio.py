@@ -13,7 +13,7 @@ from gpu_align._search._recombination import Recombination
 from gpu_align._search._search import Run, Search, State
 
 _SOFT_ELEMENTS = 2**27  # doubly stochastic matrices kept at once: 512 MiB in float32
-_ANNEALING_WORK = 2.5e11  # multiply-adds of the annealed starts: seconds on two cores
+_ANNEALING_WORK = 6e10  # multiply-adds of the annealed starts: seconds on two cores
 _REFINEMENT_WORK = 4e10  # sum of n^3 over the assignments of the refinement: seconds to minutes
 
 
@@ -61,7 +61,9 @@ class Portfolio(Search):
             patient: leave the end of the refinement to the caller's budget.
         """
         starts = _annealed_starts(problem)
-        breeding = Recombination(population=min(starts, 16), children=min(starts, 16))
+        population = min(starts, 32)
+        generations = 6 if starts > 8 else 3
+        breeding = Recombination(population, population, generations)
         beam = BeamDescent()
         work = sum(n**3 for n in problem.sizes.values()) * problem.models
         rounds = int(_REFINEMENT_WORK / max(work * beam.width * beam.expansions, 1))
@@ -111,7 +113,7 @@ class Portfolio(Search):
 
 
 def _annealed_starts(problem: AlignmentProblem) -> int:
-    """Return how many annealed starts fit into the default's work and memory: 24 for small nets."""
+    """Return how many annealed starts fit into the default's work and memory: 48 for small nets."""
     matrices = problem.models * sum(n**2 for n in problem.sizes.values())
     products = sum(
         2 * term.target.numel() * sum(problem.sizes[g] for g in term.groups)
@@ -119,4 +121,4 @@ def _annealed_starts(problem: AlignmentProblem) -> int:
     )
     work = Annealing.steps * (products * problem.models + 40 * matrices)
     by_work, by_memory = _ANNEALING_WORK / max(work, 1), _SOFT_ELEMENTS / max(matrices, 1)
-    return int(min(24, max(4, by_work), max(1, by_memory)))
+    return int(min(48, max(4, by_work), max(1, by_memory)))

@@ -224,6 +224,6 @@ def _name_groups(used: list[str], tensors: Mapping[str, TensorAxes]) -> dict[Axi
 def _pins(tensors: Mapping[str, TensorAxes]) -> Iterator[Pin]:
     for name, axes in tensors.items():
         for number, axis in enumerate(axes):
-            reasons = dict.fromkeys(leaf.pinned for leaf in axis.leaves() if leaf.pinned)
-            if reasons and axis.size > 1:
-                yield Pin(name, number, ", ".join(reasons))
+            reasons = dict.fromkeys(leaf.pinned for leaf in axis.leaves() if leaf.size > 1)
+            if reasons and None not in reasons:
+                yield Pin(name, number, ", ".join(str(reason) for reason in reasons))

@@ -12,7 +12,10 @@ from gpu_align._symmetry._spec import PermutationSpec, StateDict, memory_of
 
 
 def as_arguments(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return example inputs (a tensor, a tuple or a dict) as positional and keyword arguments.
+    """Return example inputs as positional and keyword arguments.
+
+    A tensor is one argument, a tuple are positional ones, a dict keyword ones, and a pair of a
+    tuple and a dict are both.
 
     Raises:
         ModelError: they are none of these.
@@ -22,8 +25,8 @@ def as_arguments(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any
     if isinstance(example_inputs, dict):
         return (), example_inputs
     if isinstance(example_inputs, tuple | list):
-        if len(example_inputs) == 2 and isinstance(example_inputs[1], dict):
-            return tuple(example_inputs[0]), example_inputs[1]
+        if [type(part) for part in example_inputs] == [tuple, dict]:
+            return example_inputs[0], example_inputs[1]
         return tuple(example_inputs), {}
     raise ModelError(
         "expected example inputs as a tensor, a tuple of positional arguments or a dict of keyword "
