@@ -42,7 +42,7 @@ class CostMatrix:
 
     Attributes:
         group: name of the group.
-        units: its number of units, of which every k-th is shown.
+        units: its number of units, of which evenly spaced ones are shown.
         before, after: nested lists, unit i of the target against unit j of the source; `after`
             has the source's units in their new order.
     """
@@ -115,8 +115,7 @@ def cost_matrix(
             if name == best.name:
                 norms += term.squared_norms(place)[model]
     cost = (norms - 2 * similarity).clamp_min(0)
-    every = max(1, -(-best.units // SHOWN))
-    shown = torch.arange(0, best.units, every)
+    shown = torch.linspace(0, best.units - 1, min(best.units, SHOWN)).round().long()
     return CostMatrix(
         group=best.name,
         units=best.units,

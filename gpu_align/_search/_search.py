@@ -176,8 +176,7 @@ def run_search(
     run = Run(problem, torch.Generator().manual_seed(seed), solver or AutoAssignment())
     clock = _Clock(budget or Budget(), progress)
     best = problem.identity() if start is None else start.best()
-    tolerance = 1e-12 * problem.constant[best.model]
-    if not problem.groups or bool((best.objective <= tolerance).all()):
+    if not problem.groups or _all_equal(problem, best):
         clock.note(State(search.name, best), best)
         return clock.outcome(run, best, best, Status.TRIVIAL)
     state = State(search.name, best)
@@ -193,6 +192,14 @@ def run_search(
         status = Status.INTERRUPTED
     best = concatenate([best, state.hypotheses]).best()
     return clock.outcome(run, best, state.hypotheses, status)
+
+
+def _all_equal(problem: AlignmentProblem, best: Hypotheses) -> bool:
+    """Say whether the permuted sources already are the target, bit for bit."""
+    return all(
+        problem.distance(problem.permutation(best, index), int(model)) == 0
+        for index, model in enumerate(best.model)
+    )
 
 
 @contextmanager

@@ -1,0 +1,95 @@
+"""The certificate of a result in words: what is proved, what was measured, what is not known."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gpu_align._report._format import number, percent, plural
+from gpu_align._report._parse import ParsedResult
+from gpu_align._report._tables import relative_gap
+from gpu_align._result import PRESERVED
+
+ROUNDING = 1e-6
+"""Relative gap up to which an assignment found in float32 counts as optimal."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the certificate.
+
+    Attributes:
+        verdict: "yes" and "no" for what was decided, "open" for what was not.
+        title: what is certified.
+        answer: the verdict in words, with its number.
+        note: how it is known, and what it does not say.
+    """
+
+    verdict: Literal["yes", "no", "open"]
+    title: str
+    answer: str
+    note: str
+
+
+def checks(result: ParsedResult) -> list[Check]:
+    """Return the certificate of a result."""
+    lines = [_permutation(result), _function(result), _gaps(result)]
+    if result.bound is not None:
+        lines.append(_bound(result, result.bound))
+    return lines
+
+
+def _permutation(result: ParsedResult) -> Check:
+    where = f"in {plural(len(result.groups), 'group')}"
+    return Check(
+        "yes",
+        "Valid permutation",
+        f"yes, {where}" if result.groups else "yes, nothing can move",
+        "Every unit is used exactly once; this is checked when a permutation is made.",
+    )
+
+
+def _function(result: ParsedResult) -> Check:
+    title, difference = "Function preserved", result.function_difference
+    if difference is None:
+        reason = result.function_note.removeprefix("not checked").lstrip(": ")
+        return Check("open", title, "not checked", _sentence(reason))
+    note = f"{_sentence(result.function_note)} The limit is {number(PRESERVED, 1)}."
+    preserved = bool(result.function_preserved)
+    answer = f"{'yes' if preserved else 'no'}, largest relative difference {number(difference, 3)}"
+    return Check("yes" if preserved else "no", title, answer, note)
+
+
+def _gaps(result: ParsedResult) -> Check:
+    title = "Optimal group by group"
+    if not result.groups:
+        return Check("open", title, "no groups", "No group has more than one unit.")
+    note = (
+        "By duality, for each group with all others fixed; if a group lies on two axes of one "
+        "tensor, to first order. It says nothing about moving several groups at once."
+    )
+    gaps = {group.name: relative_gap(group) for group in result.groups}
+    loose = {name for name, gap in gaps.items() if gap is None or not gap <= ROUNDING}
+    known = {name: gap for name, gap in gaps.items() if gap is not None}
+    worst = max(known, key=lambda name: known[name], default=result.groups[0].name)
+    largest = f"largest gap {number(gaps[worst], 2)} of |dual|"
+    if not loose:
+        return Check("yes", title, f"yes, {largest}", note)
+    answer = f"no, not in {len(loose)} of {plural(len(gaps), 'group')}; {largest}, in {worst}"
+    return Check("no", title, answer, f"{note} More steps of the search would close the gap.")
+
+
+def _bound(result: ParsedResult, bound: float) -> Check:
+    title = "Lower bound"
+    if result.distance <= bound * (1 + PRESERVED):
+        note = "The distance meets the bound: no permutation whatever is better."
+        return Check("yes", title, f"{number(bound)}, reached", note)
+    open_share = percent(1 - bound / result.distance)
+    note = (
+        f"No permutation whatever has a smaller distance than this, so at most {open_share} of the "
+        "distance found could still be gained. The bound may be loose: it does not say that so "
+        "much can be gained."
+    )
+    return Check("open", title, number(bound), note)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
