@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: demo test check bench clean
 
 demo: $(VENV)/demo.stamp
-	$(BIN)/gpu-align demo --output demo
+	$(BIN)/gpu-align demo --out demo
 
 test: $(VENV)/test.stamp
 	$(BIN)/pytest -q

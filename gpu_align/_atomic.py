@@ -41,9 +41,10 @@ def atomic_write(
         if target.is_dir():
             raise error(f"cannot write {path}: it is a folder; give the name of a file inside it")
         temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
-        if target.exists():
-            shutil.copymode(target, temporary)
+        # safetensors makes files that only their owner can read, whatever the umask.
+        os.chmod(temporary, target.stat().st_mode if target.exists() else mode)
         os.replace(temporary, target)
     except OSError as failure:
         raise error(_os_message(path, failure)) from failure

@@ -109,7 +109,8 @@ class Permutation:
         permuted: dict[object, Tensor] = {}
         result = {}
         for name, tensor in state_dict.items():
-            identity = memory_of(tensor)
+            # Names may share memory and still be permuted apart, where the spec does not tie them.
+            identity = memory_of(tensor), self.spec.lookup(name).axes
             if identity not in permuted:
                 permuted[identity] = self._permute(tensor, self.spec.lookup(name))
             result[name] = permuted[identity]
@@ -128,7 +129,7 @@ class Permutation:
             CheckpointError: the file cannot be written.
         """
         tensors = {name: perm.contiguous() for name, perm in self.perms.items()}
-        with atomic_write(path) as temporary:
+        with atomic_write(path, CheckpointError) as temporary:
             save_file(tensors, temporary, metadata={_SPEC_KEY: self.spec.to_json()})
 
     @classmethod

@@ -1,6 +1,7 @@
 """AlignmentResult: the answer and everything that is known about it."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -87,7 +88,7 @@ class AlignmentResult:
         )
         return {
             "schema": SCHEMA,
-            **{name: getattr(self, name) for name in names},
+            **{name: _plain(getattr(self, name)) for name in names},
             "status": str(self.status),
             "status_note": self.status.value,
             "groups": [asdict(group) for group in self.groups],
@@ -106,6 +107,11 @@ class AlignmentResult:
         text = json.dumps(self.to_json(), indent=1)
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON has: an infinite difference of outputs becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -76,7 +76,8 @@ class AlignmentProblem:
         self._all_terms = form.terms
         self.terms = tuple(term for term in form.terms if len(term.groups) > 1)
         self.unary = {name: self._unary(name) for name in self.groups}
-        for name, extra in (evidence or {}).items():
+        self._evidence = dict(evidence or {})
+        for name, extra in self._evidence.items():
             size = self.sizes.get(name)
             if size is None or extra.shape != (size, size):
                 raise InputError(
@@ -111,7 +112,14 @@ class AlignmentProblem:
             for name, tensor in self.spec.tensors.items()
         }
         spec = replace(self.spec, tensors=tensors)
-        return AlignmentProblem(self._sources, self._target, spec, metric=metric)
+        return AlignmentProblem(
+            self._sources,
+            self._target,
+            spec,
+            metric=metric,
+            evidence=self._evidence,
+            dtype=self.dtype,
+        )
 
     def touching(self, group: str) -> tuple[Term, ...]:
         """Return the coupling terms in which a group takes part."""

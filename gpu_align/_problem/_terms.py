@@ -149,14 +149,19 @@ def check_weights(spec: PermutationSpec, state_dict: StateDict, role: str) -> No
                 problems.append(
                     f"{name!r} has dtype {tensor.dtype}, expected floating point; dequantise it"
                 )
-        elif not bool(torch.isfinite(tensor.float()).all()):
-            bad = int((~torch.isfinite(tensor.float())).sum())
+        elif bad := _count_not_finite(tensor):
             problems.append(
                 f"{name!r} has {bad} NaN or infinite entries of {tensor.numel()}; "
                 "was the training stable?"
             )
     if problems:
         raise CheckpointError(f"the {role} cannot be aligned:\n{bullet_list(problems)}")
+
+
+def _count_not_finite(tensor: Tensor) -> int:
+    # The 8-bit formats have no isfinite of their own.
+    wide = tensor if tensor.element_size() > 1 else tensor.float()
+    return tensor.numel() - int(torch.isfinite(wide).sum())
 
 
 def build_form(

@@ -92,6 +92,8 @@ def cool(
         iterations: Sinkhorn iterations.
     """
     for group, similarity in run.problem.soft_similarity(soft, model).items():
-        scale = similarity.flatten(1).std(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+        # Where all units are alike, the spread is rounding noise and must not be blown up.
+        floor = 1e-6 * similarity.abs().amax((1, 2)) + torch.finfo(similarity.dtype).tiny
+        scale = torch.maximum(similarity.flatten(1).std(dim=1), floor)
         logits = similarity / (temperature * scale)[:, None, None]
         soft[group].lerp_(sinkhorn(logits, iterations), damping)

@@ -92,12 +92,18 @@ class Rounding(Candidates):
     def propose(self, run: Run, cost: Tensor) -> Tensor:
         """See `Candidates.propose`."""
         batch, size, _ = cost.shape
-        unit = torch.tensor(self.unit or torch.nan, dtype=cost.dtype).expand(batch)
-        if self.unit is None:
-            spread = cost.flatten(1).amax(1) - cost.flatten(1).amin(1)
-            unit = (spread / 50).clamp_min(torch.finfo(cost.dtype).tiny)
-        rounded = (cost / unit[:, None, None]).round()
+        rounded = self._rounded(cost)
         order = torch.rand(batch, self.count, size, generator=run.generator).argsort(dim=2)
         shuffled = rounded[torch.arange(batch)[:, None, None], order]
         assigned = run.assign(-shuffled.flatten(0, 1)).reshape(batch, self.count, size)
         return torch.empty_like(assigned).scatter_(2, order, assigned)
+
+    def _rounded(self, cost: Tensor) -> Tensor:
+        if self.unit is not None:
+            return (cost / self.unit).round()
+        lowest = cost.amin((1, 2), keepdim=True)
+        spread = cost.amax((1, 2), keepdim=True) - lowest
+        # Equal costs stay equal: any order of the rows is an optimum.
+        return (
+            50 * (cost - lowest) / torch.where(spread > 0, spread, torch.ones_like(spread))
+        ).round()

@@ -17,7 +17,10 @@ from gpu_align._status import Status
 
 @dataclass(frozen=True)
 class _Population:
-    """The population, and its children on their way down; None before they are born."""
+    """The population, and its children on their way down; None before they are born.
+
+    Generation 0 is the descent of random adults, which are then their own children.
+    """
 
     adults: Hypotheses
     children: Descent | None
@@ -70,7 +73,7 @@ class Recombination(Search):
             start = run.problem.random(self.population, run.generator)
             population = _Population(start, start_descent(run, start), 0)
         else:
-            population = _Population(start, None, 0)
+            population = _Population(start, None, 1)
         return State(self.name, start, population)
 
     def step(self, run: Run, state: State) -> State:

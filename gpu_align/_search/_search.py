@@ -186,12 +186,23 @@ def run_search(
             state = search.init(run, start)
             while (status := state.finished or clock.spent(state)) is None:
                 state = search.step(run, replace(state, sweep=state.sweep + 1))
-                best = concatenate([best, state.hypotheses]).best()
+                best = _better(run, best, state.hypotheses)
                 clock.note(state, best)
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
-    best = concatenate([best, state.hypotheses]).best()
+    best = _better(run, best, state.hypotheses)
+    if not clock.history:
+        # Ended before its first step: by Ctrl-C, or by a budget of seconds spent on the start.
+        clock.note(state, best)
     return clock.outcome(run, best, state.hypotheses, status)
+
+
+def _better(run: Run, best: Hypotheses, found: Hypotheses) -> Hypotheses:
+    """Return the best hypothesis of each model; on a tie to rounding the earlier one stays."""
+    rival = found.best()
+    wins = rival.objective < best.objective - run.tolerance(best.model)
+    index = torch.arange(len(best)) + len(best) * wins
+    return concatenate([best, rival]).select(index)
 
 
 def _all_equal(problem: AlignmentProblem, best: Hypotheses) -> bool:

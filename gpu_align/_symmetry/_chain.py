@@ -21,6 +21,7 @@ _BRANCHES = re.compile(
     r"|q_proj|in_proj_weight|weight_hh_l\d+|blocks?|layers?\d*\.\d+)(?:[._]|$)"
 )
 _NUMBER = re.compile(r"\d+(?=\D*$)")
+_MOST_ORDERS = 1000
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -130,18 +131,27 @@ def _in_order(layers: list[_Layer]) -> list[_Layer]:
 
 
 def _orders_by_shape(layers: list[_Layer]) -> list[list[_Layer]]:
-    """Return up to two orders in which each layer's inputs fit the units of the one before it."""
+    """Return up to two orders in which each layer's inputs fit the units of the one before it.
+
+    Layers of one shape can change places, and where many orders must be tried shapes tell little:
+    then there is no answer.
+    """
     found: list[list[_Layer]] = []
+    tried = 0
+    if len({layer.weight.shape for layer in layers}) < len(layers):
+        return found
 
     def extend(chain: list[_Layer], rest: list[_Layer]) -> None:
+        nonlocal tried
+        tried += 1
         if not rest:
             found.append(chain)
         for layer in rest:
-            if len(found) < 2 and (not chain or _fits(chain[-1], layer)):
+            if len(found) < 2 and tried < _MOST_ORDERS and (not chain or _fits(chain[-1], layer)):
                 extend([*chain, layer], [other for other in rest if other is not layer])
 
     extend([], layers)
-    return found
+    return found if tried < _MOST_ORDERS else []
 
 
 def _fits(before: _Layer, after: _Layer) -> bool:

@@ -167,7 +167,7 @@ class PermutationSpec:
         biases and running statistics are constant and would hide a mistake.
 
         Args:
-            model: the module that the spec describes; it is copied, not changed.
+            model: the module that the spec describes; it is left as it was.
             example_inputs: a tensor, or a tuple of positional arguments.
             draws: number of random permutations.
             seed: seed of the draws and of the noise.
@@ -224,7 +224,9 @@ class PermutationSpec:
         for name, size in sizes.items():
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise SpecError(f"group {name!r} needs a positive number of units, got {size!r}")
-        buffers = set(_expect(data, "buffers", list, optional=True))
+        buffers = {
+            _name(entry, "buffers") for entry in _expect(data, "buffers", list, optional=True)
+        }
         tensors = {}
         for name, axes in _expect(data, "tensors", dict).items():
             if not isinstance(axes, list):
@@ -234,10 +236,18 @@ class PermutationSpec:
         return cls(
             groups={name: Group(name, size) for name, size in sizes.items()},
             tensors=tensors,
-            ties=_expect(data, "ties", dict, optional=True),
+            ties={
+                k: _name(v, "ties") for k, v in _expect(data, "ties", dict, optional=True).items()
+            },
             pins=tuple(_pin(entry) for entry in _expect(data, "pins", list, optional=True)),
             origin=str(data.get("origin", "")),
         )
+
+
+def _name(entry: object, key: str) -> str:
+    if not isinstance(entry, str):
+        raise SpecError(f"expected names of tensors in the spec's {key!r}, got {entry!r}")
+    return entry
 
 
 def _pin(entry: object) -> Pin:

@@ -2,19 +2,19 @@
 
 import operator
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_leaves
 
 from gpu_align._errors import ModelError
 from gpu_align._symmetry._classes import AxisClass, layout, pin_inexpressible
 from gpu_align._symmetry._rules import RULES, Call, TensorAxes
 from gpu_align._symmetry._spec import Group, PermutationSpec, Pin, TensorSpec, memory_of
-from gpu_align._symmetry._verify import as_arguments
+from gpu_align._symmetry._verify import as_arguments, evaluation_mode
 
 
 def discover(
@@ -45,7 +45,8 @@ def discover(
         example_inputs = program.example_inputs if example_inputs is None else example_inputs
     else:
         program, module = _export(model, example_inputs), model
-    state = {k: t for k, t in model.state_dict().items() if isinstance(t, Tensor)}
+    held = model.state_dict if isinstance(model, ExportedProgram) else model.state_dict()
+    state = {name: tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
     spec = _build(program, state, f"traced from {type(module).__name__}")
     if verify:
         spec.verify(module, example_inputs, draws=1)
@@ -69,18 +70,6 @@ def _export(model: nn.Module, example_inputs: object) -> ExportedProgram:
                 f"torch.export cannot trace the model: {type(error).__name__}: {error}; "
                 "remove control flow that depends on data, or pass a spec instead of a model"
             ) from error
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every submodule into evaluation mode and give each its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _build(program: ExportedProgram, state: Mapping[str, Tensor], origin: str) -> PermutationSpec:
@@ -164,8 +153,8 @@ def _call(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         return _pin_touched(node, values, f"{node.target} has no rule")
     op = node.target._schema.name.removeprefix("aten::")
     shape = _shape(node)
-    if shape is None and not node.target._schema.is_mutable:
-        return _pinned_like(node, f"op {op}")
+    if not _gives_tensors(node) and not node.target._schema.is_mutable:
+        return None
     rule = RULES.get(op) or RULES.get(op.removesuffix("_"))
     if rule is None or shape is None:
         return _pin_touched(node, values, f"op {op} has no rule")
@@ -194,6 +183,10 @@ def _shape(node: fx.Node) -> tuple[int, ...] | None:
     """Return the shape of a node with one tensor as output, else None."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _gives_tensors(node: fx.Node) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(node.meta.get("val")))
 
 
 def _pinned_like(node: fx.Node, reason: str) -> Any:

@@ -1,6 +1,7 @@
 """Function preservation: does a permuted state dict compute the same outputs?"""
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def output_difference(
     """Return how far the outputs under two state dicts are apart, computed in float64.
 
     Args:
-        model: the module; it is copied, not changed, and run in evaluation mode.
+        model: the module; it is run in evaluation mode and left as it was.
         example_inputs: see `as_arguments`.
         first, second: state dicts of the model; names that are missing keep the model's values.
 
@@ -53,21 +54,49 @@ def output_difference(
     return _Reference(model, example_inputs).difference(first, second)
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every submodule into evaluation mode and give each its own mode back.
+
+    An exported program has no modes: it stays as it was exported.
+    """
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 class _Reference:
-    """A float64 copy of a model with its inputs, to be run under several state dicts."""
+    """A model and its inputs, to be run in float64 under several state dicts."""
 
     def __init__(self, model: nn.Module, example_inputs: object) -> None:
-        self.model = copy.deepcopy(model).double()
-        if not isinstance(model, torch.fx.GraphModule):
-            self.model.eval()
+        self.model = model
+        self.own = {
+            name: _double(tensor)
+            for name, tensor in (
+                *model.named_parameters(remove_duplicate=False),
+                *model.named_buffers(remove_duplicate=False),
+            )
+        }
+        self.ties = _tied_names(model)
         self.args, self.kwargs = tree_map(_double, as_arguments(example_inputs))
 
     def outputs(self, state: StateDict) -> list[Tensor]:
         """Run the model under a state dict and return its tensor outputs."""
         double = {name: _double(tensor) for name, tensor in state.items()}
+        for names in self.ties:
+            # A checkpoint may hold a shared tensor once, under any of its names.
+            held = next((double[name] for name in names if name in double), None)
+            double |= {name: held for name in names if held is not None and name not in double}
         try:
-            with torch.no_grad():
-                result = torch.func.functional_call(self.model, double, self.args, self.kwargs)
+            with torch.no_grad(), evaluation_mode(self.model):
+                result = torch.func.functional_call(
+                    self.model, self.own | double, self.args, self.kwargs, tie_weights=False
+                )
         except Exception as error:
             raise ModelError(
                 f"the model's forward fails in float64: {type(error).__name__}: {error}"
@@ -127,15 +156,30 @@ def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return tensor.double() * torch.exp(0.1 * draw[0]) + 0.1 * added
 
 
+def _tied_names(model: nn.Module) -> list[list[str]]:
+    names: dict[object, list[str]] = {}
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            names.setdefault(memory_of(tensor), []).append(name)
+    return [tied for tied in names.values() if len(tied) > 1]
+
+
 def _double(value: Any) -> Any:
     is_float = isinstance(value, Tensor) and torch.is_floating_point(value)
     return value.double() if is_float else value
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
+    """Return max |b - a| / max |a|; what is not finite must be the same in both."""
     if not (torch.is_floating_point(a) or torch.is_complex(a)):
         return 0.0 if torch.equal(a, b) else float("inf")
     if a.numel() == 0:
         return 0.0
-    scale = max(float(a.abs().max()), torch.finfo(torch.float64).tiny)
-    return float((b - a).abs().max()) / scale
+    finite = a.isfinite()
+    if not bool(finite.any()):
+        # Nothing can be compared, and that is no proof.
+        return float("inf")
+    agrees = (a == b) | (a.isnan() & b.isnan())
+    gap = torch.where(agrees, 0.0, (b - a).abs()).nan_to_num(nan=float("inf"))
+    scale = max(float(a[finite].abs().max()), torch.finfo(torch.float64).tiny)
+    return float(gap.max()) / scale

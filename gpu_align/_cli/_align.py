@@ -1,0 +1,196 @@
+"""`gpu-align align`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpu_align._align import FunctionCheck, align_state_dicts
+from gpu_align._backend import choose_device
+from gpu_align._checkpoint import load_checkpoint
+from gpu_align._cli._model import NamedModel, choose_spec, load_model
+from gpu_align._cli._options import (
+    CHECKPOINT_HELP,
+    OUTPUTS,
+    SEARCH,
+    Device,
+    InputShape,
+    Json,
+    Model,
+    Seed,
+    SpecFile,
+)
+from gpu_align._cli._outputs import Outputs
+from gpu_align._cli._searches import NAMES, make_search
+from gpu_align._cli._summary import print_summary, print_written
+from gpu_align._cli._terminal import display, print_json, warn
+from gpu_align._errors import GpuAlignError
+from gpu_align._problem import METRICS
+from gpu_align._problem._metric import as_metric
+from gpu_align._result import AlignmentResult
+from gpu_align._search import Budget
+from gpu_align._status import Status
+from gpu_align._symmetry._verify import output_difference
+
+
+def align(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help=f"{CHECKPOINT_HELP} Its units are reordered.")
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="TARGET", help="Checkpoint of the same architecture; it stays."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            *("--out", "-o"),
+            metavar="OUT",
+            rich_help_panel=OUTPUTS,
+            help="Write the reordered SOURCE, like the input but for the order of the units.",
+        ),
+    ] = None,
+    permutation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.safetensors",
+            rich_help_panel=OUTPUTS,
+            help="Write the permutation, for `gpu-align apply`.",
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            rich_help_panel=OUTPUTS,
+            help="Write the result, for `gpu-align report`.",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", rich_help_panel=OUTPUTS, help="Write a page with figures."
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            *("--quiet", "-q"), rich_help_panel=OUTPUTS, help="Print warnings and errors only."
+        ),
+    ] = False,
+    model: Model = None,
+    input_shape: InputShape = None,
+    spec: SpecFile = None,
+    search: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", rich_help_panel=SEARCH, help=f"How to look: {', '.join(NAMES)}."
+        ),
+    ] = "portfolio",
+    metric: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=SEARCH,
+            help=f"What the distance is made of: {', '.join(METRICS)}.",
+        ),
+    ] = "l2",
+    width: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=SEARCH,
+            help="Hypotheses kept by layerwise, beam and recombination.",
+        ),
+    ] = None,
+    starts: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=SEARCH,
+            help="Hypotheses that descent, frank-wolfe and annealing begin from.",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            rich_help_panel=SEARCH,
+            help="Time for the search; a portfolio uses all of it, other searches may end before.",
+        ),
+    ] = None,
+    sweeps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=SEARCH,
+            help="Most steps of the search. Unlike seconds, the same result each time.",
+        ),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Find the order of SOURCE's units that brings it closest to TARGET.
+
+    The reordered network computes the same function as SOURCE. Ctrl-C ends the search; the best
+    order found by then is written all the same, and the exit code is 1.
+    """
+    outputs = Outputs(out=out, permutation=permutation, json_file=json_file, report=report)
+    chosen_search = make_search(search, width, starts)
+    chosen_metric = as_metric(metric)
+    budget = Budget(sweeps=sweeps, seconds=seconds)
+    chosen_device, reason = choose_device(device)
+    with display(quiet=quiet) as screen:
+        screen.stage("reading checkpoints")
+        source_file = load_checkpoint(source)
+        outputs.check(source_file, target)
+        target_state = load_checkpoint(target).tensors
+        screen.stage("finding symmetries")
+        named = load_model(model, input_shape, seed)
+        symmetries = choose_spec(spec, named, target_state)
+        screen.stage("preparing the search")
+        [result] = align_state_dicts(
+            [source_file.tensors],
+            target_state,
+            symmetries,
+            search=chosen_search,
+            metric=chosen_metric,
+            device=f"{chosen_device} ({reason})",
+            seed=seed,
+            budget=budget,
+            progress=screen.search,
+            check=None if named is None else _function_check(named),
+        )
+        _refuse_wrong(result)
+        screen.stage("writing")
+        written, failure = outputs.write(result, source_file, f"{source.name} to {target.name}")
+    for warning in source_file.warnings if "out" in written else ():
+        warn(warning)
+    if as_json:
+        names = {"source": str(source), "target": str(target), "written": written}
+        print_json({**result.to_json(), **names, "warnings": list(source_file.warnings)})
+    elif not quiet:
+        print_summary(result, source, target)
+        print_written(written, "-o, --permutation or --json-file")
+    if failure is not None:
+        raise failure
+    if result.status is Status.INTERRUPTED:
+        raise typer.Exit(1)
+
+
+def _function_check(model: NamedModel) -> FunctionCheck:
+    return lambda before, after: output_difference(model.module, model.inputs, before, after)
+
+
+def _refuse_wrong(result: AlignmentResult) -> None:
+    """Fail before anything is written if the outputs have changed."""
+    if result.function_preserved is False:
+        raise GpuAlignError(
+            "the reordered network does not compute the same outputs (relative difference "
+            f"{result.function_difference:.3g}), so nothing was written; please report it with the "
+            "output of `gpu-align inspect --json`"
+        )

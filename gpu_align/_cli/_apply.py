@@ -1,0 +1,43 @@
+"""`gpu-align apply`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpu_align._checkpoint import load_checkpoint, save_checkpoint
+from gpu_align._cli._options import CHECKPOINT_HELP, Json
+from gpu_align._cli._outputs import check_checkpoint
+from gpu_align._cli._summary import print_written
+from gpu_align._cli._terminal import print_json, print_line, warn
+from gpu_align._permutation import Permutation
+
+
+def apply(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT_HELP)],
+    permutation: Annotated[
+        Path, typer.Argument(metavar="PERMUTATION", help="Written by `align --permutation`.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="OUT", help="Write the reordered checkpoint.")
+    ],
+    inverse: Annotated[
+        bool, typer.Option("--inverse", help="Undo the permutation instead.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Reorder the units of CHECKPOINT by a permutation; its function stays the same."""
+    before = load_checkpoint(checkpoint)
+    check_checkpoint(out, before, reads=[permutation])
+    order = Permutation.load(permutation)
+    order = order.inverse() if inverse else order
+    save_checkpoint(out, order.apply(before.tensors), like=before)
+    for warning in before.warnings:
+        warn(warning)
+    moved, units = sum(order.moved().values()), sum(g.size for g in order.spec.groups.values())
+    if as_json:
+        about = {"moved": order.moved(), "units": units, "warnings": list(before.warnings)}
+        print_json({"schema": "gpu-align/apply/1", **about, "written": {"out": str(out)}})
+        return
+    print_line(f"{moved} of {units} units in {len(order.perms)} groups moved")
+    print_written({"out": str(out)}, "-o")

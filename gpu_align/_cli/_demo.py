@@ -1,0 +1,101 @@
+"""`gpu-align demo`."""
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gpu_align._cli._options import Device, Json, Seed
+from gpu_align._cli._terminal import columns, console, display, number, print_json, print_line
+from gpu_align._demo import TITLES, Setting, Trial, run_demo
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for everything it makes.")
+    ] = Path("demo"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Train and search less: worse numbers in less time.")
+    ] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train pairs of digit classifiers, align them by every search, and compare.
+
+    Needs scikit-learn for its 8 x 8 digits; nothing is downloaded.
+    """
+    with display(quiet=False) as screen:
+        trials, written = run_demo(Setting(out, seed, quick, device, screen.stage))
+    commands = next_commands(out)
+    if as_json:
+        names = {"written": [str(path) for path in written], "next": commands}
+        models = [_document(trial) for trial in trials]
+        print_json({"schema": "gpu-align/demo/1", "models": models, **names})
+        return
+    for trial in trials:
+        _print_trial(trial)
+    for path in written:
+        print_line(f"wrote {path}")
+    print_line()
+    print_line("Next, for instance:")
+    for command in commands:
+        print_line(f"  {command}")
+
+
+def next_commands(folder: Path) -> list[str]:
+    """Return commands that work on what the demo has written."""
+    mlp, cnn = (
+        f"{_quoted(folder, f'{name}_1.safetensors')} {_quoted(folder, f'{name}_0.safetensors')}"
+        for name in ("mlp", "cnn")
+    )
+    model = "--model gpu_align._demo:cnn --input-shape 2,1,8,8"
+    return [
+        f"gpu-align align {mlp} -o {_quoted(folder, 'mlp_new.safetensors')}",
+        f"gpu-align align {cnn} {model} --search annealing --report {_quoted(folder, 'cnn.html')}",
+    ]
+
+
+def _quoted(folder: Path, name: str) -> str:
+    return shlex.quote(str(folder / name))
+
+
+def _document(trial: Trial) -> dict[str, Any]:
+    return {
+        "name": trial.name,
+        "accuracy_source": trial.accuracies[0],
+        "accuracy_target": trial.accuracies[1],
+        "function_difference": trial.function_difference,
+        "distance_before": trial.result.distance_before,
+        "lower_bound": trial.result.lower_bound,
+        "groups": [asdict(group) for group in trial.result.groups],
+        **trial.result.studies,
+    }
+
+
+def _print_trial(trial: Trial) -> None:
+    source, target = (f"{100 * share:.1f} %" for share in trial.accuracies)
+    before = trial.rows[0]["accuracy_before"]
+    print_line()
+    print_line(f"{TITLES[trial.name]}: {trial.name}_1 aligned to {trial.name}_0")
+    print_line(
+        f"test accuracy of the two: {source} and {target}; of their average unaligned: "
+        f"{100 * before:.1f} %"
+    )
+    numbers = ("distance", "above best", "accuracy of the average", "seconds")
+    table = columns("search", *numbers, numbers=numbers)
+    table.add_row(
+        "none", number(trial.result.distance_before), "", f"{100 * before:.1f} %", "", style="dim"
+    )
+    for row in trial.rows:
+        gap, after = f"{row['gap_percent']:.2f} %", f"{100 * row['accuracy_after']:.1f} %"
+        distance, seconds = number(row["distance"]), f"{row['seconds']:.1f}"
+        table.add_row(row["search"], distance, gap, after, seconds)
+    console().print(table)
+    print_line(
+        f"function preserved by every search: outputs differ by at most "
+        f"{trial.function_difference:.0e} relative (float64)"
+    )
+    print_line()

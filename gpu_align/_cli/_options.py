@@ -1,0 +1,53 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CHECKPOINT_HELP = (
+    "Checkpoint: .safetensors, .pt, .pth, .bin, .ckpt, a *.safetensors.index.json, or a folder "
+    "with one of these."
+)
+
+# Titles of groups of options in the help.
+SYMMETRIES = "Symmetries"
+OUTPUTS = "Outputs"
+SEARCH = "Search"
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:FACTORY",
+        rich_help_panel=SYMMETRIES,
+        help="The model, to find its symmetries: package.module:factory or path/models.py:factory "
+        "(called without arguments; its code is run), or a program exported to a .pt2 file. "
+        "Needless for a plain chain of Linear, Conv and norm layers.",
+    ),
+]
+InputShape = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SHAPE",
+        rich_help_panel=SYMMETRIES,
+        help="Full shape of an example input, batch included: 2,1,28,28 (float32, normal). Other "
+        "kinds: 2,16:float64 or, for tokens 0..99, 2,16:int64:100. Repeat it for several inputs. "
+        "A .pt2 file brings its own.",
+    ),
+]
+SpecFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.json",
+        rich_help_panel=SYMMETRIES,
+        help="Symmetries written by `inspect --save-spec` or by hand, instead of finding them.",
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(metavar="N", min=0, max=2**31 - 1, help="Seed of all random numbers."),
+]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="What to compute on.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
+]

@@ -1,0 +1,162 @@
+"""Where results go: checked before a search starts, written when it has ended."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from gpu_align._checkpoint import Checkpoint, save_checkpoint
+from gpu_align._checkpoint._save import _check_no_metadata_lost, _safetensors_metadata
+from gpu_align._checkpoint._types import FILE_SUFFIXES, INDEX_SUFFIX, TORCH_SUFFIXES
+from gpu_align._errors import CheckpointError, GpuAlignError, InputError
+from gpu_align._result import AlignmentResult
+
+
+def check_file(path: Path, suffixes: Iterable[str], *, reads: Iterable[Path]) -> None:
+    """Check that a file can be written.
+
+    Args:
+        path: the file.
+        suffixes: the extensions it may have.
+        reads: files that it must not overwrite.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    if path.suffix.lower() not in suffixes:
+        got = f'unknown extension "{path.suffix}"' if path.suffix else "no extension"
+        raise InputError(f"cannot write {path}: {got}; choose {' or '.join(suffixes)}")
+    _check_place(path)
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give the name of a file inside it")
+    for other in reads:
+        if os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other):
+            raise InputError(
+                f"cannot write {path}: it would overwrite an input ({other}); choose another path"
+            )
+
+
+def check_checkpoint(path: Path, like: Checkpoint, *, reads: Iterable[Path]) -> None:
+    """Check that `save_checkpoint(path, ..., like=like)` will have a place to write to.
+
+    Args:
+        path: the file or, for a sharded checkpoint, the folder.
+        like: the checkpoint that is written back with its units reordered.
+        reads: files that must not be overwritten.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    is_index = path.name.endswith(INDEX_SUFFIX)
+    is_folder = is_index or path.suffix.lower() not in (*FILE_SUFFIXES, ".json")
+    if like.shards is not None and is_folder:
+        folder = path.parent if is_index else path
+        _check_place(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise CheckpointError(
+                f"cannot write the shards to {folder}: it is not an empty folder; choose a new one"
+            )
+        return
+    check_file(path, FILE_SUFFIXES, reads=reads)
+    if path.suffix.lower() in TORCH_SUFFIXES:
+        _check_no_metadata_lost(path, like)
+    else:
+        _safetensors_metadata(path, like)
+
+
+def _check_place(path: Path) -> None:
+    folder = Path(os.path.abspath(path)).parent
+    if not folder.exists():
+        raise InputError(
+            f"cannot write {path}: the folder {folder} does not exist; create it first"
+        )
+    if not folder.is_dir():
+        raise InputError(f"cannot write {path}: {folder} is a file; choose another path")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"cannot write {path}: the folder {folder} is not writable; choose another"
+        )
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that `align` writes; None where none is wanted.
+
+    Attributes:
+        out: the source with its units reordered.
+        permutation: the index vectors and the spec, for `apply`.
+        json_file: the result, for `report`.
+        report: the page.
+    """
+
+    out: Path | None
+    permutation: Path | None
+    json_file: Path | None
+    report: Path | None
+
+    def check(self, source: Checkpoint, target: Path) -> None:
+        """Check all of them before the search, so that none of it is lost.
+
+        The source may be overwritten by `out`: it is the same network in another order.
+
+        Raises:
+            InputError: one of them cannot be written.
+        """
+        reads = (source.path, target)
+        if self.out is not None:
+            check_checkpoint(self.out, source, reads=[target])
+        if self.permutation is not None:
+            check_file(self.permutation, [".safetensors"], reads=reads)
+        if self.json_file is not None:
+            check_file(self.json_file, [".json"], reads=reads)
+        if self.report is not None:
+            check_file(self.report, [".html", ".htm"], reads=reads)
+        if self.out is not None and self.permutation is not None:
+            same = os.path.abspath(self.out) == os.path.abspath(self.permutation)
+            if same:
+                raise InputError(
+                    f"cannot write both the checkpoint and the permutation to {self.out}; choose "
+                    "two paths"
+                )
+
+    def write(
+        self, result: AlignmentResult, source: Checkpoint, title: str
+    ) -> tuple[dict[str, str], GpuAlignError | None]:
+        """Write what is wanted; one failure does not keep the others from being written.
+
+        Args:
+            result: what was found.
+            source: what the aligned checkpoint is written like.
+            title: of the report.
+
+        Returns:
+            option -> path of what was written, and the first failure.
+        """
+        written: dict[str, str] = {}
+        failure: GpuAlignError | None = None
+        for field in fields(self):
+            path: Path | None = getattr(self, field.name)
+            if path is None:
+                continue
+            try:
+                self._write_one(field.name, path, result, source, title)
+                written[field.name] = str(path)
+            except GpuAlignError as error:
+                failure = failure or error
+        return written, failure
+
+    def _write_one(
+        self, name: str, path: Path, result: AlignmentResult, source: Checkpoint, title: str
+    ) -> None:
+        match name:
+            case "out":
+                save_checkpoint(path, result.state_dict, like=source)
+            case "permutation":
+                result.permutation.save(path)
+            case "json_file":
+                result.save_json(path)
+            case "report":
+                # Figures are slow to import, and few runs want them.
+                from gpu_align._report import write_report
+
+                write_report([result.to_json()], path, title=title)

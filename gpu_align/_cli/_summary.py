@@ -1,0 +1,92 @@
+"""What `align` says when it is done."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.table import Table
+
+from gpu_align._certificate import GroupReport
+from gpu_align._cli._terminal import columns, console, duration, facts, number, print_line
+from gpu_align._result import AlignmentResult
+
+_SHOWN_GROUPS = 20
+_NAMES = {
+    "out": "aligned checkpoint",
+    "permutation": "permutation",
+    "json_file": "result",
+    "report": "report",
+    "spec": "spec",
+}
+
+
+def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
+    """Print distances, certificates and groups."""
+    print_line()
+    print_line(f"{source} -> {target}")
+    print_line()
+    screen = console()
+    screen.print(
+        facts(
+            {
+                "distance before": f"{number(result.distance_before)}  ({result.metric})",
+                "distance after": f"{number(result.distance)}  ({_change(result)})",
+                "lower bound": f"{number(result.lower_bound)}  (no order of the units is closer)",
+                "function": _function(result),
+                "found by": result.search,
+                "status": result.status.value,
+                "time": f"{duration(result.seconds)}, {result.assignments} assignments, "
+                f"seed {result.seed}, {result.device}",
+                "symmetries": f"10^{result.log10_symmetries:.1f}, {result.origin}",
+            }
+        )
+    )
+    if result.groups:
+        screen.print(_group_table(result.groups))
+        screen.print(
+            "gap: by what share another order of this group alone might be better, the others "
+            "fixed; 1e-06 and less is rounding"
+        )
+
+
+def print_written(written: Mapping[str, str], options: str) -> None:
+    """Print the paths of what was written, or the options that would have written something."""
+    for name, path in written.items():
+        print_line(f"wrote {_NAMES[name]}: {path}")
+    if not written:
+        print_line(f"nothing was written; to keep the result, add {options}")
+
+
+def _change(result: AlignmentResult) -> str:
+    if result.distance_before == 0:
+        return "the networks are equal"
+    return f"{100 * (result.distance / result.distance_before - 1):+.1f} %"
+
+
+def _function(result: AlignmentResult) -> str:
+    if result.function_difference is None:
+        return result.function_note
+    return f"preserved: outputs differ by {result.function_difference:.1e} relative (float64)"
+
+
+def _group_table(groups: tuple[GroupReport, ...]) -> Table:
+    table = columns(
+        *("group", "units", "moved", "before", "after", "gap"),
+        numbers=("units", "moved", "before", "after", "gap"),
+    )
+    for group in groups[:_SHOWN_GROUPS]:
+        before, after = number(group.distance_before), number(group.distance_after)
+        table.add_row(
+            group.name,
+            str(group.units),
+            str(group.moved),
+            before,
+            after,
+            _share(group.gap, group.dual),
+        )
+    if len(groups) > _SHOWN_GROUPS:
+        table.add_row(f"and {len(groups) - _SHOWN_GROUPS} more (see --json)")
+    return table
+
+
+def _share(gap: float, dual: float) -> str:
+    return "0" if gap == 0 else f"{gap / max(abs(dual), gap):.0e}"

@@ -1,0 +1,120 @@
+"""What is written to the terminal: consoles, tables, numbers and the progress of a search."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from gpu_align._search import Progress as SearchProgress
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console that prints text as it is: names and paths may hold markup's brackets."""
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def print_line(text: str = "") -> None:
+    """Print a line that is never broken, so that paths and commands can be copied."""
+    console().print(text, soft_wrap=True)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print the one document of `--json`."""
+    typer.echo(json.dumps(document, indent=1))
+
+
+def warn(message: str) -> None:
+    """Print a warning on stderr."""
+    typer.echo(f"warning: {message}", err=True)
+
+
+def facts(rows: Mapping[str, str]) -> Table:
+    """Return a table of names and values without a frame."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def columns(*titles: str, numbers: Sequence[str] = (), title: str | None = None) -> Table:
+    """Return an empty table; the columns named in `numbers` are aligned to the right."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for name in titles:
+        if name in numbers:
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold")
+    return table
+
+
+def number(value: float) -> str:
+    """Format a distance."""
+    return f"{value:.6g}"
+
+
+def duration(seconds: float) -> str:
+    """Format a time: 0.5 s, 12 s, 3:05 min, 1:02:03 h."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02} min"
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02} h"
+
+
+def folded(names: Sequence[str], limit: int) -> str:
+    """Join names, and count those beyond `limit`."""
+    text = ", ".join(names[:limit])
+    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
+
+
+class Display:
+    """The line on a terminal's stderr that says what is being done; elsewhere it is silent."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None, detail="")
+
+    def stage(self, text: str) -> None:
+        """Say what is being done now."""
+        self._progress.update(self._task, description=text, total=None, detail="")
+
+    def search(self, step: SearchProgress) -> None:
+        """Show a step of a search."""
+        total = f"/{step.sweeps}" if step.sweeps else ""
+        left = "" if step.seconds_left is None else f", {duration(step.seconds_left)} left"
+        self._progress.update(
+            self._task,
+            description=step.stage,
+            total=step.sweeps,
+            completed=step.sweep,
+            detail=f"sweep {step.sweep}{total}, distance {number(step.best_distance)}{left}",
+        )
+
+
+@contextmanager
+def display(*, quiet: bool) -> Iterator[Display]:
+    """Show a progress line while the body runs; it vanishes afterwards."""
+    screen = console(stderr=True)
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=10),
+        TextColumn("{task.fields[detail]}", markup=False),
+        TimeElapsedColumn(),
+        console=screen,
+        transient=True,
+        disable=quiet or not screen.is_terminal,
+    )
+    with progress:
+        yield Display(progress)

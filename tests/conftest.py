@@ -1,0 +1,44 @@
+"""Fixtures shared by all tests."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("gpu_align", deadline=None, derandomize=True)
+settings.load_profile("gpu_align")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: the networks of the tests are too small for more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def nan_filled_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill fresh float memory with NaN, so that reading it before it is written shows."""
+
+    def poisoned(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def empty(*args: object, **kwargs: object) -> torch.Tensor:
+            tensor = original(*args, **kwargs)
+            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+        return empty
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))

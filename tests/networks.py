@@ -1,0 +1,196 @@
+"""Small architectures for the tests, and random weights for them."""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpu_align import Permutation, PermutationSpec, discover
+
+State = dict[str, Tensor]
+
+
+class Graph(nn.Module):
+    """Layers by name, and the function that connects them: called with the module and inputs."""
+
+    def __init__(self, run: Callable[..., object], **layers: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *inputs: Tensor) -> object:
+        return self.run(self, *inputs)
+
+
+def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Linear layers with an activation between two of them, numbered as nn.Sequential does."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths[:-1]):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+class CNN(nn.Module):
+    """Three convolutions with batch norm and pooling, a flatten with spatial > 1, two Linear."""
+
+    def __init__(self, width: int = 24, hidden: int = 128, side: int = 28) -> None:
+        super().__init__()
+        self.c1, self.n1 = nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.c2, self.n2 = nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width)
+        self.c3, self.n3 = nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width)
+        self.fc1 = nn.Linear(2 * width * (side // 8) ** 2, hidden)
+        self.fc2 = nn.Linear(hidden, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in ((self.c1, self.n1), (self.c2, self.n2), (self.c3, self.n3)):
+            x = F.max_pool2d(F.relu(norm(conv(x))), 2)
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+class Block(nn.Module):
+    """A basic residual block; the shortcut is a projection where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.short = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.short = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(inner + self.short(x))
+
+
+class ResNet(nn.Module):
+    """Five basic blocks, two of which halve the map and double the width."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.l1 = Block(width, width, 1)
+        self.l2 = Block(width, 2 * width, 2)
+        self.l3 = Block(2 * width, 2 * width, 1)
+        self.l4 = Block(2 * width, 4 * width, 2)
+        self.l5 = Block(4 * width, 4 * width, 1)
+        self.fc = nn.Linear(4 * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.conv(x)))
+        for block in (self.l1, self.l2, self.l3, self.l4, self.l5):
+            x = block(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def group_norm_net() -> Graph:
+    """A convolution whose six channels are normalised in two groups, then flattened."""
+    return Graph(
+        lambda s, x: s.fc(F.relu(s.norm(s.conv(x))).flatten(1)),
+        conv=nn.Conv2d(1, 6, 2),
+        norm=nn.GroupNorm(2, 6),
+        fc=nn.Linear(6 * 4, 2),
+    )
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Return the model in float64 with random weights and running statistics, so none is equal."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double().eval()
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.is_floating_point():
+                draw = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                draw /= math.sqrt(max(tensor[0].numel(), 1)) if tensor.ndim > 1 else 1.0
+                tensor.copy_(draw.abs() + 0.5 if name.endswith("running_var") else draw)
+    return model
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A spec and two networks that it describes, in float64."""
+
+    spec: PermutationSpec
+    source: State
+    target: State
+
+
+_ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (lambda: mlp([3, 4, 5, 2]), (2, 3)),
+    "deep": (lambda: mlp([4, 9, 9, 9, 3], nn.Tanh), (2, 4)),
+    "tiny": (lambda: mlp([2, 4, 3, 2]), (2, 2)),
+    "shallow": (lambda: mlp([2, 4, 2]), (2, 2)),
+    "wide": (lambda: mlp([3, 63, 1, 2]), (2, 3)),
+    "cnn": (lambda: CNN(2, hidden=3, side=16), (2, 1, 16, 16)),
+    "resnet": (lambda: ResNet(2), (2, 1, 8, 8)),
+    "groupnorm": (group_norm_net, (2, 1, 3, 3)),
+}
+PAIRS = [*_ARCHITECTURES, "recurrent", "trilinear"]
+"""Names for `pair`; the last two are hand-written specs with terms of a special kind."""
+
+
+def model_of(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
+    """Return an architecture with random weights, and example inputs."""
+    build, shape = _ARCHITECTURES[name]
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return randomised(build(), seed), inputs
+
+
+@functools.cache
+def pair(name: str, seed: int = 0) -> Pair:
+    """Return two networks with independent random weights."""
+    if name in _HAND_WRITTEN:
+        spec = PermutationSpec.from_json(_HAND_WRITTEN[name])
+        return Pair(spec, _random_state(spec, 2 * seed + 1), _random_state(spec, 2 * seed))
+    model, inputs = model_of(name, 2 * seed)
+    other, _ = model_of(name, 2 * seed + 1)
+    return Pair(discover(model, inputs), other.state_dict(), model.state_dict())
+
+
+def planted(name: str, noise: float, seed: int = 0) -> tuple[Pair, Permutation]:
+    """Return a target, a source that is the target reordered plus noise, and what undoes it.
+
+    Args:
+        name: of `PAIRS`.
+        noise: standard deviation of the noise in units of that of each tensor.
+        seed: of everything.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    given = pair(name, seed)
+    permutation = Permutation.random(given.spec, generator=generator)
+    source = permutation.inverse().apply(given.target)
+    for key, tensor in source.items():
+        if given.spec.lookup(key).counted and tensor.numel() > 1:
+            draw = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+            source[key] = tensor + noise * tensor.std() * draw
+    return Pair(given.spec, source, given.target), permutation
+
+
+def _random_state(spec: PermutationSpec, seed: int) -> State:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        for name, tensor in spec.tensors.items()
+    }
+
+
+_HAND_WRITTEN = {
+    # A group on both axes of one tensor: the objective is quadratic in it.
+    "recurrent": """{"format": "gpu-align/spec", "version": 1, "groups": {"h": 4, "o": 3},
+        "tensors": {"w_in": ["h", 2], "w_hh": ["h", "h"], "b": ["h"], "w_oh": ["o", "h"],
+        "w_out": [2, "o"]}}""",
+    # Three groups on one tensor, and axes that are products and concatenations.
+    "trilinear": """{"format": "gpu-align/spec", "version": 1, "groups": {"a": 3, "b": 2, "c": 4},
+        "tensors": {"w_a": ["a", 2], "w_b": ["b", 3], "w_abc": ["a", "b", "c"],
+        "w_c": [{"product": ["c", 2]}, {"product": [2, "a"]}],
+        "w_cat": [{"concat": ["a", 2, {"product": ["b", "c"]}]}], "w_out": [2, "c"]}}""",
+}

@@ -1,0 +1,118 @@
+"""Hypothesis strategies: axes, permutations, and random networks of supported layers."""
+
+from collections.abc import Callable
+
+import torch
+from hypothesis import strategies as st
+from networks import Graph, State, mlp, randomised
+from torch import Tensor, nn
+
+from gpu_align import Permutation, PermutationSpec, chain_spec
+from gpu_align._symmetry._axis import Axis, Factor
+
+seeds = st.integers(0, 2**31 - 1)
+widths = st.integers(1, 6)
+
+SIZES = {"g": 3, "h": 2, "one": 1}
+"""The groups that `axes` draws from."""
+
+_factors = st.one_of(
+    st.integers(1, 4).map(Factor),
+    st.sampled_from(sorted(SIZES)).map(lambda name: Factor(SIZES[name], name)),
+)
+axes = st.lists(st.lists(_factors, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3).map(
+    lambda segments: Axis(tuple(segments))
+)
+"""Concatenations of products of groups and fixed extents."""
+
+
+@st.composite
+def permutations(draw: st.DrawFn, spec: PermutationSpec) -> Permutation:
+    perms = {
+        name: torch.tensor(draw(st.permutations(range(group.size))))
+        for name, group in spec.groups.items()
+    }
+    return Permutation(spec, perms)
+
+
+@st.composite
+def tiny_pairs(draw: st.DrawFn, hidden: int = 2) -> tuple[PermutationSpec, State, State]:
+    """Two networks small enough to try all permutations; small integers as weights make ties."""
+    sizes = [draw(st.integers(1, 4)) for _ in range(hidden)]
+    model = mlp([draw(st.integers(1, 3)), *sizes, draw(st.integers(1, 2))])
+    states = []
+    for _ in range(2):
+        state = randomised(model, draw(seeds)).state_dict()
+        if draw(st.booleans()):
+            state = {name: (2 * tensor).round() for name, tensor in state.items()}
+        states.append({name: tensor.clone() for name, tensor in state.items()})
+    return chain_spec(states[0]), states[0], states[1]
+
+
+_ACTIVATIONS = (nn.ReLU, nn.GELU, nn.Tanh, nn.SiLU, nn.LeakyReLU, nn.PReLU, nn.Softplus)
+_activations = st.sampled_from(_ACTIVATIONS).map(lambda kind: kind())
+
+
+def _residual(inner: nn.Module, shortcut: nn.Module) -> Graph:
+    return Graph(lambda s, x: s.inner(x) + s.shortcut(x), inner=inner, shortcut=shortcut)
+
+
+@st.composite
+def _blocks(
+    draw: st.DrawFn, width: int, layer: Callable[[int, int], nn.Module], norms: list[nn.Module]
+) -> tuple[nn.Module, int]:
+    """Draw one block that maps `width` units to another number, and that number."""
+    kind = draw(st.sampled_from(("layer", "activation", "norm", "identity", "projection")))
+    if kind == "activation":
+        return draw(st.one_of(_activations, st.just(nn.PReLU(width)), st.just(nn.Dropout()))), width
+    if kind == "norm":
+        return draw(st.sampled_from(norms)), width
+    if kind == "layer":
+        out = draw(widths)
+        return layer(width, out), out
+    middle = draw(widths)
+    out = width if kind == "identity" else draw(widths)
+    inner = nn.Sequential(layer(width, middle), draw(_activations), layer(middle, out))
+    shortcut = nn.Identity() if kind == "identity" else layer(width, out)
+    return _residual(inner, shortcut), out
+
+
+@st.composite
+def dense_networks(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    """A network of Linear layers, norms, activations and residual blocks, with its inputs."""
+    inputs = width = draw(widths)
+    blocks: list[nn.Module] = []
+    for _ in range(draw(st.integers(1, 5))):
+        norms = [nn.BatchNorm1d(width), nn.LayerNorm(width), *_group_norms(width)]
+        block, width = draw(_blocks(width, nn.Linear, norms))
+        blocks.append(block)
+    model = randomised(nn.Sequential(*blocks, nn.Linear(width, 2)), draw(seeds))
+    return model, torch.randn(3, inputs, dtype=torch.float64)
+
+
+@st.composite
+def convolutional_networks(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    """The same with convolutions, pooling, and a flatten or a mean before the last layer."""
+
+    def convolution(inputs: int, outputs: int) -> nn.Module:
+        return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+    channels = width = draw(widths)
+    side = 4
+    blocks: list[nn.Module] = []
+    for _ in range(draw(st.integers(1, 4))):
+        norms = [nn.BatchNorm2d(width), nn.InstanceNorm2d(width, affine=True)]
+        block, width = draw(_blocks(width, convolution, [*norms, *_group_norms(width)]))
+        blocks.append(block)
+        if side == 4 and draw(st.booleans()):
+            blocks.append(draw(st.sampled_from((nn.MaxPool2d(2), nn.AvgPool2d(2)))))
+            side = 2
+    flat = draw(st.booleans())
+    head = [nn.Flatten() if flat else nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    features = width * side**2 if flat else width
+    model = randomised(nn.Sequential(*blocks, *head, nn.Linear(features, 2)), draw(seeds))
+    return model, torch.randn(2, channels, 4, 4, dtype=torch.float64)
+
+
+def _group_norms(width: int) -> list[nn.Module]:
+    return [nn.GroupNorm(count, width) for count in range(1, width + 1) if width % count == 0]

@@ -1,0 +1,299 @@
+"""align: end to end, from modules, state dicts and files to a certified result."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from networks import CNN, Pair, mlp, model_of, pair, planted
+from oracles import assert_same_function, objective, to_arrays
+from safetensors.torch import save_file
+from torch import nn
+
+from gpu_align import (
+    METRICS,
+    AlignmentResult,
+    Annealing,
+    BeamDescent,
+    Budget,
+    CheckpointError,
+    CoordinateDescent,
+    GpuAlignError,
+    InputError,
+    LayerwiseBeam,
+    ModelError,
+    Permutation,
+    Portfolio,
+    SpecError,
+    Status,
+    UnavailableError,
+    align,
+    backends,
+    discover,
+)
+
+FAST = CoordinateDescent()
+GAP_TOLERANCE = 1e-9
+"""Of a duality gap, relative to the size of its assignment: potentials are in float64."""
+
+
+def assert_certified(result: AlignmentResult, networks: Pair, metric: str = "l2") -> None:
+    """Assert distances equal to the oracle's, a bound below them, and gaps that are none."""
+    spec = result.permutation.spec
+    for distance, permutation in (
+        (result.distance, result.permutation),
+        (result.distance_before, Permutation.identity(spec)),
+    ):
+        perms = to_arrays(permutation.perms)
+        expected = objective(spec, perms, networks.source, networks.target, metric)
+        assert distance == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert 0 <= result.lower_bound <= result.distance * (1 + 1e-9)
+    assert result.distance <= result.distance_before
+    for group in result.groups:
+        assert group.units == spec.groups[group.name].size
+        assert group.moved == result.permutation.moved()[group.name]
+        assert group.gap >= 0
+        assert group.gap == pytest.approx(max(group.dual - group.primal, 0.0))
+    for name, tensor in result.permutation.apply(networks.source).items():
+        assert torch.equal(tensor, result.state_dict[name])
+
+
+def assert_converged(result: AlignmentResult) -> None:
+    for group in result.groups:
+        assert group.gap <= GAP_TOLERANCE * (1 + abs(group.primal))
+
+
+@pytest.mark.usefixtures("nan_filled_empty")
+@pytest.mark.parametrize("name", ["mlp", "tiny", "wide", "cnn", "resnet", "groupnorm"])
+def test_modules_end_to_end(name: str) -> None:
+    source, inputs = model_of(name, seed=1)
+    target, _ = model_of(name, seed=2)
+    result = align(source, target, example_inputs=inputs)
+    networks = Pair(result.permutation.spec, source.state_dict(), target.state_dict())
+    assert_certified(result, networks)
+    assert_converged(result)
+    assert_same_function(source, inputs, networks.source, result.state_dict)
+    assert result.function_preserved
+    assert result.function_difference <= 1e-9
+    assert result.status in (Status.CONVERGED, Status.COMPLETED)
+    assert result.log10_symmetries == result.permutation.spec.log10_symmetries
+    source.load_state_dict(dict(result.state_dict))
+    json.dumps(result.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", ["mlp", "cnn", "groupnorm", "recurrent", "trilinear"])
+def test_every_metric_and_kind_of_spec(name: str, metric: str) -> None:
+    networks = pair(name)
+    result = align(networks.source, networks.target, spec=networks.spec, metric=metric, search=FAST)
+    assert_certified(result, networks, metric)
+    if name != "recurrent":
+        assert_converged(result)
+    assert result.function_preserved is None
+    assert "not checked" in result.function_note
+    assert result.metric == metric
+    assert result.search == "CoordinateDescent"
+
+
+def as_module(state: dict, folder: Path) -> nn.Module:
+    model = CNN(2, hidden=3, side=16).double()
+    model.load_state_dict(state)
+    return model
+
+
+def as_safetensors(state: dict, folder: Path) -> Path:
+    save_file(state, folder / f"{id(state)}.safetensors")
+    return folder / f"{id(state)}.safetensors"
+
+
+def as_torch_file(state: dict, folder: Path) -> str:
+    torch.save(state, folder / f"{id(state)}.pt")
+    return str(folder / f"{id(state)}.pt")
+
+
+FORMS = {
+    "module": as_module,
+    "state_dict": lambda state, folder: state,
+    "safetensors": as_safetensors,
+    "torch_file": as_torch_file,
+}
+
+
+@pytest.mark.parametrize("target_form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("source_form", FORMS.values(), ids=FORMS)
+def test_every_form_of_network_gives_the_same(
+    source_form: Callable, target_form: Callable, tmp_path: Path
+) -> None:
+    networks = pair("cnn")
+    result = align(
+        source_form(networks.source, tmp_path), target_form(networks.target, tmp_path), search=FAST
+    )
+    expected = align(networks.source, networks.target, spec=networks.spec, search=FAST)
+    assert result.distance == pytest.approx(expected.distance)
+    assert "chain" in result.origin
+    assert set(result.state_dict) == set(networks.source)
+
+
+def test_list_of_sources_is_a_batch() -> None:
+    pairs = [pair("cnn", seed) for seed in range(3)]
+    target, spec = pairs[0].target, pairs[0].spec
+    sources = [networks.source for networks in pairs]
+    search = CoordinateDescent(order="forward")
+    results = align(sources, target, spec=spec, search=search)
+    assert isinstance(results, list)
+    for source, result in zip(sources, results, strict=True):
+        assert_certified(result, Pair(spec, source, target))
+        alone = align(source, target, spec=spec, search=search)
+        assert result.distance == pytest.approx(alone.distance)
+    assert len(align((sources[0],), target, spec=spec, search=search)) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_dtype_comes_back(dtype: torch.dtype) -> None:
+    networks = pair("cnn")
+    source, target = (
+        {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+        for state in (networks.source, networks.target)
+    )
+    result = align(source, target, spec=networks.spec, search=FAST)
+    for name, tensor in result.state_dict.items():
+        assert tensor.dtype == source[name].dtype
+    assert_certified(result, Pair(networks.spec, source, target))
+
+
+def test_tied_weights_stay_tied() -> None:
+    def tied() -> nn.Module:
+        model = mlp([3, 4, 4, 4, 2])
+        model[4].weight = model[2].weight
+        return model
+
+    source, target, inputs = tied(), tied(), torch.randn(2, 3)
+    result = align(source, target, example_inputs=inputs, search=FAST)
+    moved = result.state_dict
+    assert moved["4.weight"].data_ptr() == moved["2.weight"].data_ptr()
+    assert result.function_preserved
+    assert_same_function(source, inputs, source.state_dict(), moved)
+
+
+def test_same_seed_same_result() -> None:
+    networks = pair("deep")
+    options = {"spec": networks.spec, "seed": 3, "budget": Budget(sweeps=40)}
+    first, same = (align(networks.source, networks.target, **options) for _ in range(2))
+    assert first.distance == same.distance
+    assert first.seed == 3
+    for group, perm in first.permutation.perms.items():
+        assert torch.equal(perm, same.permutation.perms[group])
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("name", ["deep", "cnn", "resnet"])
+def test_planted_permutation_is_reached(name: str, noise: float) -> None:
+    for seed in range(1 if name == "resnet" else 2):
+        networks, permutation = planted(name, noise, seed)
+        arrays = to_arrays(permutation.perms)
+        hidden = objective(networks.spec, arrays, networks.source, networks.target)
+        result = align(networks.source, networks.target, spec=networks.spec)
+        assert_certified(result, networks)
+        assert result.distance <= hidden * (1 + 1e-12) + 1e-20
+        if noise == 0:
+            for group, perm in result.permutation.perms.items():
+                assert torch.equal(perm, permutation.perms[group])
+
+
+def test_relabelling_the_source_changes_nothing() -> None:
+    networks = pair("cnn")
+    relabelled = Permutation.random(networks.spec).apply(networks.source)
+    distances = [
+        align(source, networks.target, spec=networks.spec).distance
+        for source in (networks.source, relabelled)
+    ]
+    assert distances[0] == pytest.approx(distances[1])
+
+
+@pytest.mark.parametrize(
+    ("search", "name"),
+    [
+        (LayerwiseBeam(), "LayerwiseBeam"),
+        (Annealing(starts=2), "Annealing"),
+        (Portfolio((Annealing(starts=2),), ()), "Annealing"),
+        (Portfolio((Annealing(starts=2),), (BeamDescent(patience=1),)), "Annealing"),
+    ],
+    ids=["layerwise", "annealing", "portfolio", "refined"],
+)
+def test_result_names_the_search(search: object, name: str) -> None:
+    networks, _ = planted("deep", noise=0.0)
+    assert align(networks.source, networks.target, spec=networks.spec, search=search).search == name
+
+
+def test_equal_networks_are_trivial() -> None:
+    networks = pair("cnn")
+    result = align(networks.target, networks.target, spec=networks.spec)
+    assert result.status is Status.TRIVIAL
+    assert result.distance == result.distance_before == 0
+    assert result.lower_bound == pytest.approx(0, abs=1e-9)
+
+
+def test_network_without_hidden_units() -> None:
+    source, target = mlp([3, 2]), mlp([3, 2])
+    result = align(source, target, example_inputs=torch.randn(1, 3))
+    assert result.status is Status.TRIVIAL
+    assert result.groups == ()
+    assert result.cost_matrix is None
+    assert result.function_preserved
+    assert result.lower_bound == pytest.approx(result.distance)
+
+
+def test_cost_matrix_is_of_row_distances() -> None:
+    networks, _ = planted("wide", noise=0.0)
+    result = align(networks.source, networks.target, spec=networks.spec, search=FAST)
+    matrix = result.cost_matrix
+    assert matrix.group == "0"
+    assert matrix.units == 63
+    after = torch.tensor(matrix.after)
+    assert after.shape == (63, 63)
+    assert after.diagonal().abs().max() < 1e-6
+    assert sorted(matrix.before[0]) == sorted(matrix.after[0])
+
+
+REFUSED = {
+    "empty_list": (lambda s: align([], s), InputError),
+    "number": (lambda s: align(3, s), InputError),
+    "metric": (lambda s: align(s, s, metric="nope"), InputError),
+    "device": (lambda s: align(s, s, device="tpu"), InputError),
+    "no_file": (lambda s: align("missing.safetensors", s), CheckpointError),
+    "other_network": (lambda s: align(mlp([3, 5, 2]), s), SpecError),
+    "inputs": (lambda s: align(mlp([3, 4, 2]), s, example_inputs=torch.ones(1, 9)), ModelError),
+}
+
+
+@pytest.mark.parametrize(("call", "error"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_aligned_is_refused(call: Callable, error: type[GpuAlignError]) -> None:
+    with pytest.raises(error):
+        call(mlp([3, 4, 2]).state_dict())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_is_refused_where_there_is_none() -> None:
+    state = mlp([3, 4, 2]).state_dict()
+    with pytest.raises(UnavailableError, match="cuda"):
+        align(state, state, device="cuda")
+    assert all(backend.detail for backend in backends())
+
+
+def test_inputs_are_not_changed() -> None:
+    source, inputs = model_of("cnn", seed=1)
+    target, _ = model_of("cnn", seed=2)
+    source.train()
+    before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    align(source, target, example_inputs=inputs, search=FAST)
+    assert source.training
+    assert all(torch.equal(t, before[name]) for name, t in source.state_dict().items())
+
+
+def test_spec_of_the_model_is_used() -> None:
+    model, inputs = model_of("groupnorm")
+    other, _ = model_of("groupnorm", seed=1)
+    result = align(other.state_dict(), model, example_inputs=inputs, search=FAST)
+    assert result.permutation.spec.groups == discover(model, inputs).groups
+    assert result.function_preserved

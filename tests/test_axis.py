@@ -1,0 +1,156 @@
+"""Axes and specs: layouts against plain enumeration, JSON, counts of symmetries."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import CNN, PAIRS, mlp, pair
+from oracles import axis_index
+from strategies import SIZES, axes
+
+from gpu_align import PermutationSpec, SpecError, chain_spec
+from gpu_align._symmetry import Group, TensorSpec
+from gpu_align._symmetry._axis import Axis, Factor
+
+PERMS = {"g": torch.tensor([2, 0, 1]), "h": torch.tensor([1, 0]), "one": torch.tensor([0])}
+LAYOUTS = {
+    "fixed": (4, [0, 1, 2, 3]),
+    "group": ("g", [2, 0, 1]),
+    "flattened": ({"product": ["g", 2]}, [4, 5, 0, 1, 2, 3]),
+    "channels_last": ({"product": [2, "g"]}, [2, 0, 1, 5, 3, 4]),
+    "two_groups": ({"product": ["h", "g"]}, [5, 3, 4, 2, 0, 1]),
+    "same_group_twice": ({"product": ["h", "h"]}, [3, 2, 1, 0]),
+    "concatenated": ({"concat": ["h", 2, "g"]}, [1, 0, 2, 3, 6, 4, 5]),
+    "products_in_a_row": (
+        {"concat": [{"product": ["h", 2]}, {"product": [2, "h"]}]},
+        [2, 3, 0, 1, 5, 4, 7, 6],
+    ),
+    "one_unit": ("one", [0]),
+    "empty": (0, []),
+}
+
+
+@pytest.mark.parametrize(("data", "expected"), LAYOUTS.values(), ids=LAYOUTS)
+def test_index_of_a_layout(data: object, expected: list[int]) -> None:
+    axis = Axis.from_json(data, SIZES)
+    assert axis.index(PERMS).tolist() == expected
+    assert axis.size == len(expected)
+
+
+@given(axis=axes, data=st.data())
+def test_index_equals_plain_enumeration(axis: Axis, data: st.DataObject) -> None:
+    perms = {g: np.array(data.draw(st.permutations(range(n)))) for g, n in SIZES.items()}
+    index = axis.index({name: torch.from_numpy(perm) for name, perm in perms.items()})
+    assert index.tolist() == axis_index(axis, perms).tolist()
+    assert sorted(index.tolist()) == list(range(axis.size))
+
+
+@given(axis=axes)
+def test_axis_survives_json(axis: Axis) -> None:
+    again = Axis.from_json(json.loads(json.dumps(axis.to_json())), SIZES)
+    assert again == axis
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_spec_survives_json(name: str) -> None:
+    spec = replace(pair(name).spec, ties={"alias": next(iter(pair(name).spec.tensors))})
+    again = PermutationSpec.from_json(spec.to_json())
+    assert again == spec
+    assert list(again.groups) == list(spec.groups)
+    assert list(again.tensors) == list(spec.tensors)
+
+
+VALID = {
+    "format": "gpu-align/spec",
+    "version": 1,
+    "groups": {"g": 3},
+    "tensors": {"w": ["g", 2]},
+}
+MALFORMED = {
+    "other_format": ({"format": "else"}, "format"),
+    "other_version": ({"version": 99}, "version"),
+    "no_groups": ({"groups": None}, "groups"),
+    "groups_as_list": ({"groups": ["g"]}, "groups"),
+    "size_zero": ({"groups": {"g": 0}}, "positive"),
+    "size_bool": ({"groups": {"g": True}}, "positive"),
+    "size_fraction": ({"groups": {"g": 2.5}}, "positive"),
+    "tensors_as_list": ({"tensors": []}, "tensors"),
+    "axes_as_number": ({"tensors": {"w": 3}}, "list of axes"),
+    "unknown_group": ({"tensors": {"w": ["nope"]}}, "nope"),
+    "axis_bool": ({"tensors": {"w": [True]}}, "expected an axis"),
+    "axis_null": ({"tensors": {"w": [None]}}, "expected an axis"),
+    "axis_fraction": ({"tensors": {"w": [1.5]}}, "expected an axis"),
+    "axis_negative": ({"tensors": {"w": [-1]}}, "non-negative"),
+    "axis_two_kinds": ({"tensors": {"w": [{"product": [1], "concat": [1]}]}}, "expected an axis"),
+    "nested_product": ({"tensors": {"w": [{"product": [{"product": [2]}]}]}}, "expected an axis"),
+    "product_of_number": ({"tensors": {"w": [{"product": 2}]}}, "expected an axis"),
+    "tie_to_nothing": ({"ties": {"v": "nope"}}, "nope"),
+    "tie_to_list": ({"ties": {"v": ["w"]}}, "ties"),
+    "ties_as_list": ({"ties": ["v"]}, "ties"),
+    "buffers_as_dict": ({"buffers": {"w": 1}}, "buffers"),
+    "buffers_of_lists": ({"buffers": [["w"]]}, "buffers"),
+    "pin_too_short": ({"pins": [["w", 0]]}, "pin"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), MALFORMED.values(), ids=MALFORMED)
+def test_malformed_spec_is_refused(change: dict[str, object], message: str) -> None:
+    PermutationSpec.from_json(json.dumps(VALID))
+    with pytest.raises(SpecError, match=message):
+        PermutationSpec.from_json(json.dumps(VALID | change))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"text"', "{}"])
+def test_text_that_is_no_spec_is_refused(text: str) -> None:
+    with pytest.raises(SpecError):
+        PermutationSpec.from_json(text)
+
+
+def test_inconsistent_spec_is_refused() -> None:
+    three = TensorSpec((Axis.of_group("g", 3),))
+    with pytest.raises(SpecError, match="unknown group 'g'"):
+        PermutationSpec({}, {"w": three})
+    with pytest.raises(SpecError, match="3 units"):
+        PermutationSpec({"g": Group("g", 4)}, {"w": three})
+
+
+@pytest.mark.parametrize("sizes", [[1], [2], [7, 1, 5], [12, 12], [63]], ids=str)
+def test_count_of_symmetries_is_exact(sizes: list[int]) -> None:
+    spec = PermutationSpec({str(n): Group(str(n), size) for n, size in enumerate(sizes)}, {})
+    exact = math.log10(math.prod(math.factorial(size) for size in sizes))
+    assert spec.log10_symmetries == pytest.approx(exact, rel=1e-12, abs=1e-12)
+
+
+def test_count_of_symmetries_of_a_wide_mlp() -> None:
+    spec = chain_spec(mlp([784, 512, 512, 512, 10]).state_dict())
+    assert round(spec.log10_symmetries, 1) == 3499.6
+
+
+def test_members_and_groups() -> None:
+    spec = chain_spec(mlp([3, 4, 5, 2]).state_dict())
+    assert spec.members("0") == (("0.weight", 0), ("0.bias", 0), ("2.weight", 1))
+    assert spec.tensors["2.weight"].groups == ("2", "0")
+    assert spec.tensors["2.weight"].shape == (5, 4)
+    assert Axis(((Factor(2), Factor(3, "g")), (Factor(3, "g"),))).groups == ("g",)
+
+
+def test_validation_reports_every_problem_at_once() -> None:
+    state = CNN(2, hidden=3, side=16).state_dict()
+    spec = chain_spec(state)
+    spec.validate(state)
+    bad = {name: tensor for name, tensor in state.items() if name != "c2.bias"}
+    bad |= {"c1.bias": torch.zeros(7), "extra": torch.zeros(1)}
+    with pytest.raises(SpecError) as caught:
+        spec.validate(bad, "source")
+    for part in (
+        "source",
+        "missing: 'c2.bias'",
+        "'c1.bias' has shape [7], expected [2]",
+        "'extra'",
+    ):
+        assert part in str(caught.value)

@@ -1,0 +1,85 @@
+"""The lower bound: never above a distance, and the optimum where nothing couples."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from networks import PAIRS, pair
+from oracles import all_permutations, brute_force
+from scipy.optimize import linear_sum_assignment
+from strategies import tiny_pairs
+
+from gpu_align import METRICS, AlignmentProblem, CoordinateDescent, lower_bound, run_search
+from gpu_align._problem import optimistic
+
+
+@settings(max_examples=40)
+@given(networks=tiny_pairs())
+def test_bound_is_below_the_brute_force_optimum(networks: tuple) -> None:
+    spec, source, target = networks
+    bound = float(lower_bound(AlignmentProblem(source, target, spec)))
+    assert 0 <= bound <= brute_force(spec, source, target) + 1e-9
+
+
+@settings(max_examples=40)
+@given(networks=tiny_pairs(hidden=1))
+def test_bound_of_one_hidden_layer_is_the_optimum(networks: tuple) -> None:
+    spec, source, target = networks
+    bound = float(lower_bound(AlignmentProblem(source, target, spec)))
+    assert bound == pytest.approx(brute_force(spec, source, target), abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", PAIRS)
+def test_bound_is_below_every_distance_found(name: str, metric: str) -> None:
+    networks = pair(name)
+    problem = AlignmentProblem(
+        networks.source, networks.target, networks.spec, metric=metric, dtype=torch.float64
+    )
+    found = run_search(CoordinateDescent(starts=4, initial="random"), problem)
+    bound = float(lower_bound(problem))
+    assert 0 <= bound <= float(found.best.objective) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("name", ["recurrent", "trilinear"])
+def test_bound_of_quadratic_and_trilinear_forms(name: str) -> None:
+    for seed in range(5):
+        networks = pair(name, seed)
+        problem = AlignmentProblem(networks.source, networks.target, networks.spec)
+        best = brute_force(networks.spec, networks.source, networks.target)
+        assert float(lower_bound(problem)) <= best
+
+
+def test_bound_of_several_models_is_that_of_each() -> None:
+    one, other = pair("mlp"), pair("mlp", 1)
+    both = lower_bound(AlignmentProblem([one.source, other.source], one.target, one.spec))
+    for source, bound in zip((one.source, other.source), both.tolist(), strict=True):
+        alone = lower_bound(AlignmentProblem(source, one.target, one.spec))
+        assert float(alone) == pytest.approx(bound)
+
+
+def test_bound_grows_with_evidence_against() -> None:
+    networks = pair("shallow")
+    evidence = torch.randn(4, 4, dtype=torch.float64)
+    problem = AlignmentProblem(
+        networks.source, networks.target, networks.spec, evidence={"0": evidence}
+    )
+    unary = problem.unary["0"][0].numpy()
+    rows, columns = linear_sum_assignment(unary, maximize=True)
+    expected = float(problem.constant) - 2 * unary[rows, columns].sum()
+    assert float(lower_bound(problem)) == pytest.approx(max(expected, 0.0))
+
+
+@pytest.mark.parametrize("name", ["mlp", "trilinear", "recurrent"])
+def test_optimistic_similarity_is_never_exceeded(name: str) -> None:
+    networks = pair(name)
+    problem = AlignmentProblem(networks.source, networks.target, networks.spec)
+    every = list(all_permutations(networks.spec))[::7]
+    perms = {g: torch.tensor(np.stack([p[g] for p in every])) for g in problem.groups}
+    model = torch.zeros(len(every), dtype=torch.int64)
+    for term in problem.terms:
+        for place, group in enumerate(term.groups):
+            most = optimistic(term, place)[0]
+            if term.groups.count(group) == 1:
+                real = term.similarity(place, perms, model)
+                assert (real <= most + 1e-9).all()

@@ -1,0 +1,251 @@
+"""The layer-wise beam and its candidates: against a plain greedy pass and brute force."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import pair
+from oracles import all_permutations, brute_force, greedy_pass, objective, to_arrays
+from scipy.optimize import linear_sum_assignment
+from strategies import seeds, tiny_pairs
+from test_problem import problem_of
+from torch import Tensor
+
+from gpu_align import AlignmentProblem, KBest, LayerwiseBeam, Noise, Rounding, run_search
+from gpu_align._search import Candidates, Run
+
+
+def run_of(problem: AlignmentProblem | None = None) -> Run:
+    problem = problem or problem_of(pair("mlp"))
+    return Run(problem, torch.Generator().manual_seed(0))
+
+
+def optimum(cost: Tensor) -> float:
+    rows, columns = linear_sum_assignment(cost.numpy())
+    return float(cost.numpy()[rows, columns].sum())
+
+
+def totals(cost: Tensor, candidates: Tensor) -> Tensor:
+    """Return the cost of each candidate: [b, n, n], [b, k, n] -> [b, k]."""
+    return (
+        cost[:, None]
+        .expand(-1, candidates.shape[1], -1, -1)
+        .gather(3, candidates[..., None])
+        .sum((2, 3))
+    )
+
+
+def assert_permutations(candidates: Tensor, count: int, size: int) -> None:
+    assert candidates.shape[1:] == (count, size)
+    assert torch.equal(candidates.sort(2).values, torch.arange(size).expand_as(candidates))
+
+
+# The beam
+
+
+@pytest.mark.parametrize("euclidean", [False, True], ids=["squared", "euclidean"])
+@pytest.mark.parametrize("incoming", [False, True], ids=["settled", "incoming"])
+@pytest.mark.parametrize("metric", ["l2", "standardized"])
+@pytest.mark.parametrize("name", ["mlp", "deep", "cnn", "resnet"])
+def test_narrow_beam_is_the_greedy_pass(
+    name: str, metric: str, incoming: bool, euclidean: bool
+) -> None:
+    for seed in range(2):
+        networks = pair(name, seed)
+        search = LayerwiseBeam(
+            rule="incoming" if incoming else "settled",
+            row_distance="euclidean" if euclidean else "squared",
+            cost_metric=metric,
+        )
+        problem = problem_of(networks)
+        outcome = run_search(search, problem)
+        expected = greedy_pass(
+            *(networks.spec, networks.source, networks.target),
+            incoming=incoming,
+            euclidean=euclidean,
+            metric=metric,
+        )
+        identity = problem.identity()
+        distance = objective(networks.spec, expected, networks.source, networks.target)
+        assert float(outcome.hypotheses.objective) == pytest.approx(distance)
+        if distance < float(identity.objective):
+            for group, perm in outcome.best.perms.items():
+                assert perm[0].tolist() == expected[group].tolist()
+
+
+@settings(max_examples=25)
+@given(networks=tiny_pairs(), lookahead=st.booleans())
+def test_beam_of_everything_finds_the_optimum(networks: tuple, lookahead: bool) -> None:
+    spec, source, target = networks
+    problem = AlignmentProblem(source, target, spec)
+    largest = max(math.factorial(n) for n in [1, *problem.sizes.values()])
+    search = LayerwiseBeam(width=largest**2, candidates=KBest(largest), lookahead=lookahead)
+    outcome = run_search(search, problem)
+    best = brute_force(spec, source, target)
+    assert float(outcome.best.objective) == pytest.approx(best, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["tiny", "trilinear", "recurrent"])
+def test_wide_beam_is_no_worse_than_a_narrow_one_here(name: str) -> None:
+    networks = pair(name)
+    problem = problem_of(networks)
+    distances = [
+        float(run_search(LayerwiseBeam(width, KBest(24)), problem).best.objective)
+        for width in (1, 600)
+    ]
+    assert distances[1] <= distances[0]
+    assert distances[1] == pytest.approx(
+        brute_force(networks.spec, networks.source, networks.target)
+    )
+
+
+@pytest.mark.parametrize("name", ["tiny", "trilinear", "recurrent", "mlp"])
+def test_lookahead_score_is_admissible(name: str) -> None:
+    """No completion of a prefix is better than its score, less what later groups add alone."""
+    networks = pair(name)
+    problem = problem_of(networks)
+    run = run_of(problem)
+    search = LayerwiseBeam(width=30, candidates=KBest(5), lookahead=True)
+    every = [p for p in all_permutations(networks.spec)]
+    perms = {g: torch.tensor(np.stack([p[g] for p in every])) for g in problem.groups}
+    model = torch.zeros(len(every), dtype=torch.int64)
+    distances = problem.objective(perms, model)
+    state = search.init(run, None)
+    for number in range(1, len(problem.groups)):
+        state = search.step(run, state)
+        decided = problem.groups[:number]
+        # The part of F in which no decided group takes part; the score leaves it out.
+        later = torch.zeros(len(every), dtype=torch.float64)
+        for group in problem.groups[number:]:
+            picked = problem.unary[group][0][torch.arange(problem.sizes[group]), perms[group]]
+            later += picked.sum(1)
+        for term in problem.terms:
+            if not set(decided) & set(term.groups):
+                later += term.inner(perms, model)
+        partial = state.memory.hypotheses
+        for index in range(len(partial)):
+            same = torch.stack([(perms[g] == partial.perms[g][index]).all(1) for g in decided])
+            assert same.all(0).any()
+            completed = (distances + 2 * later)[same.all(0)]
+            assert (completed >= partial.objective[index] - 1e-9).all()
+
+
+def test_settled_scores_grow_to_the_distance() -> None:
+    networks = pair("deep")
+    problem = problem_of(networks)
+    run = run_of(problem)
+    search = LayerwiseBeam(width=3, candidates=KBest(3))
+    state = search.init(run, None)
+    for _ in problem.groups:
+        state = search.step(run, state)
+    scores = state.memory.hypotheses
+    again = problem.objective(scores.perms, scores.model)
+    assert torch.allclose(scores.objective, again)
+    assert state.hypotheses.objective.tolist() == sorted(state.hypotheses.objective.tolist())
+
+
+@pytest.mark.parametrize("rule", ["settled", "incoming"])
+@pytest.mark.parametrize("metric", [None, "standardized"], ids=["same_metric", "standardized"])
+@pytest.mark.parametrize("strength", [1e1, 1e3])
+def test_evidence_guides_the_costs(rule: str, metric: str | None, strength: float) -> None:
+    networks = pair("mlp")
+    wanted = torch.tensor([3, 1, 0, 2])
+    evidence = {"0": strength * torch.nn.functional.one_hot(wanted).double()}
+    problem = problem_of(networks, evidence=evidence)
+    outcome = run_search(LayerwiseBeam(rule=rule, cost_metric=metric), problem)
+    assert torch.equal(outcome.best.perms["0"][0], wanted)
+
+
+# Candidates
+
+
+@dataclass(frozen=True)
+class NotUndone(Candidates):
+    """What the published code of the coursework does: the rows stay shuffled."""
+
+    count: int = 10
+
+    def propose(self, run: Run, cost: Tensor) -> Tensor:
+        batch, size, _ = cost.shape
+        order = torch.rand(batch, self.count, size, generator=run.generator).argsort(dim=2)
+        shuffled = cost[torch.arange(batch)[:, None, None], order]
+        return run.assign(-shuffled.flatten(0, 1)).reshape(batch, self.count, size)
+
+
+@given(size=st.integers(1, 12), seed=seeds)
+def test_rounding_with_a_tiny_unit_is_exact(size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    cost = torch.rand(3, size, size, generator=generator, dtype=torch.float64)
+    candidates = Rounding(count=4, unit=1e-9).propose(run_of(), cost)
+    assert_permutations(candidates, 4, size)
+    for number, value in enumerate(totals(cost, candidates)):
+        assert value.tolist() == pytest.approx([optimum(cost[number])] * 4)
+
+
+def test_a_shuffle_that_is_not_undone_would_show() -> None:
+    cost = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours = totals(cost, Rounding(count=10, unit=1e-9).propose(run_of(), cost)).mean()
+    broken = totals(cost, NotUndone().propose(run_of(), cost)).mean()
+    assert ours == pytest.approx(np.mean([optimum(c) for c in cost]))
+    assert broken > 3 * ours
+
+
+def test_rounding_gives_several_optima_of_the_rounded_costs() -> None:
+    cost = torch.rand(1, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    candidates = Rounding(count=20, unit=0.5).propose(run_of(), cost)
+    assert len({tuple(row) for row in candidates[0].tolist()}) > 3
+    rounded = (cost / 0.5).round()
+    assert set(totals(rounded, candidates)[0].tolist()) == {optimum(rounded[0])}
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0], ids=["zeros", "constant"])
+@pytest.mark.parametrize(
+    "candidates", [KBest(3), Noise(3), Rounding(3)], ids=lambda c: type(c).__name__
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_candidates_of_equal_costs(
+    candidates: Candidates, value: float, dtype: torch.dtype
+) -> None:
+    problem = problem_of(pair("mlp"), dtype=dtype)
+    proposed = candidates.propose(run_of(problem), torch.full((2, 5, 5), value, dtype=dtype))
+    assert_permutations(proposed, 3, 5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_k_best_enumerates_in_order(size: int) -> None:
+    cost = torch.rand(2, size, size, dtype=torch.float64)
+    count = math.factorial(size)
+    candidates = KBest(count).propose(run_of(), cost)
+    assert_permutations(candidates, count, size)
+    value = totals(cost, candidates)
+    assert torch.equal(value, value.sort(1).values)
+    for number in range(2):
+        assert len({tuple(row) for row in candidates[number].tolist()}) == count
+        assert float(value[number, 0]) == pytest.approx(optimum(cost[number]))
+
+
+def test_noise_keeps_the_optimum_first() -> None:
+    cost = torch.rand(4, 9, 9, dtype=torch.float64)
+    candidates = Noise(count=6, scale=1.0).propose(run_of(), cost)
+    assert_permutations(candidates, 6, 9)
+    value = totals(cost, candidates)
+    assert value[:, 0].tolist() == pytest.approx([optimum(c) for c in cost])
+    assert (value[:, 1:] >= value[:, :1] - 1e-12).all()
+    assert (value[:, 1:].amax(1) > value[:, 0] + 1e-6).all()
+
+
+def test_incoming_rule_of_one_layer_ignores_what_leaves_it() -> None:
+    networks = pair("shallow")
+    changed = {**networks.source, "2.weight": torch.zeros_like(networks.source["2.weight"])}
+    perms = []
+    for source in (networks.source, changed):
+        problem = AlignmentProblem(source, networks.target, networks.spec)
+        run = run_of(problem)
+        search = LayerwiseBeam(rule="incoming")
+        state = search.step(run, search.init(run, None))
+        perms.append(to_arrays(state.hypotheses.perms, 0)["0"].tolist())
+    assert perms[0] == perms[1]

@@ -1,0 +1,97 @@
+"""Packaging: the list of packages, what an import loads, the public names."""
+
+import importlib.metadata
+import importlib.resources
+import importlib.util
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import gpu_align
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SETUPTOOLS = PROJECT["tool"]["setuptools"]
+
+
+def folder_of(package: str) -> Path:
+    """Return where setuptools finds a package, by the longest matching entry of package-dir."""
+    mapping = SETUPTOOLS["package-dir"]
+    parent = max((name for name in mapping if f"{package}.".startswith(f"{name}.")), key=len)
+    rest = package.removeprefix(parent).strip(".").replace(".", "/")
+    return ROOT / mapping[parent] / rest
+
+
+def test_every_folder_of_the_tree_is_packaged() -> None:
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "gpu_align").rglob("__init__.py")
+    }
+    assert sorted(found | {"gpu_align.kernels"}) == sorted(SETUPTOOLS["packages"])
+    assert SETUPTOOLS["packages"] == sorted(SETUPTOOLS["packages"])
+
+
+@pytest.mark.parametrize("package", SETUPTOOLS["packages"])
+def test_package_is_there_with_all_its_files(package: str) -> None:
+    folder = folder_of(package)
+    assert (folder / "__init__.py").is_file()
+    patterns = ["*.py", *SETUPTOOLS["package-data"].get(package, [])]
+    files = [path for path in folder.iterdir() if path.is_file() and path.suffix != ".pyc"]
+    left_out = [path.name for path in files if not any(map(path.match, patterns))]
+    assert left_out == []
+
+
+def test_nothing_but_gpu_align_becomes_importable() -> None:
+    assert {name.partition(".")[0] for name in SETUPTOOLS["packages"]} == {"gpu_align"}
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert importlib.util.find_spec("gpu_align.kernels") is not None
+    top_level = importlib.metadata.distribution("gpu-align").read_text("top_level.txt")
+    assert top_level is None or top_level.split() == ["gpu_align"]
+
+
+def test_package_is_marked_as_typed() -> None:
+    assert importlib.resources.files("gpu_align").joinpath("py.typed").is_file()
+
+
+def test_import_loads_nothing_heavy() -> None:
+    heavy = {"triton", "cupy", "matplotlib", "sklearn", "jinja2", "typer", "rich"}
+    # torch itself may load some of these; only what gpu_align adds counts.
+    code = (
+        "import sys, torch, safetensors.torch, scipy.optimize; before = set(sys.modules); "
+        "import gpu_align; "
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "gpu_align" in run.stdout.split()
+    assert heavy.isdisjoint(run.stdout.split())
+
+
+def test_public_names_are_complete_and_sorted() -> None:
+    names = gpu_align.__all__
+    for name in names:
+        assert getattr(gpu_align, name) is not None
+    public = {
+        name
+        for name, value in vars(gpu_align).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert set(names) == public
+
+    def kind(name: str) -> tuple[int, str]:
+        return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
+
+    assert names == sorted(names, key=kind)
+    assert len(set(names)) == len(names)
+
+
+def test_metadata_agrees_with_the_project() -> None:
+    metadata = importlib.metadata.metadata("gpu-align")
+    assert metadata["Name"] == PROJECT["project"]["name"]
+    assert metadata["Version"] == PROJECT["project"]["version"]
+    assert sys.version_info >= tuple(
+        map(int, PROJECT["project"]["requires-python"].removeprefix(">=").split("."))
+    )

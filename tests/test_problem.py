@@ -1,0 +1,354 @@
+"""The alignment problem: objective, gains, similarities and metrics against plain NumPy."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import PAIRS, Pair, mlp, pair
+from oracles import (
+    all_permutations,
+    brute_force,
+    form,
+    form_gradient,
+    objective,
+    one_hot,
+    to_arrays,
+    with_singletons,
+)
+from strategies import tiny_pairs
+from torch import Tensor
+
+from gpu_align import (
+    METRICS,
+    AlignmentProblem,
+    CheckpointError,
+    InputError,
+    Metric,
+    Permutation,
+    SpecError,
+    chain_spec,
+)
+from gpu_align._problem import Hypotheses, _terms, concatenate
+
+MODEL = torch.zeros(5, dtype=torch.int64)
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+"""Relative to the constant of the form: a few thousand roundings of the dtype."""
+
+
+def problem_of(networks: Pair, **options: object) -> AlignmentProblem:
+    return AlignmentProblem(networks.source, networks.target, networks.spec, **options)
+
+
+def oracle_objectives(networks: Pair, perms: dict[str, Tensor], metric: str = "l2") -> list[float]:
+    count = len(next(iter(perms.values())))
+    return [
+        objective(
+            networks.spec,
+            with_singletons(networks.spec, to_arrays(perms, index)),
+            networks.source,
+            networks.target,
+            metric,
+        )
+        for index in range(count)
+    ]
+
+
+def random_soft(problem: AlignmentProblem, generator: torch.Generator, batch: int = 5) -> dict:
+    """Return arbitrary matrices: the form is multilinear on all of them."""
+    return {
+        group: torch.rand(batch, n, n, generator=generator, dtype=problem.dtype)
+        for group, n in problem.sizes.items()
+    }
+
+
+@pytest.fixture(params=PAIRS)
+def networks(request: pytest.FixtureRequest) -> Pair:
+    return pair(request.param)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_objective_equals_numpy(
+    networks: Pair, metric: str, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    problem = problem_of(networks, metric=metric, dtype=dtype)
+    batch = problem.random(5, generator)
+    expected = torch.tensor(oracle_objectives(networks, batch.perms, metric), dtype=torch.float64)
+    slack = TOLERANCE[dtype] * float(problem.constant.abs())
+    assert torch.allclose(batch.objective, expected, rtol=0, atol=slack)
+    for index in range(5):
+        permutation = problem.permutation(batch, index)
+        assert problem.distance(permutation) == pytest.approx(float(expected[index]), rel=1e-10)
+
+
+def test_tensor_distances_add_up(networks: Pair, generator: torch.Generator) -> None:
+    problem = problem_of(networks)
+    permutation = Permutation.random(networks.spec, generator=generator)
+    parts = problem.tensor_distances(permutation)
+    assert set(parts) == {n for n, t in networks.spec.tensors.items() if t.counted}
+    assert sum(parts.values()) == pytest.approx(problem.distance(permutation))
+
+
+def test_batch_equals_one_by_one(networks: Pair, generator: torch.Generator) -> None:
+    problem = problem_of(networks)
+    batch = problem.random(5, generator)
+    group = problem.groups[-1]
+    together = problem.similarity(group, batch.perms, MODEL)
+    for index in range(5):
+        one = batch.select(torch.tensor([index]))
+        assert torch.allclose(problem.objective(one.perms, one.model), batch.objective[[index]])
+        alone = problem.similarity(group, one.perms, one.model)
+        assert torch.allclose(alone[0], together[index])
+
+
+def test_chunks_change_nothing(
+    networks: Pair, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problem_of(networks)
+    batch, soft = problem.random(5, generator), random_soft(problem, generator)
+    whole = problem.similarity(problem.groups[0], batch.perms, MODEL)
+    gradient = problem.soft_similarity(soft, MODEL)
+    monkeypatch.setattr(_terms, "CHUNK_ELEMENTS", 1)
+    assert torch.allclose(problem.objective(batch.perms, MODEL), batch.objective)
+    assert torch.allclose(problem.similarity(problem.groups[0], batch.perms, MODEL), whole)
+    for group, matrix in problem.soft_similarity(soft, MODEL).items():
+        assert torch.allclose(matrix, gradient[group])
+
+
+def test_gain_is_the_difference_of_objectives(networks: Pair, generator: torch.Generator) -> None:
+    problem = problem_of(networks)
+    batch, other = problem.random(5, generator), problem.random(5, generator)
+    for group in problem.groups:
+        similarity = problem.similarity(group, batch.perms, MODEL)
+        gain = problem.gain(group, similarity, other.perms[group], batch)
+        moved = problem.objective({**batch.perms, group: other.perms[group]}, MODEL)
+        assert torch.allclose(batch.objective - moved, gain, rtol=1e-10, atol=1e-10)
+
+
+def test_similarity_is_the_derivative_of_the_form(
+    networks: Pair, generator: torch.Generator
+) -> None:
+    problem = problem_of(networks)
+    batch = problem.random(1, generator)
+    perms = with_singletons(networks.spec, to_arrays(batch.perms, 0))
+    for group in [g for g in problem.groups if problem.sizes[g] <= 5]:
+        expected = form_gradient(
+            networks.spec, one_hot(perms), group, networks.source, networks.target
+        )
+        similarity = problem.similarity(group, batch.perms, MODEL[:1])[0].numpy()
+        assert np.allclose(similarity, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
+def test_soft_objective_equals_the_dense_form(networks: Pair, generator: torch.Generator) -> None:
+    problem = problem_of(networks)
+    soft = random_soft(problem, generator, batch=2)
+    fixed = {g: np.eye(1) for g in networks.spec.groups}
+    zero = {g: np.zeros((n, n)) for g, n in problem.sizes.items()}
+    free = form(networks.spec, fixed | zero, networks.source, networks.target)
+    for index, value in enumerate(problem.soft_objective(soft, MODEL[:2]).tolist()):
+        matrices = fixed | {g: matrix[index].numpy() for g, matrix in soft.items()}
+        whole = form(networks.spec, matrices, networks.source, networks.target)
+        assert value == pytest.approx(whole - free, rel=1e-9)
+
+
+def test_soft_similarity_is_the_gradient(networks: Pair, generator: torch.Generator) -> None:
+    problem = problem_of(networks)
+    soft = {g: m.requires_grad_() for g, m in random_soft(problem, generator).items()}
+    problem.soft_objective(soft, MODEL).sum().backward()
+    for group, matrix in problem.soft_similarity(soft, MODEL).items():
+        assert torch.allclose(matrix, soft[group].grad, rtol=1e-9, atol=1e-9)
+
+
+def test_soft_permutations_agree_with_hard_ones(networks: Pair, generator: torch.Generator) -> None:
+    problem = problem_of(networks)
+    batch = problem.random(5, generator)
+    soft = {
+        g: torch.nn.functional.one_hot(p, problem.sizes[g]).to(problem.dtype)
+        for g, p in batch.perms.items()
+    }
+    value = problem.constant[MODEL] - 2 * problem.soft_objective(soft, MODEL)
+    assert torch.allclose(value, batch.objective, rtol=1e-10)
+    for group, matrix in problem.soft_similarity(soft, MODEL).items():
+        assert torch.allclose(matrix, problem.similarity(group, batch.perms, MODEL), atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "groupnorm", "recurrent", "trilinear"])
+def test_several_models_equal_several_problems(name: str, generator: torch.Generator) -> None:
+    one, other = pair(name), pair(name, seed=3)
+    sources = [one.source, other.source, other.target]
+    problem = AlignmentProblem(sources, one.target, one.spec)
+    batch, soft = problem.random(2, generator), random_soft(problem, generator, batch=6)
+    assert batch.model.tolist() == [0, 0, 1, 1, 2, 2]
+    hard = {g: problem.similarity(g, batch.perms, batch.model) for g in problem.groups}
+    gradient = problem.soft_similarity(soft, batch.model)
+    value = problem.soft_objective(soft, batch.model)
+    for model, source in enumerate(sources):
+        alone = AlignmentProblem(source, one.target, one.spec)
+        chosen = batch.model == model
+        zeros = torch.zeros(2, dtype=torch.int64)
+        perms = {g: p[chosen] for g, p in batch.perms.items()}
+        part = {g: m[chosen] for g, m in soft.items()}
+        assert torch.allclose(alone.objective(perms, zeros), batch.objective[chosen])
+        assert torch.allclose(alone.soft_objective(part, zeros), value[chosen])
+        for group in problem.groups:
+            assert torch.allclose(alone.similarity(group, perms, zeros), hard[group][chosen])
+            single = alone.soft_similarity(part, zeros)[group]
+            assert torch.allclose(single, gradient[group][chosen])
+
+
+def test_evidence_enters_linearly(generator: torch.Generator) -> None:
+    networks = pair("mlp")
+    evidence = torch.rand(5, 5, generator=generator)
+    problem = problem_of(networks, evidence={"2": evidence})
+    batch = problem.random(5, generator)
+    expected = oracle_objectives(networks, batch.perms)
+    for index, perm in enumerate(batch.perms["2"]):
+        extra = float(evidence[torch.arange(5), perm].double().sum())
+        assert float(batch.objective[index]) == pytest.approx(expected[index] - 2 * extra)
+    difference = problem.similarity("2", batch.perms, MODEL) - problem_of(networks).similarity(
+        "2", batch.perms, MODEL
+    )
+    assert torch.allclose(difference, evidence.double().expand_as(difference))
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [{"2": torch.zeros(4, 4)}, {"nope": torch.zeros(5, 5)}, {"2": torch.zeros(5)}],
+    ids=["size", "name", "rank"],
+)
+def test_evidence_that_does_not_fit_is_refused(evidence: dict[str, Tensor]) -> None:
+    with pytest.raises(InputError, match="evidence"):
+        problem_of(pair("mlp"), evidence=evidence)
+
+
+@settings(max_examples=20)
+@given(networks=tiny_pairs(), metric=st.sampled_from(["l2", "standardized"]))
+def test_exhaustive_search_finds_the_brute_force_optimum(networks: tuple, metric: str) -> None:
+    spec, source, target = networks
+    problem = AlignmentProblem(source, target, spec, metric=metric)
+    every = list(all_permutations(spec))
+    perms = {g: torch.tensor(np.stack([p[g] for p in every])) for g in problem.groups}
+    model = torch.zeros(len(every), dtype=torch.int64)
+    best = float(problem.objective(perms, model).min())
+    assert best == pytest.approx(brute_force(spec, source, target, metric), abs=1e-9)
+
+
+def test_group_on_both_axes_is_quadratic() -> None:
+    problem = problem_of(pair("recurrent"))
+    assert problem.is_quadratic("h")
+    assert not problem.is_quadratic("o")
+    assert problem.neighbours("h") == ("h", "o")
+    assert problem.neighbours("o") == ("h",)
+
+
+# Metrics
+
+
+def test_normalized_is_the_mean_square_of_standardised_tensors(generator: torch.Generator) -> None:
+    networks = pair("cnn")
+    permutation = Permutation.random(networks.spec, generator=generator)
+    moved, expected = permutation.apply(networks.source), 0.0
+    for name, tensor_spec in networks.spec.tensors.items():
+        if tensor_spec.counted:
+            a, b = networks.target[name].numpy(), moved[name].numpy()
+            a, b = ((x - x.mean()) / x.std(ddof=1) for x in (a, b))
+            expected += np.mean((a - b) ** 2)
+    assert problem_of(networks, metric="normalized").distance(permutation) == pytest.approx(
+        expected
+    )
+
+
+INVARIANCES = {
+    "row": lambda t: t * torch.rand(len(t), *[1] * (t.ndim - 1)) if t.ndim > 1 else t,
+    "standardized": lambda t: 3 * t + 5,
+    "normalized": lambda t: 0.1 * t - 1,
+}
+
+
+@pytest.mark.parametrize("metric", INVARIANCES)
+def test_metric_does_not_see_what_it_divides_out(metric: str) -> None:
+    networks = pair("cnn")
+    identity = Permutation.identity(networks.spec)
+    changed = {
+        name: INVARIANCES[metric](t) if t.is_floating_point() else t
+        for name, t in networks.source.items()
+    }
+    before = problem_of(networks, metric=metric).distance(identity)
+    after = problem_of(replace(networks, source=changed), metric=metric).distance(identity)
+    assert after == pytest.approx(before, rel=1e-9)
+    assert problem_of(replace(networks, source=changed)).distance(identity) != pytest.approx(
+        problem_of(networks).distance(identity), rel=1e-2
+    )
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("value", [0.0, 0.5], ids=["zeros", "constant"])
+def test_constant_tensors_give_finite_distances(metric: str, value: float) -> None:
+    networks = pair("mlp")
+    constant = {name: torch.full_like(t, value) for name, t in networks.source.items()}
+    problem = problem_of(replace(networks, source=constant), metric=metric)
+    assert torch.isfinite(problem.identity().objective).all()
+    for group in problem.groups:
+        assert torch.isfinite(problem.similarity(group, problem.identity().perms, MODEL[:1])).all()
+
+
+def test_metric_of_ones_own() -> None:
+    networks = pair("mlp")
+    doubled = Metric("doubled", lambda tensor: 2 * tensor, lambda tensor: 3.0)
+    identity = Permutation.identity(networks.spec)
+    expected = 12 * problem_of(networks).distance(identity)
+    assert problem_of(networks, metric=doubled).distance(identity) == pytest.approx(expected)
+    with pytest.raises(InputError, match="nope"):
+        problem_of(networks, metric="nope")
+
+
+# Refusals and hypotheses
+
+
+@pytest.mark.parametrize("role", ["source", "target"])
+@pytest.mark.parametrize("bad", ["nan", "inf", "integer", "shape"])
+def test_weights_that_cannot_be_compared_are_refused(role: str, bad: str) -> None:
+    networks = pair("mlp")
+    tensor = networks.source["2.bias"].clone()
+    tensor[0] = {"nan": torch.nan, "inf": -torch.inf}.get(bad, 0.0)
+    tensor = {"integer": tensor.to(torch.int8), "shape": tensor[:2]}.get(bad, tensor)
+    states = {role: {**networks.source, "2.bias": tensor}}
+    error = SpecError if bad == "shape" else CheckpointError
+    with pytest.raises(error, match=r"2\.bias") as caught:
+        problem_of(replace(networks, **states))
+    assert role in str(caught.value)
+
+
+def test_large_float64_weights_are_finite() -> None:
+    state = {name: 1e100 * t.double() for name, t in mlp([2, 3, 2]).state_dict().items()}
+    problem = AlignmentProblem(state, state, chain_spec(state))
+    assert torch.isfinite(problem.identity().objective).all()
+
+
+def test_best_keeps_distinct_hypotheses_of_each_model() -> None:
+    perms = torch.tensor([[0, 1, 2], [1, 0, 2], [0, 1, 2], [2, 1, 0], [1, 0, 2], [1, 0, 2]])
+    batch = Hypotheses(
+        {"g": perms},
+        torch.tensor([0, 0, 0, 0, 1, 1]),
+        torch.tensor([1.0, 3.0, 1.0, 2.0, 5.0, 4.0], dtype=torch.float64),
+        torch.arange(6),
+    )
+    best = batch.best(3)
+    assert best.origin.tolist() == [0, 3, 1, 5, 4]
+    assert best.model.tolist() == [0, 0, 0, 1, 1]
+    assert batch.best().objective.tolist() == [1.0, 4.0]
+    assert len(concatenate([batch, best])) == 11
+
+
+@given(st.lists(st.permutations(range(4)), min_size=1, max_size=30), st.data())
+def test_fingerprints_tell_permutations_apart(rows: list[list[int]], data: st.DataObject) -> None:
+    others = [data.draw(st.permutations(range(3))) for _ in rows]
+    perms = {"g": torch.tensor(rows), "h": torch.tensor(others)}
+    zeros = torch.zeros(len(rows), dtype=torch.int64)
+    prints = Hypotheses(perms, zeros, zeros.double(), zeros).fingerprint().tolist()
+    keys = [(tuple(a), tuple(b)) for a, b in zip(rows, others, strict=True)]
+    assert len(set(keys)) == len(set(prints))
+    assert len(dict(zip(keys, prints, strict=True))) == len(set(zip(keys, prints, strict=True)))
