@@ -58,6 +58,18 @@ def save_checkpoint(
         raise _unknown_output(out)
 
 
+def check_conversion(out: Path, like: Checkpoint) -> None:
+    """Check that the format of `out` has a place for everything that `like` holds.
+
+    Raises:
+        CheckpointError: names what would be lost.
+    """
+    if out.suffix.lower() in TORCH_SUFFIXES:
+        _check_no_metadata_lost(out, like)
+    else:
+        _safetensors_metadata(out, like)
+
+
 def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
     if not tensors:
         raise CheckpointError("no tensors to write; a checkpoint needs at least one")

@@ -1,5 +1,6 @@
 """`gpu-align align`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,7 @@ from gpu_align._cli._searches import NAMES, make_search
 from gpu_align._cli._summary import print_summary, print_written
 from gpu_align._cli._terminal import display, print_json, warn
 from gpu_align._errors import GpuAlignError
-from gpu_align._problem import METRICS
+from gpu_align._problem import METRICS, AlignmentProblem
 from gpu_align._problem._metric import as_metric
 from gpu_align._result import AlignmentResult
 from gpu_align._search import Budget
@@ -166,6 +167,10 @@ def align(
             check=None if named is None else _function_check(named),
         )
         _refuse_wrong(result)
+        if report is not None and result.status is not Status.INTERRUPTED:
+            screen.stage("widening the beam for the report")
+            problem = AlignmentProblem(source_file.tensors, target_state, symmetries, metric=metric)
+            result = with_beam_widths(result, problem)
         screen.stage("writing")
         written, failure = outputs.write(result, source_file, f"{source.name} to {target.name}")
     for warning in source_file.warnings if "out" in written else ():
@@ -184,6 +189,15 @@ def align(
 
 def _function_check(model: NamedModel) -> FunctionCheck:
     return lambda before, after: output_difference(model.module, model.inputs, before, after)
+
+
+def with_beam_widths(result: AlignmentResult, problem: AlignmentProblem) -> AlignmentResult:
+    """Return the result with the study of beam widths that the report draws."""
+    # Figures are slow to import, and nothing else needs them.
+    from gpu_align._report import beam_width_study
+
+    rows = beam_width_study(problem, seed=result.seed)
+    return replace(result, studies={**result.studies, "beam_width": rows})
 
 
 def _refuse_wrong(result: AlignmentResult) -> None:

@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from gpu_align._checkpoint import Checkpoint, save_checkpoint
-from gpu_align._checkpoint._save import _check_no_metadata_lost, _safetensors_metadata
-from gpu_align._checkpoint._types import FILE_SUFFIXES, INDEX_SUFFIX, TORCH_SUFFIXES
+from gpu_align._checkpoint import Checkpoint, check_conversion, save_checkpoint
+from gpu_align._checkpoint._types import FILE_SUFFIXES, INDEX_SUFFIX
 from gpu_align._errors import CheckpointError, GpuAlignError, InputError
 from gpu_align._result import AlignmentResult
 
@@ -58,10 +57,7 @@ def check_checkpoint(path: Path, like: Checkpoint, *, reads: Iterable[Path]) -> 
             )
         return
     check_file(path, FILE_SUFFIXES, reads=reads)
-    if path.suffix.lower() in TORCH_SUFFIXES:
-        _check_no_metadata_lost(path, like)
-    else:
-        _safetensors_metadata(path, like)
+    check_conversion(path, like)
 
 
 def _check_place(path: Path) -> None:
