@@ -29,6 +29,7 @@ class AlignmentProblem:
         models: number of sources.
         constant: float64 [m].
         unary: group -> [m, n, n], similarity that depends on no other group.
+        evidence: group -> [n, n], what was given.
         terms: terms that couple two or more groups.
 
     Source: Ainsworth et al., Git Re-Basin (ICLR 2023), section 3.2, equation 1; the sum of
@@ -76,8 +77,8 @@ class AlignmentProblem:
         self._all_terms = form.terms
         self.terms = tuple(term for term in form.terms if len(term.groups) > 1)
         self.unary = {name: self._unary(name) for name in self.groups}
-        self._evidence = dict(evidence or {})
-        for name, extra in self._evidence.items():
+        self.evidence = dict(evidence or {})
+        for name, extra in self.evidence.items():
             size = self.sizes.get(name)
             if size is None or extra.shape != (size, size):
                 raise InputError(
@@ -117,7 +118,7 @@ class AlignmentProblem:
             self._target,
             spec,
             metric=metric,
-            evidence=self._evidence,
+            evidence=self.evidence,
             dtype=self.dtype,
         )
 

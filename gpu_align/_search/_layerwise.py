@@ -133,8 +133,8 @@ class LayerwiseBeam(Search):
             for term, place in _opened(problem, partial.decided):
                 similarity += optimistic(term, place).to(similarity)[model]
                 norms += term.squared_norms(place)[model]
-        squared = (norms - 2 * similarity).clamp_min(0)
-        return squared.sqrt() if self.row_distance == "euclidean" else squared
+        squared = norms - 2 * similarity
+        return squared.clamp_min(0).sqrt() if self.row_distance == "euclidean" else squared
 
 
 def _is_incoming(tensor: TensorSpec) -> bool:
