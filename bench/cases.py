@@ -1,5 +1,6 @@
 """Networks of the benches: architectures, and pairs of trained checkpoints given by the user."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -15,7 +16,7 @@ PAIRS = "GPU_ALIGN_PAIRS"
 
 def mlp(widths: list[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
