@@ -52,6 +52,10 @@ def draw_order(run: Run, batch: int, order: Order) -> Tensor:
 def sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
     """Solve the assignment of every stale group once, in each hypothesis's own order.
 
+    Groups that are not coupled do not see each other's moves, so a group may be taken as soon as
+    no group it is coupled to is still to come before it. Of all groups that may be taken the one
+    with the most hypotheses goes first: larger batches, the same result.
+
     A move is kept only if it lowers the distance by more than rounding noise, so descent ends.
 
     Args:
@@ -59,12 +63,31 @@ def sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
         descent: the batch.
         order: int64 [b, groups].
     """
-    for place in order.T:
-        for number in place.unique().tolist():
-            chosen = ((place == number) & descent.stale[:, number]).nonzero().flatten()
-            if len(chosen):
-                descent = _move(run, descent, number, chosen)
+    coupled = _coupling(run)
+    rank = order.argsort(1)
+    waiting_for = ((rank[:, :, None] > rank[:, None, :]) & coupled).sum(2)
+    pending = torch.ones_like(rank, dtype=torch.bool)
+    while bool(pending.any()):
+        ready = pending & (waiting_for == 0)
+        number = int(ready.sum(0).argmax())
+        chosen = ready[:, number].nonzero().flatten()
+        pending[chosen, number] = False
+        later = rank[chosen] > rank[chosen, number, None]
+        waiting_for[chosen] -= (coupled[number] & later).long()
+        chosen = chosen[descent.stale[chosen, number]]
+        if len(chosen):
+            descent = _move(run, descent, number, chosen)
     return descent
+
+
+def _coupling(run: Run) -> Tensor:
+    """Return which groups share a term, bool [groups, groups]."""
+    groups = run.problem.groups
+    coupled = torch.zeros(len(groups), len(groups), dtype=torch.bool)
+    for number, group in enumerate(groups):
+        for neighbour in run.problem.neighbours(group):
+            coupled[number, groups.index(neighbour)] = True
+    return coupled
 
 
 def _move(run: Run, descent: Descent, number: int, chosen: Tensor) -> Descent:
