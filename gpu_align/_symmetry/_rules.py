@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gpu_align._symmetry._classes import AxisClass, Structure, line_up
+from gpu_align._symmetry._classes import AxisClass, Structure, concat, line_up, product
 
 
 class TensorAxes(tuple[AxisClass, ...]):
@@ -21,10 +21,15 @@ class TensorAxes(tuple[AxisClass, ...]):
 
 @dataclass(frozen=True)
 class Call:
-    """The op being traced: its name for messages and the shape of its first output."""
+    """The op being traced: its name for messages and the shapes of its outputs."""
 
     op: str
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the first output."""
+        return self.shapes[0]
 
     def unify(self, a: AxisClass, b: AxisClass) -> None:
         """Tie two axes; if they cannot be tied this op is named as what pins them."""
@@ -88,12 +93,40 @@ def _convolution(
     (*batch, channels), spatial = _spatial(call, input, count)
     if groups == 1:
         call.unify(channels, weight[1])
+    elif groups == channels.size:
+        # Depthwise: each channel makes its own outputs, in the same order in every channel.
+        multiple = AxisClass(weight[0].size // groups)
+        call.unify(weight[0], product([channels, multiple]))
     else:
-        grouped = Call(f"{call.op} with groups={groups}", call.shape)
+        grouped = Call(f"{call.op} with groups={groups}", call.shapes)
         grouped.pin((channels, weight[0], weight[1]))
     if bias is not None:
         call.unify(bias[0], weight[0])
     return TensorAxes((*batch, weight[0], *spatial))
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _transposed_convolution(
+    call: Call,
+    input: TensorAxes,
+    weight: TensorAxes,
+    bias: TensorAxes | None = None,
+    groups: int = 1,
+    **_: Any,
+) -> TensorAxes:
+    """The weight is [in, out / groups, ...], the other way round than a convolution's."""
+    call.pin(weight[2:])
+    (*batch, channels), spatial = _spatial(call, input, len(weight) - 2)
+    if groups > 1:
+        grouped = Call(f"{call.op} with groups={groups}", call.shapes)
+        grouped.pin((channels, weight[0], weight[1]))
+        out = AxisClass(weight[1].size * groups, pinned=f"op {grouped.op}")
+    else:
+        call.unify(channels, weight[0])
+        out = weight[1]
+    if bias is not None:
+        call.unify(bias[0], out)
+    return TensorAxes((*batch, out, *spatial))
 
 
 @rule("matmul", "mm", "bmm")
@@ -238,6 +271,30 @@ def _pool3d(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     return TensorAxes((*(split := _spatial(call, self, 3))[0], *split[1]))
 
 
+@rule("upsample_nearest1d", "upsample_linear1d")
+def _upsample1d(call: Call, input: TensorAxes, **_: Any) -> TensorAxes:
+    return TensorAxes((*(split := _spatial(call, input, 1))[0], *split[1]))
+
+
+@rule("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
+def _upsample2d(call: Call, input: TensorAxes, **_: Any) -> TensorAxes:
+    return TensorAxes((*(split := _spatial(call, input, 2))[0], *split[1]))
+
+
+@rule("upsample_nearest3d", "upsample_trilinear3d")
+def _upsample3d(call: Call, input: TensorAxes, **_: Any) -> TensorAxes:
+    return TensorAxes((*(split := _spatial(call, input, 3))[0], *split[1]))
+
+
+@rule("pixel_shuffle")
+def _pixel_shuffle(call: Call, self: TensorAxes, upscale_factor: int) -> TensorAxes:
+    """Channels c r r become places: c is free, the places inside a channel are not."""
+    (*batch, channels), spatial = _spatial(call, self, 2)
+    kept, inner = AxisClass(call.shape[-3]), call.pinned(upscale_factor**2)
+    channels.refine(Structure.PRODUCT, [kept, inner], f"op {call.op}")
+    return TensorAxes((*batch, kept, *spatial))
+
+
 # Symmetric reductions do not see the order of what they reduce.
 
 
@@ -274,6 +331,102 @@ def _reshape(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
         else:
             before[0].refine(Structure.PRODUCT, after, f"op {call.op}")
     return out
+
+
+# Concatenation, and its inverse.
+
+
+@rule("cat", "concat", "concatenate")
+def _concatenation(call: Call, tensors: list[TensorAxes], dim: int = 0) -> TensorAxes:
+    place = dim % len(call.shape)
+    # torch passes over empty vectors whatever the rank of the others.
+    parts = [axes for axes in tensors if len(axes) == len(call.shape)]
+    return _joined(call, parts, place, concat([axes[place] for axes in parts]))
+
+
+@rule("stack")
+def _stack(call: Call, tensors: list[TensorAxes], dim: int = 0) -> TensorAxes:
+    place = dim % len(call.shape)
+    parts = [TensorAxes((*axes[:place], AxisClass(1), *axes[place:])) for axes in tensors]
+    return _joined(call, parts, place, call.pinned(len(tensors)))
+
+
+def _joined(call: Call, parts: list[TensorAxes], place: int, along: AxisClass) -> TensorAxes:
+    for axes in parts[1:]:
+        for number, axis in enumerate(axes):
+            if number != place:
+                call.unify(parts[0][number], axis)
+    return TensorAxes((*parts[0][:place], along, *parts[0][place + 1 :]))
+
+
+def _cut(call: Call, self: TensorAxes, dim: int, sizes: list[int]) -> list[TensorAxes]:
+    """Cut an axis into neighbouring parts; units then stay inside their part."""
+    place = dim % len(self)
+    parts = [AxisClass(size) for size in sizes]
+    self[place].refine(Structure.CONCAT, parts, f"op {call.op}")
+    return [TensorAxes((*self[:place], part, *self[place + 1 :])) for part in parts]
+
+
+@rule("split", "split_with_sizes", "chunk", "tensor_split")
+def _split(call: Call, self: TensorAxes, dim: int = 0, **_: Any) -> tuple[TensorAxes, ...]:
+    return tuple(_cut(call, self, dim, [shape[dim] for shape in call.shapes]))
+
+
+@rule("unbind")
+def _unbind(call: Call, self: TensorAxes, dim: int = 0) -> tuple[TensorAxes, ...]:
+    place = dim % len(self)
+    call.pin(self[place : place + 1])
+    return (TensorAxes((*self[:place], *self[place + 1 :])),) * len(call.shapes)
+
+
+@rule("slice")
+def _slice(
+    call: Call,
+    self: TensorAxes,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> TensorAxes:
+    size = self[dim].size
+    if step != 1:
+        call.pin((self[dim],))
+        return TensorAxes((*self[: dim % len(self)], call.pinned(call.shape[dim]), *self[dim:][1:]))
+    first, last, _ = slice(start, end).indices(size)
+    last = max(first, last)
+    return _cut(call, self, dim, [first, last - first, size - last])[1]
+
+
+@rule("select")
+def _select(call: Call, self: TensorAxes, dim: int, index: int) -> TensorAxes:
+    place, size = dim % len(self), self[dim].size
+    first = index % size
+    chosen = _cut(call, self, dim, [first, 1, size - first - 1])[1]
+    return TensorAxes((*chosen[:place], *chosen[place + 1 :]))
+
+
+@rule("glu")
+def _gated_linear_unit(call: Call, self: TensorAxes, dim: int = -1) -> TensorAxes:
+    value, gate = _cut(call, self, dim, [call.shape[dim]] * 2)
+    call.unify(value[dim], gate[dim])
+    return value
+
+
+@rule("constant_pad_nd", "pad")
+def _pad(
+    call: Call, self: TensorAxes, pad: list[int], mode: str = "constant", value: Any = None
+) -> TensorAxes:
+    """Constants beside units are places of their own; reflections depend on the order."""
+    out = list(self)
+    for number, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True), start=1):
+        if (before, after) == (0, 0):
+            continue
+        if mode == "constant" and before >= 0 and after >= 0:
+            out[-number] = concat([call.pinned(before), self[-number], call.pinned(after)])
+        else:
+            call.pin((self[-number],))
+            out[-number] = call.pinned(call.shape[-number])
+    return TensorAxes(out)
 
 
 @rule("permute")

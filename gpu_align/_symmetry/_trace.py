@@ -152,16 +152,18 @@ def _call(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     if not isinstance(node.target, torch._ops.OpOverload):
         return _pin_touched(node, values, f"{node.target} has no rule")
     op = node.target._schema.name.removeprefix("aten::")
-    shape = _shape(node)
+    shapes = _shapes(node)
     if not _gives_tensors(node) and not node.target._schema.is_mutable:
         return None
     rule = RULES.get(op) or RULES.get(op.removesuffix("_"))
-    if rule is None or shape is None:
+    if rule is None or shapes is None:
         return _pin_touched(node, values, f"op {op} has no rule")
     names = [argument.name for argument in node.target._schema.arguments]
-    axes = rule(Call(op, shape), **dict(zip(names, args, strict=False)), **kwargs)
-    assert tuple(axis.size for axis in axes) == shape, f"rule of {op}: {axes} is not {shape}"
-    return axes
+    found = rule(Call(op, shapes), **dict(zip(names, args, strict=False)), **kwargs)
+    outputs = (found,) if isinstance(found, TensorAxes) else found
+    sizes = tuple(tuple(axis.size for axis in axes) for axes in outputs)
+    assert sizes == shapes, f"rule of {op}: {sizes} is not {shapes}"
+    return found
 
 
 def _pin_touched(node: fx.Node, values: Mapping[fx.Node, Any], reason: str) -> Any:
@@ -179,10 +181,13 @@ def _pin_all(value: Any, reason: str) -> None:
             _pin_all(part, reason)
 
 
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
-    """Return the shape of a node with one tensor as output, else None."""
+def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...] | None:
+    """Return the shapes of a node whose outputs are one tensor or a list of them, else None."""
     value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else None
+    values = [value] if isinstance(value, Tensor) else value
+    if not isinstance(values, tuple | list) or not all(isinstance(v, Tensor) for v in values):
+        return None
+    return tuple(tuple(v.shape) for v in values)
 
 
 def _gives_tensors(node: fx.Node) -> bool:
