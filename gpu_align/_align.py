@@ -24,7 +24,7 @@ from gpu_align._search import (
 )
 from gpu_align._symmetry import PermutationSpec, chain_spec, discover
 from gpu_align._symmetry._spec import StateDict
-from gpu_align._symmetry._verify import output_difference
+from gpu_align._symmetry._verify import output_difference, tied_names
 
 Network = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
 FunctionCheck = Callable[[StateDict, StateDict], float]
@@ -107,13 +107,22 @@ def align(
     target_state = _state_dict(target)
     model = next((n for n in (target, *sources) if isinstance(n, nn.Module)), None)
     if spec is None:
-        if model is not None and example_inputs is not None:
-            spec = discover(model, example_inputs)
-        else:
+        if model is None:
             spec = chain_spec(target_state)
-    check = None
-    if model is not None and example_inputs is not None:
-        check = _function_check(model, example_inputs)
+        elif example_inputs is None:
+            raise InputError(
+                "a module was given without example_inputs, which tracing needs; pass them, or a "
+                "spec, or module.state_dict() to have it read as a plain chain"
+            )
+        else:
+            spec = discover(model, example_inputs)
+    for network in (*sources, target):
+        if isinstance(network, nn.Module):
+            _check_ties(network, spec)
+    checks = [
+        _function_check(network if isinstance(network, nn.Module) else model, example_inputs)
+        for network in sources
+    ]
     results = align_state_dicts(
         states,
         target_state,
@@ -124,7 +133,7 @@ def align(
         seed=seed,
         budget=budget,
         progress=progress,
-        check=check,
+        checks=checks,
     )
     return results if isinstance(source, list | tuple) else results[0]
 
@@ -140,9 +149,9 @@ def align_state_dicts(
     seed: int,
     budget: Budget | None,
     progress: ProgressCallback | None,
-    check: FunctionCheck | None,
+    checks: Sequence[FunctionCheck | None],
 ) -> list[AlignmentResult]:
-    """Align state dicts whose spec is known; `check` compares outputs before and after."""
+    """Align state dicts whose spec is known; `checks` compare each source before and after."""
     problem = AlignmentProblem(sources, target, spec, metric=metric)
     if search is None:
         patient = budget is not None and budget.seconds is not None
@@ -151,7 +160,7 @@ def align_state_dicts(
     exact = AlignmentProblem(sources, target, spec, metric=metric, dtype=torch.float64)
     bounds = lower_bound(exact)
     results = []
-    for model, source in enumerate(sources):
+    for model, (source, check) in enumerate(zip(sources, checks, strict=True)):
         permutation = problem.permutation(outcome.best, model)
         moved = permutation.apply(source)
         reports = group_reports(exact, permutation, model)
@@ -189,13 +198,30 @@ def _state_dict(network: Network) -> StateDict:
     if isinstance(network, str | os.PathLike):
         return load_checkpoint(network).tensors
     if isinstance(network, Mapping):
-        return network
+        for name, value in network.items():
+            if not isinstance(value, Tensor):
+                raise InputError(
+                    f"expected tensors in the state dict, got {type(value).__name__} for {name!r}"
+                )
+        return {name: tensor.detach() for name, tensor in network.items()}
     raise InputError(
         f"expected a module, a state dict or the path of a checkpoint, got {type(network).__name__}"
     )
 
 
-def _function_check(model: nn.Module, example_inputs: object) -> FunctionCheck:
+def _check_ties(model: nn.Module, spec: PermutationSpec) -> None:
+    """Check that what a module shares is permuted as one."""
+    for names in tied_names(model):
+        if len({spec.ties.get(name, name) for name in names}) > 1:
+            raise InputError(
+                f"a module shares one tensor under the names {', '.join(names)}, the spec does not "
+                "tie them; pass a spec discovered from this module, or untie the module"
+            )
+
+
+def _function_check(model: nn.Module | None, example_inputs: object) -> FunctionCheck | None:
+    if model is None or example_inputs is None:
+        return None
     return lambda before, after: output_difference(model, example_inputs, before, after)
 
 
@@ -210,6 +236,8 @@ def _winner(search: Search, outcome: Outcome, model: int) -> str:
     if not isinstance(search, Portfolio):
         return search.name
     origin = search.describe(int(outcome.best.origin[model]))
+    if len(outcome.best) > 1:
+        return origin  # the history is that of all models together
     best = outcome.history[-1].best_distance
     last = next((e.stage for e in outcome.history if e.best_distance <= best * (1 + 1e-6)), origin)
     return origin if last in (origin, search.name) else f"{origin}, refined by {last}"

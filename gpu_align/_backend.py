@@ -30,7 +30,7 @@ def backends() -> tuple[Backend, ...]:
     """Probe the libraries and devices; nothing heavy is imported."""
     return (
         Backend("scipy", True, f"SciPy {version('scipy')}: assignment on the CPU"),
-        _library("lapx", "assignment on the CPU, 2-4x faster than SciPy", "fast"),
+        _library("lapx", "assignment on the CPU, mostly faster than SciPy", "fast"),
         _cuda(),
         _library("triton", "row-distance kernels on the GPU", "cuda"),
         _cupy(),

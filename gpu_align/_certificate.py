@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gpu_align._assignment import AssignmentProblem, solve
 from gpu_align._permutation import Permutation
-from gpu_align._problem import AlignmentProblem
+from gpu_align._problem import AlignmentProblem, optimistic
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,11 @@ class GroupReport:
         name, units: the group.
         moved: how many units change place.
         distance_before, distance_after: squared distance over the group's tensors.
-        primal: `sum_i S[i, p_i]` of the assignment found, the others fixed; float64.
-        dual: the largest value any assignment of this group could have, from potentials.
-        gap: `dual - primal`; 0 to rounding if no other assignment of this group is better.
+        primal: what the group contributes to F as it is assigned, the others fixed; float64.
+        dual: no assignment of this group contributes more, the others fixed; from potentials.
+        gap: `dual - primal`; 0 to rounding proves that no other assignment of this group is
+            better. A group on two axes of one tensor has a bound in place of its similarity
+            there, so its gap may stay open at an optimum.
     """
 
     name: str
@@ -72,8 +74,8 @@ def group_reports(
     index = torch.tensor([model])
     reports = []
     for name in problem.groups:
-        similarity = problem.similarity(name, perms, index)
-        primal = float(similarity.gather(2, perms[name][..., None]).sum(dtype=torch.float64))
+        primal = float(problem.touched(name, perms, index))
+        similarity = _bounding_similarity(problem, name, perms, index)
         solution = solve(AssignmentProblem(similarity, maximize=True), certify=True)
         assert solution.row_dual is not None
         assert solution.col_dual is not None
@@ -92,6 +94,21 @@ def group_reports(
             )
         )
     return tuple(reports)
+
+
+def _bounding_similarity(
+    problem: AlignmentProblem, group: str, perms: dict[str, Tensor], index: Tensor
+) -> Tensor:
+    """Return the similarity of a group, with bounds for the terms it is quadratic in."""
+    total = problem.unary[group][index]
+    for term in problem.touching(group):
+        repeated = term.groups.count(group)
+        for place in (n for n, name in enumerate(term.groups) if name == group):
+            if repeated == 1:
+                total = total + term.similarity(place, perms, index)
+            else:
+                total = total + optimistic(term, place)[index] / repeated
+    return total
 
 
 def cost_matrix(

@@ -42,6 +42,8 @@ class Permutation:
             )
         for name, group in self.spec.groups.items():
             perm = self.perms[name]
+            if not isinstance(perm, Tensor):
+                raise SpecError(f"group {name!r}: expected a tensor, got {type(perm).__name__}")
             if perm.dtype != torch.int64 or not torch.equal(
                 perm.sort().values, torch.arange(group.size)
             ):

@@ -1,5 +1,6 @@
 """align: end to end, from modules, state dicts and files to a certified result."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 
 from gpu_align import (
     METRICS,
+    AlignmentProblem,
     AlignmentResult,
     Annealing,
     BeamDescent,
@@ -32,6 +34,7 @@ from gpu_align import (
     backends,
     discover,
 )
+from gpu_align._certificate import group_reports
 
 FAST = CoordinateDescent()
 GAP_TOLERANCE = 1e-9
@@ -126,12 +129,17 @@ def test_every_form_of_network_gives_the_same(
     source_form: Callable, target_form: Callable, tmp_path: Path
 ) -> None:
     networks = pair("cnn")
+    traced = as_module in (source_form, target_form)
     result = align(
-        source_form(networks.source, tmp_path), target_form(networks.target, tmp_path), search=FAST
+        source_form(networks.source, tmp_path),
+        target_form(networks.target, tmp_path),
+        example_inputs=model_of("cnn")[1] if traced else None,
+        search=FAST,
     )
     expected = align(networks.source, networks.target, spec=networks.spec, search=FAST)
     assert result.distance == pytest.approx(expected.distance)
-    assert "chain" in result.origin
+    assert ("traced" if traced else "chain") in result.origin
+    assert (result.function_difference is None) == (not traced)
     assert set(result.state_dict) == set(networks.source)
 
 
@@ -262,7 +270,9 @@ REFUSED = {
     "metric": (lambda s: align(s, s, metric="nope"), InputError),
     "device": (lambda s: align(s, s, device="tpu"), InputError),
     "no_file": (lambda s: align("missing.safetensors", s), CheckpointError),
-    "other_network": (lambda s: align(mlp([3, 5, 2]), s), SpecError),
+    "other_network": (lambda s: align(mlp([3, 5, 2]).state_dict(), s), SpecError),
+    "module_alone": (lambda s: align(mlp([3, 4, 2]), s), InputError),
+    "not_a_tensor": (lambda s: align({**s, "0.bias": 3}, s), InputError),
     "inputs": (lambda s: align(mlp([3, 4, 2]), s, example_inputs=torch.ones(1, 9)), ModelError),
 }
 
@@ -297,3 +307,38 @@ def test_spec_of_the_model_is_used() -> None:
     result = align(other.state_dict(), model, example_inputs=inputs, search=FAST)
     assert result.permutation.spec.groups == discover(model, inputs).groups
     assert result.function_preserved
+
+
+def test_a_module_that_ties_more_than_the_spec_is_refused() -> None:
+    def build(tied: bool) -> nn.Module:
+        model = nn.Sequential(
+            nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)
+        )
+        if tied:
+            model[4].weight = model[2].weight
+        return model.double()
+
+    inputs = torch.randn(2, 3, dtype=torch.float64)
+    with pytest.raises(InputError, match=r"shares one tensor under the names 2\.weight, 4\.weight"):
+        align(build(True), build(False), example_inputs=inputs)
+    result = align(build(False), build(False), example_inputs=inputs, search=FAST)
+    assert result.function_preserved
+
+
+def test_certificate_of_a_group_on_two_axes_is_a_proof() -> None:
+    """Brute force over the one group: the dual is never below what some order of it reaches."""
+    networks = pair("recurrent")
+    problem = AlignmentProblem(networks.source, networks.target, networks.spec, dtype=torch.float64)
+    (group,) = [name for name in problem.groups if problem.is_quadratic(name)]
+    others = {name: torch.arange(size)[None] for name, size in problem.sizes.items()}
+    found = Permutation.identity(networks.spec)
+    report = next(r for r in group_reports(problem, found) if r.name == group)
+    reached = [
+        float(
+            problem.touched(group, {**others, group: torch.tensor([order])}, torch.zeros(1).long())
+        )
+        for order in itertools.permutations(range(problem.sizes[group]))
+    ]
+    assert report.primal == pytest.approx(reached[0])
+    assert report.dual >= max(reached) - 1e-9
+    assert report.gap >= max(reached) - reached[0] - 1e-9

@@ -71,7 +71,6 @@ REFUSED = {
     "only_norms": lambda: nn.LayerNorm(3),
     "depthwise": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, groups=4)),
     "no_chain": lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)),
-    "shared_prelu": lambda: nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)),
     "nested": lambda: nn.Sequential(mlp([3, 4]), mlp([4, 4]), mlp([4, 2])),
     "empty": nn.Sequential,
 }
@@ -108,3 +107,11 @@ def test_equal_layers_that_fit_nowhere_do_not_multiply_the_work(
     monkeypatch.setattr(_chain, "_fits", counted)
     with pytest.raises(SpecError):
         chain_spec(state)
+
+
+@pytest.mark.parametrize("slopes", [1, 4])
+def test_prelu_is_part_of_a_chain(slopes: int) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.PReLU(slopes), nn.Linear(4, 2)).double()
+    spec = chain_spec(model.state_dict())
+    assert {name: group.size for name, group in spec.groups.items()} == {"0": 4}
+    assert spec.verify(model, torch.randn(2, 3, dtype=torch.float64)) <= 1e-9

@@ -36,7 +36,10 @@ class AutoAssignment(AbstractAssignmentSolver):
             return ScipyAssignment(), (
                 f"lapx is installed, but gains nothing on one problem of n = {problem.n}: SciPy"
             )
-        return LapxAssignment(), "lapx is installed: 2-4x faster than SciPy"
+        return (
+            LapxAssignment(),
+            "lapx is installed: faster than SciPy on all but nearly rank-one costs",
+        )
 
     def solve(self, problem: AssignmentProblem) -> AssignmentSolution:
         """Solve with the selected solver; its reason is added to the stats."""

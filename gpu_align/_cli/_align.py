@@ -164,7 +164,7 @@ def align(
             seed=seed,
             budget=budget,
             progress=screen.search,
-            check=None if named is None else _function_check(named),
+            checks=[None if named is None else _function_check(named)],
         )
         _refuse_wrong(result)
         if report is not None and result.status is not Status.INTERRUPTED:

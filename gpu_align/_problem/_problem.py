@@ -170,7 +170,7 @@ class AlignmentProblem:
         return self.hypotheses(perms, model)
 
     def objective(self, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        """Return D of each hypothesis, float64 [b], from all terms."""
+        """Return D of each hypothesis, less twice its evidence, float64 [b], from all terms."""
         inner = self.constant.new_zeros(len(model))
         for group in self.groups:
             inner += self._unary_inner(group, perms, model)
@@ -218,12 +218,12 @@ class AlignmentProblem:
         if self.is_quadratic(group):
             model, before = hypotheses.model, hypotheses.perms
             after = {**before, group: perm}
-            return 2 * (self._touched(group, after, model) - self._touched(group, before, model))
+            return 2 * (self.touched(group, after, model) - self.touched(group, before, model))
         old = hypotheses.perms[group]
         difference = similarity.gather(2, perm[..., None]) - similarity.gather(2, old[..., None])
         return 2 * difference.sum((1, 2), dtype=torch.float64)
 
-    def _touched(self, group: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
+    def touched(self, group: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return the part of F that depends on a group, float64 [b]."""
         inner = self._unary_inner(group, perms, model)
         for term in self.touching(group):

@@ -10,7 +10,7 @@ from torch import Tensor
 from gpu_align._errors import CheckpointError, bullet_list
 from gpu_align._problem._hypotheses import in_chunks
 from gpu_align._problem._metric import Metric
-from gpu_align._symmetry._axis import Segment, segment_size
+from gpu_align._symmetry._axis import Factor, Segment, segment_size
 from gpu_align._symmetry._spec import PermutationSpec, StateDict, TensorSpec
 
 CHUNK_ELEMENTS = 2**26
@@ -217,9 +217,9 @@ def _blocks(
             b_block = b_block.narrow(number + 1, start, segment_size(segment))
         factors = [factor for _, segment in chosen for factor in segment]
         sizes = [factor.size for factor in factors]
-        places = [n for n, factor in enumerate(factors) if factor.group is not None]
+        places = [n for n, factor in enumerate(factors) if _is_free(factor)]
         places.sort(key=lambda n: order.index(factors[n].group or ""))
-        fixed = [n for n, factor in enumerate(factors) if factor.group is None]
+        fixed = [n for n, factor in enumerate(factors) if not _is_free(factor)]
         shape = [sizes[n] for n in places] + [-1]
         groups = tuple(factors[n].group or "" for n in places)
         a_block = a_block.reshape(sizes).permute(places + fixed).reshape(shape)
@@ -227,6 +227,10 @@ def _blocks(
         b_block = b_block.reshape(-1, *sizes).permute(b_order).reshape(len(b), *shape)
         result.append((groups, a_block, b_block))
     return result
+
+
+def _is_free(factor: Factor) -> bool:
+    return factor.group is not None and factor.size > 1
 
 
 def _starts(segments: Sequence[Segment]) -> list[tuple[int, Segment]]:

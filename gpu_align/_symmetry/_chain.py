@@ -81,7 +81,9 @@ def chain_spec(state_dict: StateDict) -> PermutationSpec:
     }
     tensors: dict[str, TensorSpec] = {}
     for layer in layers:
-        if layer.is_norm:
+        if layer.is_norm and len(layer.weight) == 1:
+            width = Axis.fixed(1)  # a PReLU with one slope for all units, or a norm of one unit
+        elif layer.is_norm:
             owner = _norm_owner(layer, layers, chain)
             width = Axis.fixed(len(layer.weight)) if owner is None else widths[owner.name]
         else:
@@ -91,7 +93,10 @@ def chain_spec(state_dict: StateDict) -> PermutationSpec:
         _add_vectors(tensors, layer, width)
     ordered = {name: tensors[name] for name in state_dict}
     names = " -> ".join(layer.name for layer in chain)
-    origin = f"state dict read as the plain chain {names}; skip connections would not be seen"
+    origin = (
+        f"state dict read as the plain chain {names}; skip connections, grouped convolutions and "
+        "group norms after Linear layers would not be seen"
+    )
     return PermutationSpec(groups, ordered, pins=tuple(_pins(ordered)), origin=origin)
 
 

@@ -31,7 +31,7 @@ class AxisClass:
 
     def __init__(self, size: int, pinned: str | None = None) -> None:
         self.size = size
-        self.pinned = pinned
+        self.pinned = pinned if size else "has no places"
         self.structure: Structure | None = None
         self.parts: tuple[AxisClass, ...] = ()
         self._parent: AxisClass | None = None
@@ -135,7 +135,9 @@ def _unify_parts(a: AxisClass, b: AxisClass, reason: str) -> bool:
             left[0].refine(structure, right, reason)
         else:
             right[0].refine(structure, left, reason)
-    a._parent = b if a.find() is not b.find() else a._parent
+    assert a.find() is a
+    assert b.find() is b
+    a._parent = b
     return True
 
 

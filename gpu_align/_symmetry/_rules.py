@@ -183,7 +183,7 @@ def _broadcast(call: Call, operands: list[TensorAxes]) -> TensorAxes:
     *("addcmul", "addcdiv", "lerp", "eq", "ne", "lt", "le", "gt", "ge", "logical_not"),
     *("logical_and", "logical_or", "masked_fill", "dropout", "alpha_dropout", "feature_dropout"),
     *("feature_alpha_dropout", "clone", "contiguous", "detach", "alias", "to", "_to_copy"),
-    *("type_as", "zeros_like", "ones_like", "full_like", "softmax", "log_softmax", "_softmax"),
+    *("zeros_like", "ones_like", "full_like", "softmax", "log_softmax", "_softmax"),
     "_log_softmax",
 )
 def _pointwise(call: Call, **arguments: Any) -> TensorAxes:
@@ -191,6 +191,11 @@ def _pointwise(call: Call, **arguments: Any) -> TensorAxes:
     return _broadcast(
         call, [value for value in arguments.values() if isinstance(value, TensorAxes)]
     )
+
+
+@rule("type_as")
+def _type_as(call: Call, self: TensorAxes, other: TensorAxes) -> TensorAxes:
+    return self
 
 
 @rule("prelu")
@@ -256,34 +261,22 @@ def _group_norm(
 # Pooling and resampling: channels keep their order, places do not move.
 
 
-@rule(*(f"{kind}_pool1d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp")))
-def _pool1d(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
-    return TensorAxes((*(split := _spatial(call, self, 1))[0], *split[1]))
+@rule(*(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg") for n in (1, 2, 3)))
+def _pool(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
+    kept, places = _spatial(call, self, _dimensions(call))
+    return TensorAxes((*kept, *places))
 
 
-@rule(*(f"{kind}_pool2d" for kind in ("max", "avg", "adaptive_avg")))
-def _pool2d(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
-    return TensorAxes((*(split := _spatial(call, self, 2))[0], *split[1]))
+@rule("upsample_nearest1d", "upsample_linear1d", "upsample_nearest2d", "upsample_bilinear2d")
+@rule("upsample_bicubic2d", "upsample_nearest3d", "upsample_trilinear3d")
+def _upsample(call: Call, input: TensorAxes, **_: Any) -> TensorAxes:
+    kept, places = _spatial(call, input, _dimensions(call))
+    return TensorAxes((*kept, *places))
 
 
-@rule(*(f"{kind}_pool3d" for kind in ("max", "avg", "adaptive_avg")))
-def _pool3d(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
-    return TensorAxes((*(split := _spatial(call, self, 3))[0], *split[1]))
-
-
-@rule("upsample_nearest1d", "upsample_linear1d")
-def _upsample1d(call: Call, input: TensorAxes, **_: Any) -> TensorAxes:
-    return TensorAxes((*(split := _spatial(call, input, 1))[0], *split[1]))
-
-
-@rule("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
-def _upsample2d(call: Call, input: TensorAxes, **_: Any) -> TensorAxes:
-    return TensorAxes((*(split := _spatial(call, input, 2))[0], *split[1]))
-
-
-@rule("upsample_nearest3d", "upsample_trilinear3d")
-def _upsample3d(call: Call, input: TensorAxes, **_: Any) -> TensorAxes:
-    return TensorAxes((*(split := _spatial(call, input, 3))[0], *split[1]))
+def _dimensions(call: Call) -> int:
+    """Return the number of spatial axes, which ends the op's name: `max_pool2d`."""
+    return int(call.op.removesuffix("d")[-1])
 
 
 @rule("pixel_shuffle")
@@ -315,7 +308,8 @@ def _reduction(
 # Changes of shape.
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
+@rule("view", "reshape", "_unsafe_view", "view_as", "reshape_as")
+@rule("flatten", "unflatten", "squeeze", "unsqueeze")
 def _reshape(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     """Merge neighbouring axes into products and split axes into factors, slowest first."""
     out = TensorAxes(AxisClass(size) for size in call.shape)
@@ -436,6 +430,8 @@ def _permute(call: Call, self: TensorAxes, dims: list[int]) -> TensorAxes:
 
 @rule("transpose", "swapaxes")
 def _transpose(call: Call, self: TensorAxes, **dims: int) -> TensorAxes:
+    if not self:
+        return self
     first, second = dims.values()
     axes = list(self)
     axes[first], axes[second] = axes[second], axes[first]
@@ -447,7 +443,7 @@ def _reverse(call: Call, self: TensorAxes) -> TensorAxes:
     return TensorAxes(reversed(self))
 
 
-@rule("expand")
+@rule("expand", "expand_as", "broadcast_to")
 def _expand(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     """Repeated places are equal, so their order is free."""
     added = len(call.shape) - len(self)

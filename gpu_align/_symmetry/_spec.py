@@ -270,4 +270,10 @@ def memory_of(tensor: Tensor) -> object:
     """Return a key that two tensors share exactly if they are the same memory (tied)."""
     if tensor.numel() == 0:
         return id(tensor)
-    return tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride()
+    place = (storage_of(tensor), tensor.storage_offset())
+    return tensor.device, tensor.dtype, place, tensor.shape, tensor.stride()
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Return a number that two tensors share exactly if they share storage."""
+    return tensor.untyped_storage()._cdata

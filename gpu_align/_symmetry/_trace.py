@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from gpu_align._errors import ModelError
 from gpu_align._symmetry._classes import AxisClass, layout, pin_inexpressible
 from gpu_align._symmetry._rules import RULES, Call, TensorAxes
-from gpu_align._symmetry._spec import Group, PermutationSpec, Pin, TensorSpec, memory_of
+from gpu_align._symmetry._spec import Group, PermutationSpec, Pin, TensorSpec, memory_of, storage_of
 from gpu_align._symmetry._verify import as_arguments, evaluation_mode
 
 
@@ -24,7 +24,9 @@ def discover(
 
     The model is traced with `torch.export` in evaluation mode and axis classes are propagated
     through the graph, one rule per family of ops (`gpu_align._symmetry._rules`). Graph inputs and
-    outputs are pinned, and so is all that an op without a rule touches.
+    outputs are pinned, and so is all that an op without a rule touches. What is found holds for
+    inputs of the traced shape; trace with a batch of two or more, as a model may treat a batch of
+    one in its own way.
 
     Args:
         model: a module, or a program already exported with `torch.export`.
@@ -100,7 +102,11 @@ def _build(program: ExportedProgram, state: Mapping[str, Tensor], origin: str) -
 
 
 def _fresh_axes(state: Mapping[str, Tensor]) -> tuple[dict[str, TensorAxes], dict[str, str]]:
-    """Give each tensor of the state dict its axis classes; names of one memory share them."""
+    """Give each tensor of the state dict its axis classes; names of one memory share them.
+
+    Tensors that share storage in different layouts (a transpose, a slice) are pinned: moving one
+    would move the other in another way.
+    """
     tensors: dict[str, TensorAxes] = {}
     ties: dict[str, str] = {}
     first: dict[object, str] = {}
@@ -110,6 +116,14 @@ def _fresh_axes(state: Mapping[str, Tensor]) -> tuple[dict[str, TensorAxes], dic
             tensors[name] = TensorAxes(AxisClass(size) for size in tensor.shape)
         else:
             ties[name] = kept
+    stored: dict[int, list[str]] = {}
+    for name in tensors:
+        if state[name].numel():
+            stored.setdefault(storage_of(state[name]), []).append(name)
+    for names in stored.values():
+        for name in names if len(names) > 1 else ():
+            for axis in tensors[name]:
+                axis.pin("shares memory in another layout")
     return tensors, ties
 
 
@@ -155,6 +169,8 @@ def _call(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     shapes = _shapes(node)
     if not _gives_tensors(node) and not node.target._schema.is_mutable:
         return None
+    if any(argument.is_out for argument in node.target._schema.arguments):
+        return _pin_touched(node, values, f"op {op} with out=")
     rule = RULES.get(op) or RULES.get(op.removesuffix("_"))
     if rule is None or shapes is None:
         return _pin_touched(node, values, f"op {op} has no rule")
@@ -162,7 +178,7 @@ def _call(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     found = rule(Call(op, shapes), **dict(zip(names, args, strict=False)), **kwargs)
     outputs = (found,) if isinstance(found, TensorAxes) else found
     sizes = tuple(tuple(axis.size for axis in axes) for axes in outputs)
-    assert sizes == shapes, f"rule of {op}: {sizes} is not {shapes}"
+    assert sizes == shapes, f"the rule of op {op} gives shapes {sizes}, the op gives {shapes}"
     return found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gpu_align._errors import ModelError, SpecError
@@ -46,7 +47,8 @@ def output_difference(
         first, second: state dicts of the model; names that are missing keep the model's values.
 
     Returns:
-        max |y2 - y1| / max |y1| over all floating-point outputs; inf where integer outputs differ.
+        max |y2 - y1| / |y1| over all floating-point outputs, where outputs smaller than a tenth
+        of the others count as large as these; inf where integer outputs differ.
 
     Raises:
         ModelError: the forward fails.
@@ -70,6 +72,24 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+class _InDouble(TorchFunctionMode):
+    """Keep in float64 whatever the forward casts to a shorter floating-point type."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
+            func = Tensor.double
+        args, kwargs = tree_map(_lengthen, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _lengthen(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return torch.float64 if value.is_floating_point else value
+    return _double(value)
+
+
 class _Reference:
     """A model and its inputs, to be run in float64 under several state dicts."""
 
@@ -82,7 +102,7 @@ class _Reference:
                 *model.named_buffers(remove_duplicate=False),
             )
         }
-        self.ties = _tied_names(model)
+        self.ties = tied_names(model)
         self.args, self.kwargs = tree_map(_double, as_arguments(example_inputs))
 
     def outputs(self, state: StateDict) -> list[Tensor]:
@@ -93,7 +113,7 @@ class _Reference:
             held = next((double[name] for name in names if name in double), None)
             double |= {name: held for name in names if held is not None and name not in double}
         try:
-            with torch.no_grad(), evaluation_mode(self.model):
+            with torch.no_grad(), evaluation_mode(self.model), _InDouble():
                 result = torch.func.functional_call(
                     self.model, self.own | double, self.args, self.kwargs, tie_weights=False
                 )
@@ -101,7 +121,13 @@ class _Reference:
             raise ModelError(
                 f"the model's forward fails in float64: {type(error).__name__}: {error}"
             ) from error
-        return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if not outputs:
+            raise ModelError(
+                f"the model returns no tensors that can be compared, but {type(result).__name__}; "
+                "return tensors, or register the type with torch.utils._pytree"
+            )
+        return outputs
 
     def difference(self, first: StateDict, second: StateDict) -> float:
         """See `output_difference`."""
@@ -156,7 +182,8 @@ def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return tensor.double() * torch.exp(0.1 * draw[0]) + 0.1 * added
 
 
-def _tied_names(model: nn.Module) -> list[list[str]]:
+def tied_names(model: nn.Module) -> list[list[str]]:
+    """Return the state-dict names of each tensor that a module holds under several names."""
     names: dict[object, list[str]] = {}
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
@@ -170,7 +197,10 @@ def _double(value: Any) -> Any:
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
-    """Return max |b - a| / max |a|; what is not finite must be the same in both."""
+    """Return max |b - a| / |a|, small |a| counted as typical ones.
+
+    What is not finite must be the same in both.
+    """
     if not (torch.is_floating_point(a) or torch.is_complex(a)):
         return 0.0 if torch.equal(a, b) else float("inf")
     if a.numel() == 0:
@@ -181,5 +211,13 @@ def _relative(a: Tensor, b: Tensor) -> float:
         return float("inf")
     agrees = (a == b) | (a.isnan() & b.isnan())
     gap = torch.where(agrees, 0.0, (b - a).abs()).nan_to_num(nan=float("inf"))
-    scale = max(float(a[finite].abs().max()), torch.finfo(torch.float64).tiny)
-    return float(gap.max()) / scale
+    scale = a.abs().clamp_min(_typical(a[finite].abs()))
+    return float((gap / scale).nan_to_num(nan=0.0, posinf=float("inf")).max())
+
+
+def _typical(sizes: Tensor) -> float:
+    """Return a size that most outputs have, so that a few huge ones (masks) hide nothing."""
+    nonzero = sizes[sizes > 0]
+    if len(nonzero) == 0:
+        return torch.finfo(torch.float64).tiny
+    return float(nonzero.kthvalue(1 + len(nonzero) // 10).values)
