@@ -19,6 +19,7 @@ from gpu_align._cli import _align, _outputs, app
 State = dict[str, torch.Tensor]
 
 MODELS = """
+import os
 import torch
 from torch import nn
 
@@ -41,6 +42,19 @@ def returns_number():
     return 3
 
 number = 3
+
+def noisy():
+    print("from the factory")
+    os.chdir("/")
+    return mlp()
+
+class Dropped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x):
+        return nn.functional.dropout(self.net(x), training=True)
 
 class Broken(nn.Module):
     def __init__(self):
@@ -123,7 +137,7 @@ def with_other_width(state: State) -> None:
     ("change", "mentions"),
     [
         (without_key, ("source", "missing: '0.bias'", "check that both")),
-        (with_key, ("source", "not in the spec: '2.running_mean'", "check that both")),
+        (with_key, ("source", "unexpected: '2.running_mean'", "check that both")),
         (with_nan, ("source", "'0.weight' has 1 NaN", "training")),
         (with_infinity, ("source", "'2.bias' has 1 NaN or infinite", "training")),
         (with_integers, ("source", "'0.weight'", "int64", "floating point")),
@@ -231,7 +245,7 @@ def test_inputs_are_not_overwritten(folder: Path) -> None:
     message = ("would overwrite an input", "choose another path")
     assert_refused(folder, (*PAIR, "-o", "0.safetensors"), *message)
     assert_refused(folder, (*PAIR, "--permutation", "1.safetensors"), *message)
-    assert_refused(folder, (*PAIR, *OUT, "--permutation", "new.safetensors"), "two paths")
+    assert_refused(folder, (*PAIR, *OUT, "--permutation", "new.safetensors"), "paths of their own")
 
 
 def test_what_the_format_would_lose_is_known_before_the_search(folder: Path) -> None:
@@ -244,7 +258,7 @@ def test_what_the_format_would_lose_is_known_before_the_search(folder: Path) -> 
     ("model", "mentions"),
     [
         ("nets:needs_width", ("needs_width", "without arguments", "missing 1 required")),
-        ("nets:raises", ("no [bold]weights[/bold]", "nets.py, line 15", "without arguments")),
+        ("nets:raises", ("no [bold]weights[/bold]", "nets.py, line 16", "without arguments")),
         ("nets:leaves", ("SystemExit", "without arguments")),
         ("nets:returns_number", ("returns_number", "got int", "return the model itself")),
         ("nets:number", ("nets:number", "not a function or class")),
@@ -414,3 +428,70 @@ def test_in_a_process_of_its_own(folder: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: cannot read 1.safetensors")
     assert not Path("new.safetensors").exists()
+
+
+def shards(folder: Path) -> Path:
+    """Write a sharded checkpoint of the network, two files and an index."""
+    state = mlp_state(3)
+    names = list(state)
+    parts = {"a.safetensors": names[:2], "b.safetensors": names[2:]}
+    (folder / "shards").mkdir()
+    for file, members in parts.items():
+        save_file({name: state[name] for name in members}, folder / "shards" / file)
+    weight_map = {name: file for file, members in parts.items() for name in members}
+    index = {"metadata": {}, "weight_map": weight_map}
+    path = folder / "shards" / "model.safetensors.index.json"
+    path.write_text(json.dumps(index), encoding="utf-8")
+    return folder / "shards"
+
+
+def test_no_file_of_an_input_is_overwritten(folder: Path) -> None:
+    sharded = str(shards(folder))
+    shard, index = f"{sharded}/a.safetensors", f"{sharded}/model.safetensors.index.json"
+    message = ("would overwrite an input", "choose another path")
+    assert_refused(folder, ("align", sharded, "0.safetensors", "--permutation", shard), *message)
+    assert_refused(folder, ("align", sharded, "0.safetensors", "--json-file", index), *message)
+    assert_refused(folder, ("align", "1.safetensors", sharded, "-o", shard), *message)
+    spec = chain_spec(mlp_state(0))
+    (folder / "spec.json").write_text(spec.to_json(), encoding="utf-8")
+    both = ("--spec", "spec.json", "--json-file", "spec.json")
+    assert_refused(folder, (*PAIR, *both), *message)
+    Permutation.identity(spec).save(folder / "p.safetensors")
+    assert_refused(folder, ("apply", sharded, "p.safetensors", "-o", shard), *message)
+
+
+def test_outputs_do_not_overwrite_each_other(folder: Path) -> None:
+    sharded = str(shards(folder))
+    inside = ("align", sharded, "0.safetensors", "-o", "new", "--permutation", "new/a.safetensors")
+    (folder / "new").mkdir()
+    assert_refused(folder, inside, "another output goes there too")
+
+
+def test_what_a_factory_prints_and_where_it_goes_does_no_harm(folder: Path) -> None:
+    arguments = (*PAIR, "--model", "nets:noisy", "--input-shape", "2,6", "--search", "descent")
+    done = subprocess.run(
+        [sys.executable, "-m", "gpu_align", *arguments, "--json", *OUT],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["function_preserved"] is True
+    assert "from the factory" in done.stderr
+    assert (folder / "new.safetensors").exists()
+
+
+def test_models_that_are_not_deterministic_are_named(folder: Path) -> None:
+    model = ("--model", "nets:Dropped", "--input-shape", "2,6")
+    assert_refused(folder, ("inspect", *model), "different outputs", "make it deterministic")
+
+
+def test_prefix_of_data_parallel_is_named(folder: Path) -> None:
+    prefixed = {f"module.{name}": tensor for name, tensor in mlp_state(1).items()}
+    save_file(prefixed, folder / "parallel.safetensors")
+    arguments = ("align", "parallel.safetensors", "0.safetensors")
+    assert_refused(folder, arguments, "DataParallel", "model.module.state_dict()")
+
+
+def test_budgets_that_never_end_are_refused(folder: Path) -> None:
+    assert_refused(folder, (*PAIR, "--seconds", "inf"), "finite")

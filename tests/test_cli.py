@@ -106,7 +106,8 @@ def test_json_is_one_document(cli: Cli, folder: Path) -> None:
     result = cli("align", "1.safetensors", "0.safetensors", *FEW, "--json", "-o", "n.safetensors")
     document = json.loads(result.stdout)
     assert result.exit_code == 0
-    assert result.stderr == ""
+    assert "the function was not checked" in result.stderr
+    assert len(document["warnings"]) == 1
     assert document["written"] == {"out": "n.safetensors"}
     assert document["source"] == "1.safetensors"
     # What is printed is a result, so the report can be made from it.
@@ -114,8 +115,12 @@ def test_json_is_one_document(cli: Cli, folder: Path) -> None:
     assert cli("report", "printed.json", "-o", "page.html").exit_code == 0
 
 
-def test_quiet_prints_nothing(cli: Cli, folder: Path) -> None:
-    result = cli("align", "1.safetensors", "0.safetensors", *FEW, "-q", "-o", "n.safetensors")
+def test_quiet_prints_warnings_only(cli: Cli, folder: Path) -> None:
+    pair = ("1.safetensors", "0.safetensors", *FEW, "-q", "-o", "n.safetensors")
+    result = cli("align", *pair)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.startswith("warning: the function was not checked")
+    result = cli("align", *pair, "--model", "nets:mlp", "--input-shape", "2,6")
     assert (result.exit_code, result.output) == (0, "")
     assert Path("n.safetensors").exists()
 

@@ -1,6 +1,7 @@
 """Safetensors checkpoints divided into several files by an index."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,14 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], shards: Shards) -> N
     given_index = path.name.endswith(INDEX_SUFFIX)
     folder = path.parent if given_index else path
     with atomic_folder(folder, CheckpointError) as temporary:
+        index_name = path.name if given_index else shards.index_name
+        (temporary / index_name).write_bytes(shards.index_bytes)
+        mode = (temporary / index_name).stat().st_mode
         for file_name, file in shards.files.items():
             part = {name: tensors[name] for name in file.names}
             write_safetensors(temporary / file_name, part, file.metadata)
-        index_name = path.name if given_index else shards.index_name
-        (temporary / index_name).write_bytes(shards.index_bytes)
+            # The library makes files that only their owner can read, whatever the umask.
+            os.chmod(temporary / file_name, mode)
 
 
 def merged_metadata(shards: Shards) -> Mapping[str, str] | None:

@@ -103,3 +103,11 @@ class Checkpoint:
     shards: Shards | None = None
     content: TorchContent | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it was read from: none of them may be overwritten by something else."""
+        if self.shards is None:
+            return tuple(self.path.glob("*.safetensors")) if self.path.is_dir() else (self.path,)
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return tuple(folder / name for name in (self.shards.index_name, *self.shards.files))

@@ -24,7 +24,7 @@ from gpu_align._cli._options import (
 from gpu_align._cli._outputs import Outputs
 from gpu_align._cli._searches import NAMES, make_search
 from gpu_align._cli._summary import print_summary, print_written
-from gpu_align._cli._terminal import display, print_json, warn
+from gpu_align._cli._terminal import display, print_json, stdout_to_stderr, warn
 from gpu_align._errors import GpuAlignError
 from gpu_align._problem import METRICS, AlignmentProblem
 from gpu_align._problem._metric import as_metric
@@ -145,11 +145,11 @@ def align(
     chosen_metric = as_metric(metric)
     budget = Budget(sweeps=sweeps, seconds=seconds)
     chosen_device, reason = choose_device(device)
-    with display(quiet=quiet) as screen:
+    with display(quiet=quiet) as screen, stdout_to_stderr():
         screen.stage("reading checkpoints")
-        source_file = load_checkpoint(source)
-        outputs.check(source_file, target)
-        target_state = load_checkpoint(target).tensors
+        source_file, target_file = load_checkpoint(source), load_checkpoint(target)
+        outputs.check(source_file, target_file, spec)
+        target_state = target_file.tensors
         screen.stage("finding symmetries")
         named = load_model(model, input_shape, seed)
         symmetries = choose_spec(spec, named, target_state)
@@ -173,11 +173,14 @@ def align(
             result = with_beam_widths(result, problem)
         screen.stage("writing")
         written, failure = outputs.write(result, source_file, f"{source.name} to {target.name}")
-    for warning in source_file.warnings if "out" in written else ():
+    warnings = list(source_file.warnings) if "out" in written else []
+    if named is None and spec is None:
+        warnings.append(UNCHECKED)
+    for warning in warnings:
         warn(warning)
     if as_json:
         names = {"source": str(source), "target": str(target), "written": written}
-        print_json({**result.to_json(), **names, "warnings": list(source_file.warnings)})
+        print_json({**result.to_json(), **names, "warnings": warnings})
     elif not quiet:
         print_summary(result, source, target)
         print_written(written, "-o, --permutation or --json-file")
@@ -185,6 +188,13 @@ def align(
         raise failure
     if result.status is Status.INTERRUPTED:
         raise typer.Exit(1)
+
+
+UNCHECKED = (
+    "the function was not checked, because no model was given: the names were read as a plain "
+    "chain of layers. If the model has skip connections or grouped layers, the result computes "
+    "another function; pass --model and --input-shape to be sure"
+)
 
 
 def _function_check(model: NamedModel) -> FunctionCheck:

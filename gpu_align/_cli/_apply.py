@@ -28,7 +28,7 @@ def apply(
 ) -> None:
     """Reorder the units of CHECKPOINT by a permutation; its function stays the same."""
     before = load_checkpoint(checkpoint)
-    check_checkpoint(out, before, reads=[permutation])
+    check_checkpoint(out, before, reads=[permutation, *(before.files if before.shards else ())])
     order = Permutation.load(permutation)
     order = order.inverse() if inverse else order
     save_checkpoint(out, order.apply(before.tensors), like=before)

@@ -46,6 +46,15 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             typer.echo(f"error: {error}", err=True)
             code = BAD_INPUT if isinstance(error, InputError) else FAILED
             raise typer.Exit(code) from error
+        except (MemoryError, RuntimeError) as error:
+            if "allocate" not in str(error) and not isinstance(error, MemoryError):
+                raise
+            typer.echo(
+                f"error: not enough memory: {str(error).splitlines()[0]}; ask for fewer --starts, "
+                "a smaller --width or a smaller --input-shape",
+                err=True,
+            )
+            raise typer.Exit(FAILED) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
             raise typer.Exit(FAILED) from error

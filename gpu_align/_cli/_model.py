@@ -74,7 +74,9 @@ def load_model(reference: str | None, shapes: Sequence[str] | None, seed: int) -
             "for instance 2,1,28,28"
         )
     torch.manual_seed(seed)
+    folder = Path.cwd()
     module = _call_factory(reference)
+    os.chdir(folder)  # a model's own code may have gone elsewhere, and outputs are relative
     return NamedModel(module, module, inputs)
 
 

@@ -90,29 +90,40 @@ class Outputs:
     json_file: Path | None
     report: Path | None
 
-    def check(self, source: Checkpoint, target: Path) -> None:
+    def check(self, source: Checkpoint, target: Checkpoint, *others: Path | None) -> None:
         """Check all of them before the search, so that none of it is lost.
 
-        The source may be overwritten by `out`: it is the same network in another order.
+        A source of one file may be overwritten by `out`: it is the same network in another order.
+
+        Args:
+            source: the checkpoint that is reordered.
+            target: the checkpoint that stays.
+            others: further files that are read; None is passed over.
 
         Raises:
             InputError: one of them cannot be written.
         """
-        reads = (source.path, target)
+        kept = [*target.files, *(path for path in others if path is not None)]
+        reads = [*source.files, *kept]
         if self.out is not None:
-            check_checkpoint(self.out, source, reads=[target])
+            check_checkpoint(self.out, source, reads=kept if source.shards is None else reads)
         if self.permutation is not None:
             check_file(self.permutation, [".safetensors"], reads=reads)
         if self.json_file is not None:
             check_file(self.json_file, [".json"], reads=reads)
         if self.report is not None:
             check_file(self.report, [".html", ".htm"], reads=reads)
-        if self.out is not None and self.permutation is not None:
-            same = os.path.abspath(self.out) == os.path.abspath(self.permutation)
-            if same:
+        self._check_apart()
+
+    def _check_apart(self) -> None:
+        """Check that no two outputs have one path, and that none goes into the folder of shards."""
+        chosen = [path for field in fields(self) if (path := getattr(self, field.name)) is not None]
+        places = [Path(os.path.realpath(path)) for path in chosen]
+        for number, place in enumerate(places):
+            if place in places[:number] or any(place.parent == other for other in places):
                 raise InputError(
-                    f"cannot write both the checkpoint and the permutation to {self.out}; choose "
-                    "two paths"
+                    f"cannot write {chosen[number]}: another output goes there too; choose paths "
+                    "of their own"
                 )
 
     def write(

@@ -1,8 +1,10 @@
 """What is written to the terminal: consoles, tables, numbers and the progress of a search."""
 
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import typer
@@ -27,6 +29,21 @@ def print_line(text: str = "") -> None:
 def print_json(document: Mapping[str, Any]) -> None:
     """Print the one document of `--json`."""
     typer.echo(json.dumps(document, indent=1))
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Send to stderr what a model's own code prints: stdout is for the result."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def warn(message: str) -> None:

@@ -147,7 +147,8 @@ def check_weights(spec: PermutationSpec, state_dict: StateDict, role: str) -> No
         if not torch.is_floating_point(tensor):
             if tensor_spec.counted or tensor_spec.groups:
                 problems.append(
-                    f"{name!r} has dtype {tensor.dtype}, expected floating point; dequantise it"
+                    f"{name!r} has dtype {tensor.dtype}, expected real floating point; convert or "
+                    "dequantise it"
                 )
         elif bad := _count_not_finite(tensor):
             problems.append(

@@ -33,8 +33,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in (("sweeps", self.sweeps), ("seconds", self.seconds)):
-            if value is not None and not value > 0:
-                raise InputError(f"expected a budget of {name} above 0, got {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"expected a finite budget of {name} above 0, got {value}")
 
 
 @dataclass(frozen=True)

@@ -133,16 +133,20 @@ class PermutationSpec:
             for name in self.tensors
             if not any(other in state_dict for other in self._names_of(name))
         ]
-        problems += [f"not in the spec: {name!r}" for name in state_dict if name not in self.keys]
+        problems += [f"unexpected: {name!r}" for name in state_dict if name not in self.keys]
         problems += [
             f"{name!r} has shape {list(tensor.shape)}, expected {list(self.lookup(name).shape)}"
             for name, tensor in state_dict.items()
             if name in self.keys and tuple(tensor.shape) != self.lookup(name).shape
         ]
         if problems:
+            advice = "check that both checkpoints are of this architecture"
+            if {name.removeprefix("module.") for name in state_dict} <= self.keys - set(state_dict):
+                advice = (
+                    "the names begin with DataParallel's prefix: save model.module.state_dict()"
+                )
             raise SpecError(
-                f"the {role} does not fit the model or spec; check that both checkpoints are of "
-                f"this architecture:\n{bullet_list(problems)}"
+                f"the {role} does not fit the model or spec; {advice}:\n{bullet_list(problems)}"
             )
 
     def tensor_of(self, name: str, state_dict: StateDict) -> Tensor:

@@ -63,7 +63,7 @@ def _export(model: nn.Module, example_inputs: object) -> ExportedProgram:
         except Exception as error:
             raise ModelError(
                 f"the model's forward fails on the example inputs: {type(error).__name__}: {error}"
-                "; pass inputs of the shape that the model expects"
+                "; pass inputs of the shape, dtype and device that the model expects"
             ) from error
         try:
             return torch.export.export(model, args, kwargs, strict=False)

@@ -149,6 +149,12 @@ def verify_spec(
     generator = torch.Generator().manual_seed(seed)
     reference = _Reference(model, example_inputs)
     state = {k: t for k, t in model.state_dict().items() if k in spec.keys}
+    if reference.difference(state, state) > 0:
+        raise ModelError(
+            "the model gives different outputs for the same inputs (dropout or noise that "
+            "evaluation mode does not switch off, or a buffer that forward changes); make it "
+            "deterministic"
+        )
     worst = 0.0
     for _ in range(draws):
         permutation = Permutation.random(spec, generator=generator)
