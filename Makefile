@@ -1,4 +1,4 @@
-# make demo   train two small digit classifiers, align them with every search, write demo/report.html
+# make demo   train four small digit classifiers, align them with every search, write demo/report.html
 # make test   the whole test suite
 # make check  what CI runs before the tests: lint, format, types
 # Each makes its own virtual environment on first use and needs only Python >= 3.11 and make.

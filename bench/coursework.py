@@ -43,7 +43,7 @@ def main() -> None:
         "greedy, squared rows": LayerwiseBeam(**OWN_COST),
     }
     for width in REPORTED:
-        rounding = Rounding(count=10 * width, unit=1.0)
+        rounding = Rounding(count=2 * width, unit=1.0)
         searches[f"rounding, width {width}"] = LayerwiseBeam(
             width, rounding, row_distance="euclidean", **OWN_COST
         )
