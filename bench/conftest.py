@@ -1,16 +1,12 @@
-"""Facts about the machine, written into every recorded run."""
+"""Facts about the machine in every recorded run; its name is left out."""
 
-import os
-import platform
-import subprocess
+from bench.record import facts
 
-from gpu_align import backends
-from gpu_align._backend import versions
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info.pop("node", None)
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
-    output_json["versions"] = versions()
-    output_json["backends"] = {b.name: b.detail for b in backends() if b.available}
-    output_json["machine_facts"] = {"cores": os.cpu_count(), "system": platform.platform()}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    output_json["commit"] = commit.stdout.strip()
+    output_json |= facts()
+    output_json.pop("commit_info", None)

@@ -6,15 +6,14 @@ Reads coursework_1 (source) and coursework_2 (target). The coursework's figures 
 report, section 4; they are of other networks, and its code loses the order of the rows it shuffles.
 """
 
-import json
 import sys
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.cases import PAIRS, load_pair
+from bench.record import record
 from gpu_align import (
     AlignmentProblem,
     KBest,
@@ -60,8 +59,7 @@ def main() -> None:
         rows.append({"search": label, "width": getattr(search, "width", None)})
         rows[-1] |= {"before": before, "after": distance, "seconds": seconds, "distinct": distinct}
     _show(rows)
-    path = Path(__file__).parent / "results" / "coursework.json"
-    path.write_text(json.dumps({"metric": "normalized", "rows": rows}, indent=1))
+    record("coursework", rows)
 
 
 def _show(rows: list[dict]) -> None:

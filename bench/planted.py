@@ -7,10 +7,8 @@ multiple of the standard deviation of each tensor. A search succeeds if it reach
 distance of the planted permutation (with much noise there are better ones).
 """
 
-import json
 import sys
 import time
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -18,6 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from bench.cases import CNN, ResNet, mlp
+from bench.record import record
 from gpu_align import (
     AlignmentProblem,
     CoordinateDescent,
@@ -51,8 +50,7 @@ def main() -> None:
     Console(width=110).print(table)
     total = sum(row["default"] for row in rows), sum(row["draws"] for row in rows)
     Console().print(f"default: {total[0]} of {total[1]}")
-    path = Path(__file__).parent / "results" / "planted.json"
-    path.write_text(json.dumps(rows, indent=1))
+    record("planted", rows)
 
 
 def _try(factory, spec: PermutationSpec, noise: float, draws: int) -> dict[str, float]:

@@ -3,15 +3,14 @@
 GPU_ALIGN_PAIRS=folder python -m bench.reference [NAME ...]
 """
 
-import json
 import resource
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.cases import ARCHITECTURES, PAIRS, load_pair, spec_of
+from bench.record import record
 from gpu_align import CoordinateDescent, align
 
 BEST_KNOWN = {
@@ -54,8 +53,7 @@ def main() -> None:
     for row in rows:
         table.add_row(*(f"{v:.4g}" if k == "largest gap" else _text(v) for k, v in row.items()))
     Console(width=160).print(table)
-    path = Path(__file__).parent / "results" / "reference.json"
-    path.write_text(json.dumps(rows, indent=1))
+    record("reference", rows)
 
 
 def _text(value: object) -> str:

@@ -1,0 +1,35 @@
+"""Write a recorded run: the rows, and the machine and versions they belong to."""
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from gpu_align._atomic import atomic_write
+from gpu_align._backend import versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def facts() -> dict[str, object]:
+    """Return what a figure depends on besides the code: processor, cores, versions, commit."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    return {
+        "machine": {"cores": os.cpu_count(), "processor": _processor(), "gpu": None},
+        "versions": versions(),
+        "commit": commit.stdout.strip(),
+    }
+
+
+def record(name: str, rows: list[dict]) -> None:
+    """Write `results/NAME.json`."""
+    with atomic_write(RESULTS / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps({**facts(), "rows": rows}, indent=1), encoding="utf-8")
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
