@@ -120,7 +120,7 @@ def align(
         if isinstance(network, nn.Module):
             _check_ties(network, spec)
     checks = [
-        _function_check(network if isinstance(network, nn.Module) else model, example_inputs)
+        function_check(network if isinstance(network, nn.Module) else model, example_inputs)
         for network in sources
     ]
     results = align_state_dicts(
@@ -219,7 +219,8 @@ def _check_ties(model: nn.Module, spec: PermutationSpec) -> None:
             )
 
 
-def _function_check(model: nn.Module | None, example_inputs: object) -> FunctionCheck | None:
+def function_check(model: nn.Module | None, example_inputs: object) -> FunctionCheck | None:
+    """Return what compares the outputs under two state dicts; None without model and inputs."""
     if model is None or example_inputs is None:
         return None
     return lambda before, after: output_difference(model, example_inputs, before, after)

@@ -416,7 +416,7 @@ def test_a_failed_write_keeps_the_others(folder: Path, monkeypatch: pytest.Monke
 
 
 def test_changed_function_is_a_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_align, "output_difference", lambda *args: 0.5)
+    monkeypatch.setattr(_align, "function_check", lambda *args: lambda before, after: 0.5)
     model = ("--model", "nets:mlp", "--input-shape", "2,6", "--sweeps", "3")
     assert_refused(folder, (*PAIR, *OUT, *model), "0.5", "nothing was written", code=1)
 

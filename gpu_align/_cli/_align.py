@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from gpu_align._align import FunctionCheck, align_state_dicts
+from gpu_align._align import align_state_dicts, function_check
 from gpu_align._backend import choose_device
 from gpu_align._checkpoint import load_checkpoint
-from gpu_align._cli._model import NamedModel, choose_spec, load_model
+from gpu_align._cli._model import choose_spec, load_model
 from gpu_align._cli._options import (
     CHECKPOINT_HELP,
     OUTPUTS,
@@ -31,7 +31,6 @@ from gpu_align._problem._metric import as_metric
 from gpu_align._result import AlignmentResult
 from gpu_align._search import Budget
 from gpu_align._status import Status
-from gpu_align._symmetry._verify import output_difference
 
 
 def align(
@@ -164,7 +163,7 @@ def align(
             seed=seed,
             budget=budget,
             progress=screen.search,
-            checks=[None if named is None else _function_check(named)],
+            checks=[None if named is None else function_check(named.module, named.inputs)],
         )
         _refuse_wrong(result)
         if report is not None and result.status is not Status.INTERRUPTED:
@@ -195,10 +194,6 @@ UNCHECKED = (
     "chain of layers. If the model has skip connections or grouped layers, the result computes "
     "another function; pass --model and --input-shape to be sure"
 )
-
-
-def _function_check(model: NamedModel) -> FunctionCheck:
-    return lambda before, after: output_difference(model.module, model.inputs, before, after)
 
 
 def with_beam_widths(result: AlignmentResult, problem: AlignmentProblem) -> AlignmentResult:
