@@ -16,6 +16,7 @@ from gpu_align._assignment import (
     ScipyAssignment,
 )
 from gpu_align._backend import Backend, backends
+from gpu_align._canonical import canonicalize
 from gpu_align._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gpu_align._errors import (
     CheckpointError,
@@ -83,6 +84,7 @@ __all__ = [
     "UnavailableError",
     "align",
     "backends",
+    "canonicalize",
     "chain_spec",
     "discover",
     "load_checkpoint",

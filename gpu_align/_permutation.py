@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,28 +11,34 @@ from torch import Tensor
 
 from gpu_align._atomic import atomic_write
 from gpu_align._errors import CheckpointError, SpecError
+from gpu_align._symmetry._move import move, multiply
 from gpu_align._symmetry._spec import PermutationSpec, StateDict, TensorSpec, memory_of
 
 _SPEC_KEY = "gpu_align_spec"
+_SIGNS = "signs^"  # no group's name has this character
 
 
 @dataclass(frozen=True)
 class Permutation:
-    """A reordering of the units of every group of a spec.
+    """A reordering of the units of every group of a spec, with signs where units have them.
 
     `perms[g][i] = j` puts unit j of the source at place i of the target: SciPy's `col_ind` with
     the target on the rows. The permuted network computes the same function as the source.
 
     Attributes:
         spec: the spec whose groups are permuted.
-        perms: group name -> int64 [n_g] on the CPU, each a permutation of range(n_g).
+        perms: group -> int64 [units] on the CPU, each a permutation. Units of a group with a
+            parent are numbered (unit of the parent, unit inside it), and stay together.
+        signs: signed group -> int64 [units] of 1 and -1, the sign that the unit gets at its new
+            place; groups left out keep theirs.
 
     Raises:
-        SpecError: groups are missing or a vector is not a permutation.
+        SpecError: groups are missing, a vector is not a permutation, units leave their parent.
     """
 
     spec: PermutationSpec
     perms: Mapping[str, Tensor]
+    signs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if set(self.perms) != set(self.spec.groups):
@@ -40,39 +46,67 @@ class Permutation:
                 f"expected index vectors for the groups {sorted(self.spec.groups)}, "
                 f"got {sorted(self.perms)}"
             )
+        for name in self.spec.groups:
+            self._check_perm(name)
         for name, group in self.spec.groups.items():
-            perm = self.perms[name]
-            if not isinstance(perm, Tensor):
-                raise SpecError(f"group {name!r}: expected a tensor, got {type(perm).__name__}")
-            if perm.dtype != torch.int64 or not torch.equal(
-                perm.sort().values, torch.arange(group.size)
-            ):
-                raise SpecError(
-                    f"group {name!r}: expected an int64 permutation of range({group.size}), got "
-                    f"{perm.dtype} of shape {list(perm.shape)}"
-                )
+            if group.parent is not None:
+                self._check_parent(name, group.parent)
+        for name in self.signs:
+            self._check_signs(name)
+
+    def _check_perm(self, name: str) -> None:
+        perm, units = self.perms[name], self.spec.units(name)
+        if not isinstance(perm, Tensor):
+            raise SpecError(f"group {name!r}: expected a tensor, got {type(perm).__name__}")
+        if perm.dtype != torch.int64 or not torch.equal(perm.sort().values, torch.arange(units)):
+            raise SpecError(
+                f"group {name!r}: expected an int64 permutation of range({units}), got "
+                f"{perm.dtype} of shape {list(perm.shape)}"
+            )
+
+    def _check_parent(self, name: str, parent: str) -> None:
+        blocks = self.perms[name].reshape(-1, self.spec.groups[name].size)
+        whole = self.perms[parent][:, None].expand_as(blocks)
+        if not torch.equal(blocks // self.spec.groups[name].size, whole):
+            raise SpecError(
+                f"group {name!r}: its units must go where those of its parent {parent!r} go; "
+                "expected perms[group] // size to repeat perms[parent]"
+            )
+
+    def _check_signs(self, name: str) -> None:
+        if name not in self.spec.groups or not self.spec.groups[name].signed:
+            raise SpecError(f"signs are given for {name!r}, which is not a signed group")
+        sign = self.signs[name]
+        if sign.shape != (self.spec.units(name),) or not bool((sign.abs() == 1).all()):
+            raise SpecError(f"group {name!r}: expected a sign of 1 or -1 for each unit")
 
     @classmethod
     def identity(cls, spec: PermutationSpec) -> "Permutation":
         """Return the permutation that moves nothing."""
-        return cls(spec, {name: torch.arange(g.size) for name, g in spec.groups.items()})
+        return cls(spec, {name: torch.arange(spec.units(name)) for name in spec.groups})
 
     @classmethod
     def random(
         cls, spec: PermutationSpec, *, generator: torch.Generator | None = None
     ) -> "Permutation":
-        """Return a permutation drawn uniformly from all symmetries of the spec."""
-        return cls(
-            spec,
-            {
-                name: torch.randperm(group.size, generator=generator)
-                for name, group in spec.groups.items()
-            },
-        )
+        """Return a permutation drawn uniformly from all symmetries of the spec, signs included."""
+        perms, signs = {}, {}
+        for name, group in spec.groups.items():
+            inside = torch.rand(spec.units(name) // group.size, group.size, generator=generator)
+            perms[name] = inside.argsort(1)
+            if group.signed:
+                draw = torch.randint(2, (spec.units(name),), generator=generator)
+                signs[name] = 2 * draw - 1
+        for name, group in spec.groups.items():
+            if group.parent is not None:
+                perms[name] += group.size * perms[group.parent].reshape(-1, 1)
+        return cls(spec, {name: perm.reshape(-1) for name, perm in perms.items()}, signs)
 
     def inverse(self) -> "Permutation":
         """Return the permutation that undoes this one."""
-        return Permutation(self.spec, {name: perm.argsort() for name, perm in self.perms.items()})
+        perms = {name: perm.argsort() for name, perm in self.perms.items()}
+        signs = {name: sign[perms[name]] for name, sign in self.signs.items()}
+        return Permutation(self.spec, perms, signs)
 
     def compose(self, other: "Permutation") -> "Permutation":
         """Return "first `other`, then self": `self.apply(other.apply(x))` in one step.
@@ -82,14 +116,21 @@ class Permutation:
         """
         if self.spec.groups != other.spec.groups:
             raise SpecError("the two permutations have different groups and cannot be composed")
-        return Permutation(
-            self.spec, {name: other.perms[name][perm] for name, perm in self.perms.items()}
-        )
+        perms = {name: other.perms[name][perm] for name, perm in self.perms.items()}
+        signs = {
+            name: self._sign(name) * other._sign(name)[self.perms[name]]
+            for name in {**self.signs, **other.signs}
+        }
+        return Permutation(self.spec, perms, signs)
+
+    def _sign(self, name: str) -> Tensor:
+        return self.signs.get(name, torch.ones_like(self.perms[name]))
 
     def moved(self) -> dict[str, int]:
-        """Return for each group how many units change place."""
+        """Return for each group how many units change place or sign."""
         return {
-            name: int((perm != torch.arange(len(perm))).sum()) for name, perm in self.perms.items()
+            name: int(((perm != torch.arange(len(perm))) | (self._sign(name) < 0)).sum())
+            for name, perm in self.perms.items()
         }
 
     def apply(self, state_dict: StateDict) -> dict[str, Tensor]:
@@ -119,18 +160,17 @@ class Permutation:
         return result
 
     def _permute(self, tensor: Tensor, tensor_spec: TensorSpec) -> Tensor:
-        for number, axis in enumerate(tensor_spec.axes):
-            if axis.groups:
-                tensor = tensor.index_select(number, axis.index(self.perms).to(tensor.device))
-        return tensor
+        moved = move(tensor, tensor_spec, self.spec.groups, self.perms)
+        return multiply(moved, tensor_spec, self.spec.groups, self.signs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the index vectors and the spec to a safetensors file.
+        """Write the index vectors, the signs and the spec to a safetensors file.
 
         Raises:
             CheckpointError: the file cannot be written.
         """
         tensors = {name: perm.contiguous() for name, perm in self.perms.items()}
+        tensors |= {_SIGNS + name: sign.contiguous() for name, sign in self.signs.items()}
         with atomic_write(path, CheckpointError) as temporary:
             save_file(tensors, temporary, metadata={_SPEC_KEY: self.spec.to_json()})
 
@@ -144,7 +184,7 @@ class Permutation:
         try:
             with safe_open(path, "pt") as file:
                 spec = (file.metadata() or {}).get(_SPEC_KEY)
-                perms = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"cannot read {os.fspath(path)!r} as a permutation file: {error}; expected a file "
@@ -155,4 +195,6 @@ class Permutation:
                 f"{os.fspath(path)!r} is a safetensors file without a permutation; expected one "
                 "written by `gpu-align align --permutation` or Permutation.save"
             )
-        return cls(PermutationSpec.from_json(spec), perms)
+        signs = {n.removeprefix(_SIGNS): t for n, t in held.items() if n.startswith(_SIGNS)}
+        perms = {name: tensor for name, tensor in held.items() if not name.startswith(_SIGNS)}
+        return cls(PermutationSpec.from_json(spec), perms, signs)

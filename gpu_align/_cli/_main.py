@@ -10,6 +10,7 @@ import typer
 from gpu_align._backend import version
 from gpu_align._cli._align import align
 from gpu_align._cli._apply import apply
+from gpu_align._cli._canonicalize import canonicalize
 from gpu_align._cli._demo import demo
 from gpu_align._cli._env import env
 from gpu_align._cli._inspect import inspect
@@ -83,7 +84,7 @@ def options(
     """
 
 
-for _command in (align, inspect, apply, report, demo, env):
+for _command in (align, inspect, apply, canonicalize, report, demo, env):
     app.command()(reported(_command))
 
 

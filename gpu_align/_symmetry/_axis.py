@@ -7,23 +7,29 @@ of *factors*, slowest first; a factor is either a group of interchangeable units
     Linear after flattening a g x 9 map [[g, 9]]
     stacked gates of a recurrent cell   [[4, g]]
     concatenation of two layers         [[g], [h]]
+    heads, and dimensions inside each   [[heads, dims]]
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from gpu_align._errors import SpecError
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A number of places along an axis: the units of `group`, or a fixed extent if it is None."""
+    """A number of places along an axis: the units of `group`, or a fixed extent if it is None.
+
+    Attributes:
+        size: number of places; of a group with a parent, the units inside one unit of the parent.
+        group: name of the group.
+        power: the entries of a unit are multiplied by this power of its sign or scale: 1 where
+            the unit is made, -1 where it is read, 0 where it is not seen.
+    """
 
     size: int
     group: str | None = None
+    power: int = 0
 
 
 Segment = tuple[Factor, ...]
@@ -60,25 +66,6 @@ class Axis:
         for segment in self.segments:
             yield from segment
 
-    def index(self, perms: Mapping[str, Tensor]) -> Tensor:
-        """Return where each entry of the re-indexed axis comes from.
-
-        Args:
-            perms: group name -> int64 index vector [n]; `perm[i] = j` puts unit j at place i.
-
-        Returns:
-            int64 [size], to be used as `tensor.index_select(axis, index)`.
-        """
-        parts, offset = [], 0
-        for segment in self.segments:
-            index = torch.zeros(1, dtype=torch.int64)
-            for factor in segment:
-                place = torch.arange(factor.size) if factor.group is None else perms[factor.group]
-                index = (index[:, None] * factor.size + place[None, :]).reshape(-1)
-            parts.append(index + offset)
-            offset += segment_size(segment)
-        return torch.cat(parts)
-
     def to_json(self) -> object:
         """Return the shortest JSON form: a size, a name, or a `product` / `concat` of them."""
         segments = [_segment_to_json(segment) for segment in self.segments]
@@ -89,7 +76,8 @@ class Axis:
         """Read the form written by `to_json`.
 
         Args:
-            data: an int (fixed extent), a group name, {"product": [...]} or {"concat": [...]}.
+            data: an int (fixed extent), a group name, {"product": [...]} or {"concat": [...]};
+                "name^-1" is the group `name` with the power -1 of its signs and scales.
             sizes: group name -> number of units.
 
         Raises:
@@ -109,8 +97,14 @@ def segment_size(segment: Segment) -> int:
 
 
 def _segment_to_json(segment: Segment) -> object:
-    factors = [f.size if f.group is None else f.group for f in segment]
+    factors = [_factor_to_json(factor) for factor in segment]
     return factors[0] if len(factors) == 1 else {"product": factors}
+
+
+def _factor_to_json(factor: Factor) -> int | str:
+    if factor.group is None:
+        return factor.size
+    return f"{factor.group}^{factor.power}" if factor.power else factor.group
 
 
 def _segment_from_json(data: object, sizes: Mapping[str, int]) -> Segment:
@@ -129,9 +123,12 @@ def _factor_from_json(data: object, sizes: Mapping[str, int]) -> Factor:
         if data < 0:
             raise SpecError(f"expected a non-negative extent of a fixed axis, got {data}")
         return Factor(data)
-    if data not in sizes:
+    name, _, power = data.partition("^")
+    if name not in sizes:
         raise SpecError(
-            f"axis names the group {data!r}, which is not among the groups {sorted(sizes)}; "
+            f"axis names the group {name!r}, which is not among the groups {sorted(sizes)}; "
             "add it to 'groups' or correct the name"
         )
-    return Factor(sizes[data], data)
+    if power not in ("", "1", "-1"):
+        raise SpecError(f"expected the power 1 or -1 behind '^', got {data!r}")
+    return Factor(sizes[name], name, int(power or 0))

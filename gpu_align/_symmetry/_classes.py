@@ -1,16 +1,15 @@
 """Axis classes: union-find over axes, where a class may be refined into a product or concatenation.
 
 Every axis of every tensor in a traced graph is an `AxisClass`. Ops *unify* axes that must be
-reordered together, *refine* an axis into parts (a flatten makes a product, group normalisation a
-concatenation) and *pin* axes whose order matters. What is neither refined nor pinned at the end is
-a group of interchangeable units. This is first-order unification; it only ever removes symmetries.
+reordered together, *refine* an axis into parts (a flatten makes a product, a split a concatenation)
+and *pin* axes whose order matters. What is neither refined nor pinned at the end is a group of
+interchangeable units. This is first-order unification; it only ever removes symmetries.
 """
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-
-from gpu_align._symmetry._axis import Axis, Factor, Segment
 
 
 class Structure(Enum):
@@ -53,9 +52,23 @@ class AxisClass:
         for part in root.parts:
             yield from part.leaves()
 
-    def factors(self) -> list["AxisClass"]:
-        """Return the classes whose product the axis is, slowest first; itself if it is none."""
-        return _flat_parts(self, Structure.PRODUCT)
+    def flat_parts(self, structure: Structure) -> list["AxisClass"]:
+        """Return the classes that the axis is a product or concatenation of; itself if of none."""
+        root = self.find()
+        if root.structure is not structure:
+            return [root]
+        return [flat for part in root.parts for flat in part.flat_parts(structure)]
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether no part of the axis can be reordered."""
+        return all(leaf.pinned is not None or leaf.size < 2 for leaf in self.leaves())
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the axis is one group of at least two interchangeable units."""
+        root = self.find()
+        return root.structure is None and root.pinned is None and root.size > 1
 
     def pin(self, reason: str) -> None:
         """Fix the order of every part."""
@@ -71,21 +84,17 @@ class AxisClass:
         a, b = self.find(), other.find()
         if a is b:
             return
-        if a.size != b.size:
+        if a.size == b.size and (a.structure is None or b.structure is None):
+            (a, b) = (a, b) if a.structure is None else (b, a)
+        elif a.size != b.size or not _unify_parts(a, b, reason):
             a.pin(reason)
             b.pin(reason)
-        elif a.structure is None:
-            a._merge_into(b)
-        elif b.structure is None:
-            b._merge_into(a)
-        elif a.structure is not b.structure or not _unify_parts(a, b, reason):
-            a.pin(reason)
-            b.pin(reason)
-
-    def _merge_into(self, root: "AxisClass") -> None:
-        self._parent = root
-        if self.pinned is not None:
-            root.pin(self.pinned)
+            return
+        elif a.structure is Structure.PRODUCT:
+            (a, b) = (b, a)
+        a._parent = b
+        for leaf in b.leaves():
+            leaf.pinned = leaf.pinned or a.pinned
 
 
 def product(parts: Sequence[AxisClass]) -> AxisClass:
@@ -103,108 +112,106 @@ def _composite(structure: Structure, parts: Sequence[AxisClass]) -> AxisClass:
     parts = [part for part in parts if part.size != trivial]
     if len(parts) == 1:
         return parts[0]
-    axis = AxisClass(_measure(structure, parts))
-    if parts:
+    axis = AxisClass(_measure(structure, [part.size for part in parts]))
+    if axis.size > 1:
         axis.structure, axis.parts = structure, tuple(parts)
     return axis
 
 
-def _measure(structure: Structure, parts: Sequence[AxisClass]) -> int:
-    sizes = [part.size for part in parts]
+def _measure(structure: Structure, sizes: Sequence[int]) -> int:
     return math.prod(sizes) if structure is Structure.PRODUCT else sum(sizes)
 
 
-def _flat_parts(axis: AxisClass, structure: Structure) -> list[AxisClass]:
-    root = axis.find()
-    if root.structure is not structure:
-        return [root]
-    return [flat for part in root.parts for flat in _flat_parts(part, structure)]
-
-
 def _unify_parts(a: AxisClass, b: AxisClass, reason: str) -> bool:
-    """Unify two refined axes of the same structure; False if their parts do not line up."""
-    structure = a.structure
-    assert structure is not None
-    blocks = line_up(_flat_parts(a, structure), _flat_parts(b, structure), structure)
-    if blocks is None:
+    """Unify two refined axes; False if their parts do not line up."""
+    if a.structure is not b.structure:
+        joined, repeated = (a, b) if a.structure is Structure.CONCAT else (b, a)
+        return _distribute(joined, repeated, reason)
+    assert a.structure is not None
+    parts = b.flat_parts(a.structure)
+    cut = recut(a.flat_parts(a.structure), [part.size for part in parts], a.structure, reason)
+    if cut is None:
         return False
-    for left, right in blocks:
-        if len(left) == len(right) == 1:
-            left[0].unify(right[0], reason)
-        elif len(left) == 1:
-            left[0].refine(structure, right, reason)
-        else:
-            right[0].refine(structure, left, reason)
-    assert a.find() is a
-    assert b.find() is b
-    a._parent = b
+    for part, pieces in zip(parts, cut, strict=True):
+        part.refine(a.structure, pieces, reason)
     return True
 
 
-def line_up(
-    left: list[AxisClass], right: list[AxisClass], structure: Structure
-) -> list[tuple[list[AxisClass], list[AxisClass]]] | None:
-    """Cut two lists of parts into blocks of equal extent, one part against one or more.
+def _distribute(joined: AxisClass, repeated: AxisClass, reason: str) -> bool:
+    """Unify a concatenation with a product: each part is a product of its own.
+
+    The product of m and n is m times n places; parts of a n, b n, ... places are the products of
+    a and n, b and n, ..., where m is the concatenation of a, b, ...
+    """
+    parts = joined.flat_parts(Structure.CONCAT)
+    factors = repeated.flat_parts(Structure.PRODUCT)
+    for number in range(1, len(factors)):
+        outer, inner = factors[:number], product(factors[number:])
+        if all(part.size % inner.size == 0 for part in parts):
+            counts = [AxisClass(part.size // inner.size) for part in parts]
+            if all(count.size == 1 for count in counts):
+                product(outer).pin(reason)
+            else:
+                product(outer).refine(Structure.CONCAT, counts, reason)
+            for part, count in zip(parts, counts, strict=True):
+                part.refine(Structure.PRODUCT, [count, inner], reason)
+            return True
+    return False
+
+
+Split = Callable[[AxisClass, list[int]], list[AxisClass]]
+
+
+def recut(
+    parts: Sequence[AxisClass],
+    sizes: Sequence[int],
+    structure: Structure,
+    reason: str,
+    split: Split | None = None,
+) -> list[list[AxisClass]] | None:
+    """Cut parts where parts of other sizes begin.
+
+    Args:
+        parts: of a product or concatenation, none of them trivial.
+        sizes: of the other parts, none of them trivial.
+        structure: whether it is a product or a concatenation.
+        reason: what pins a part that cannot be cut.
+        split: cuts one part into parts of the given sizes; the default refines it.
 
     Returns:
-        The blocks, or None where a part of one side straddles parts of the other.
+        For each of `sizes` the pieces that it is made of; None if extents differ or do not divide.
     """
-    blocks = []
-    left, right = list(left), list(right)
-    while left and right:
-        x, y = [left.pop(0)], [right.pop(0)]
-        while _measure(structure, x) != _measure(structure, y):
-            short, rest = (
-                (x, left) if _measure(structure, x) < _measure(structure, y) else (y, right)
-            )
-            if not rest:
-                return None
-            short.append(rest.pop(0))
-        if min(len(x), len(y)) > 1:
-            return None
-        blocks.append((x, y))
-    return None if left or right else blocks
+
+    def refined(part: AxisClass, extents: list[int]) -> list[AxisClass]:
+        fresh = [AxisClass(extent) for extent in extents]
+        part.refine(structure, fresh, reason)
+        return fresh
+
+    ends = _ends(structure, [part.size for part in parts])
+    wanted = _ends(structure, sizes)
+    cuts = sorted({*ends, *wanted})
+    is_product = structure is Structure.PRODUCT
+    if ends[-1] != wanted[-1] or (is_product and any(b % a for a, b in itertools.pairwise(cuts))):
+        return None
+    pieces: list[AxisClass] = []
+    for part, extents in zip(parts, _extents_between(structure, ends, cuts), strict=True):
+        pieces += [part] if len(extents) == 1 else (split or refined)(part, extents)
+    rest = iter(pieces)
+    return [
+        list(itertools.islice(rest, len(extents)))
+        for extents in _extents_between(structure, wanted, cuts)
+    ]
 
 
-def layout(axis: AxisClass, names: dict[AxisClass, str]) -> Axis:
-    """Return the Axis of a class, where `names` gives the group of each free leaf."""
-    return Axis(tuple(_merge_fixed(segment) for segment in _segments(axis, names)))
+def _extents_between(
+    structure: Structure, ends: Sequence[int], cuts: Sequence[int]
+) -> Iterator[list[int]]:
+    """Yield for each part the extents of the pieces into which it is cut."""
+    for start, end in itertools.pairwise(ends):
+        inside = itertools.pairwise(cut for cut in cuts if start <= cut <= end)
+        yield [b // a if structure is Structure.PRODUCT else b - a for a, b in inside]
 
 
-def pin_inexpressible(axis: AxisClass) -> None:
-    """Pin what would be repeated around a concatenation: no sequence of products has it."""
-    root = axis.find()
-    for part in root.parts:
-        pin_inexpressible(part)
-    if root.structure is Structure.PRODUCT:
-        flat = _flat_parts(root, Structure.PRODUCT)
-        repeated = [n for n, part in enumerate(flat) if part.find().structure is Structure.CONCAT]
-        for part in flat[: repeated[-1]] if repeated else []:
-            part.pin("repeated around a concatenation")
-
-
-def _segments(axis: AxisClass, names: dict[AxisClass, str]) -> list[Segment]:
-    root = axis.find()
-    if root.structure is None:
-        return [(Factor(root.size, names.get(root)),)]
-    if root.structure is Structure.CONCAT:
-        return [segment for part in root.parts for segment in _segments(part, names)]
-    tail: list[Segment] = [()]
-    for part in reversed(_flat_parts(root, Structure.PRODUCT)):
-        if len(tail) > 1:
-            tail = tail * part.size
-        else:
-            tail = [(*segment, *tail[0]) for segment in _segments(part, names)]
-    return tail
-
-
-def _merge_fixed(segment: Segment) -> Segment:
-    merged: list[Factor] = []
-    for factor in segment:
-        if factor.size == 1 and factor.group is None and len(segment) > 1:
-            continue
-        if merged and factor.group is None and merged[-1].group is None:
-            merged[-1] = Factor(merged[-1].size * factor.size)
-        else:
-            merged.append(factor)
-    return tuple(merged) or (Factor(1),)
+def _ends(structure: Structure, sizes: Sequence[int]) -> list[int]:
+    """Return where parts of these sizes begin and end, the beginning of the first included."""
+    return [_measure(structure, sizes[:number]) for number in range(len(sizes) + 1)]

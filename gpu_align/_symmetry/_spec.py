@@ -1,28 +1,63 @@
 """PermutationSpec: which axes of which tensors carry which group of interchangeable units."""
 
-import json
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
 from gpu_align._errors import SpecError, bullet_list
-from gpu_align._symmetry._axis import Axis
+from gpu_align._symmetry._axis import Axis, Factor, Segment, segment_size
 
 StateDict = Mapping[str, Tensor]
-
-_FORMAT = "gpu-align/spec"
-_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Group:
-    """`size` units that may be reordered together wherever they appear."""
+    """Units that may be reordered together wherever they appear.
+
+    A group with a parent has `size` units inside each unit of its parent: they are reordered
+    inside it, in each in their own way, and go along where it goes. So have the dimensions of an
+    attention head, or the channels of a grouped convolution. (The wreath product of the two.)
+
+    Attributes:
+        name: how the group is called.
+        size: number of units, of each unit of the parent if there is one.
+        parent: name of a group without a parent.
+        signed: each unit may also be negated (tanh, sin, linear).
+        scaled: each unit may also be multiplied by a positive number (relu, linear).
+    """
 
     name: str
     size: int
+    parent: str | None = None
+    signed: bool = False
+    scaled: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a tensor that is a product of factors: one segment of every axis.
+
+    Attributes:
+        starts, extents: of the piece, one per axis.
+        factors: of all axes, one after another.
+    """
+
+    starts: tuple[int, ...]
+    extents: tuple[int, ...]
+    factors: tuple[Factor, ...]
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Return the piece of a tensor as a view, one axis per axis of the tensor."""
+        for number, (start, extent) in enumerate(zip(self.starts, self.extents, strict=True)):
+            tensor = tensor.narrow(number, start, extent)
+        return tensor
+
+    def unfold(self, tensor: Tensor) -> Tensor:
+        """Return the piece of a tensor with one axis per factor."""
+        return self.view(tensor).reshape([factor.size for factor in self.factors])
 
 
 @dataclass(frozen=True)
@@ -45,6 +80,21 @@ class TensorSpec:
         """Names of the groups on any axis, without repetition."""
         return tuple(dict.fromkeys(name for axis in self.axes for name in axis.groups))
 
+    def blocks(self) -> Iterator[Block]:
+        """Yield the pieces of the tensor, one for each combination of segments of its axes."""
+        for chosen in itertools.product(*(_placed(axis) for axis in self.axes)):
+            yield Block(
+                starts=tuple(start for start, _ in chosen),
+                extents=tuple(segment_size(segment) for _, segment in chosen),
+                factors=tuple(factor for _, segment in chosen for factor in segment),
+            )
+
+
+def _placed(axis: Axis) -> list[tuple[int, Segment]]:
+    """Return the segments of an axis with their starts."""
+    ends = itertools.accumulate((segment_size(segment) for segment in axis.segments), initial=0)
+    return list(zip(ends, axis.segments, strict=False))
+
 
 @dataclass(frozen=True)
 class Pin:
@@ -56,6 +106,35 @@ class Pin:
 
 
 @dataclass(frozen=True)
+class NormScale:
+    """A layer that only a batch norm reads: each of its rows may have any positive scale s.
+
+        weight' = s weight,  bias' = s bias,  mean' = s mean,
+        variance' = s² (variance + eps) - eps
+
+    leave the outputs of the batch norm as they are in evaluation mode.
+
+    Attributes:
+        weight: name of the layer's weight, its rows along the first axis.
+        bias: name of the layer's bias, or None.
+        mean, variance: names of the running statistics.
+        eps: of the batch norm.
+    """
+
+    weight: str
+    bias: str | None
+    mean: str
+    variance: str
+    eps: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all its tensors."""
+        names = (self.weight, self.bias, self.mean, self.variance)
+        return tuple(name for name in names if name is not None)
+
+
+@dataclass(frozen=True)
 class PermutationSpec:
     """The permutation symmetries of an architecture.
 
@@ -64,6 +143,7 @@ class PermutationSpec:
         tensors: state-dict name -> TensorSpec; tied names appear once.
         ties: further name of a shared tensor -> the name that is in `tensors`.
         pins: the fixed axes of parameters, with the op or the role that fixes each.
+        norm_scales: layers whose rows a batch norm frees of their scale.
         origin: a sentence on where the spec comes from, shown to the user.
 
     Source: the pair axes-to-perm / perm-to-axes of Git Re-Basin (Ainsworth et al., ICLR 2023,
@@ -75,28 +155,92 @@ class PermutationSpec:
     ties: Mapping[str, str] = field(default_factory=dict)
     pins: tuple[Pin, ...] = ()
     origin: str = ""
+    norm_scales: tuple[NormScale, ...] = ()
 
     def __post_init__(self) -> None:
+        for group in self.groups.values():
+            self._check_parent(group)
         for name, tensor in self.tensors.items():
             for axis in tensor.axes:
                 for factor in axis.factors():
-                    if factor.group is None:
-                        continue
-                    if factor.group not in self.groups:
-                        raise SpecError(f"tensor {name!r} names unknown group {factor.group!r}")
-                    if factor.size != self.groups[factor.group].size:
-                        raise SpecError(
-                            f"tensor {name!r} gives group {factor.group!r} {factor.size} units, "
-                            f"the group has {self.groups[factor.group].size}"
-                        )
+                    self._check_factor(name, factor)
+            for block in tensor.blocks():
+                self._check_block(name, block)
         for alias, kept in self.ties.items():
             if kept not in self.tensors:
                 raise SpecError(f"{alias!r} is tied to {kept!r}, which is not among the tensors")
+        for scale in self.norm_scales:
+            self._check_norm_scale(scale)
+
+    def _check_parent(self, group: Group) -> None:
+        if "^" in group.name:
+            raise SpecError(f"group {group.name!r}: a name cannot contain '^', which marks a power")
+        if group.parent is None:
+            return
+        if group.parent not in self.groups:
+            raise SpecError(f"group {group.name!r} names the unknown parent {group.parent!r}")
+        if self.groups[group.parent].parent is not None:
+            raise SpecError(
+                f"group {group.name!r} has the parent {group.parent!r}, which has a parent itself; "
+                "one level is supported"
+            )
+
+    def _check_factor(self, name: str, factor: Factor) -> None:
+        if factor.group is None:
+            return
+        if factor.group not in self.groups:
+            raise SpecError(f"tensor {name!r} names unknown group {factor.group!r}")
+        group = self.groups[factor.group]
+        if factor.size != group.size:
+            raise SpecError(
+                f"tensor {name!r} gives group {factor.group!r} {factor.size} units, "
+                f"the group has {group.size}"
+            )
+        if factor.power and not (group.signed or group.scaled):
+            raise SpecError(
+                f"tensor {name!r} has a power of group {factor.group!r}, which is neither signed "
+                "nor scaled"
+            )
+
+    def _check_block(self, name: str, block: Block) -> None:
+        """Check that the units of a group with a parent are told which unit of it they are in."""
+        present = [factor.group for factor in block.factors]
+        for group in present:
+            parent = None if group is None else self.groups[group].parent
+            if parent is not None and present.count(parent) != 1:
+                raise SpecError(
+                    f"tensor {name!r} has the group {group!r} without its parent {parent!r} "
+                    "exactly once beside it"
+                )
+
+    def _check_norm_scale(self, scale: NormScale) -> None:
+        unknown = [name for name in scale.names if name not in self.tensors]
+        if unknown:
+            raise SpecError(f"a norm scale names {unknown[0]!r}, which is not among the tensors")
+        rows = self.tensors[scale.weight].shape[:1]
+        for name in scale.names[1:]:
+            if self.tensors[name].shape != rows:
+                raise SpecError(
+                    f"a norm scale names {name!r} of shape {list(self.tensors[name].shape)}, "
+                    f"expected one entry for each row of {scale.weight!r}: {list(rows)}"
+                )
+
+    def units(self, group: str) -> int:
+        """Return the number of units of a group, over all units of its parent."""
+        parent = self.groups[group].parent
+        return self.groups[group].size * (1 if parent is None else self.groups[parent].size)
 
     @property
     def log10_symmetries(self) -> float:
-        """log10 of the number of permutations, `sum_g log10(n_g!)`, exact to float64."""
-        return sum(math.lgamma(group.size + 1) for group in self.groups.values()) / math.log(10)
+        """log10 of the number of permutations, exact to float64.
+
+        `log10(n!)` for a group, once for each unit of its parent. Signs and scales are not counted.
+        """
+        total = sum(
+            self.units(name) // group.size * math.lgamma(group.size + 1)
+            for name, group in self.groups.items()
+        )
+        return total / math.log(10)
 
     @property
     def keys(self) -> frozenset[str]:
@@ -165,7 +309,9 @@ class PermutationSpec:
         seed: int = 0,
         tolerance: float = 1e-9,
     ) -> float:
-        """Check that random permutations of `model` leave its outputs unchanged in float64.
+        """Check that random symmetries of `model` leave its outputs unchanged in float64.
+
+        A draw is a permutation with signs, and scales between 1/2 and 2.
 
         Each draw is tried on the weights as they are and on weights with noise, because fresh
         biases and running statistics are constant and would hide a mistake.
@@ -173,7 +319,7 @@ class PermutationSpec:
         Args:
             model: the module that the spec describes; it is left as it was.
             example_inputs: a tensor, or a tuple of positional arguments.
-            draws: number of random permutations.
+            draws: number of random symmetries.
             seed: seed of the draws and of the noise.
             tolerance: largest accepted relative difference of the outputs.
 
@@ -190,22 +336,9 @@ class PermutationSpec:
 
     def to_json(self) -> str:
         """Return the spec as a JSON document, read back by `from_json`."""
-        return json.dumps(
-            {
-                "format": _FORMAT,
-                "version": _VERSION,
-                "origin": self.origin,
-                "groups": {name: group.size for name, group in self.groups.items()},
-                "tensors": {
-                    name: [axis.to_json() for axis in tensor.axes]
-                    for name, tensor in self.tensors.items()
-                },
-                "buffers": [name for name, tensor in self.tensors.items() if not tensor.counted],
-                "ties": dict(self.ties),
-                "pins": [[pin.tensor, pin.axis, pin.reason] for pin in self.pins],
-            },
-            indent=1,
-        )
+        from gpu_align._symmetry._spec_json import spec_to_json
+
+        return spec_to_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> "PermutationSpec":
@@ -214,60 +347,9 @@ class PermutationSpec:
         Raises:
             SpecError: the text is not JSON or not a spec.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise SpecError(f"expected a spec as JSON: {error}") from error
-        if not isinstance(data, dict) or data.get("format") != _FORMAT:
-            raise SpecError(f'expected a JSON object with "format": "{_FORMAT}"')
-        if data.get("version") != _VERSION:
-            raise SpecError(
-                f"the spec has version {data.get('version')!r}, this release reads {_VERSION}"
-            )
-        sizes = _expect(data, "groups", dict)
-        for name, size in sizes.items():
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise SpecError(f"group {name!r} needs a positive number of units, got {size!r}")
-        buffers = {
-            _name(entry, "buffers") for entry in _expect(data, "buffers", list, optional=True)
-        }
-        tensors = {}
-        for name, axes in _expect(data, "tensors", dict).items():
-            if not isinstance(axes, list):
-                raise SpecError(f"tensor {name!r}: expected a list of axes, got {axes!r}")
-            parsed = tuple(Axis.from_json(axis, sizes) for axis in axes)
-            tensors[name] = TensorSpec(parsed, counted=name not in buffers)
-        return cls(
-            groups={name: Group(name, size) for name, size in sizes.items()},
-            tensors=tensors,
-            ties={
-                k: _name(v, "ties") for k, v in _expect(data, "ties", dict, optional=True).items()
-            },
-            pins=tuple(_pin(entry) for entry in _expect(data, "pins", list, optional=True)),
-            origin=str(data.get("origin", "")),
-        )
+        from gpu_align._symmetry._spec_json import spec_from_json
 
-
-def _name(entry: object, key: str) -> str:
-    if not isinstance(entry, str):
-        raise SpecError(f"expected names of tensors in the spec's {key!r}, got {entry!r}")
-    return entry
-
-
-def _pin(entry: object) -> Pin:
-    match entry:
-        case [str(tensor), int(axis), str(reason)]:
-            return Pin(tensor, axis, reason)
-    raise SpecError(f"expected a pin as [tensor, axis, reason], got {entry!r}")
-
-
-def _expect(data: dict[str, Any], key: str, kind: Callable[[], Any], optional: bool = False) -> Any:
-    if optional and key not in data:
-        return kind()
-    value = data.get(key)
-    if not isinstance(value, kind):  # type: ignore[arg-type]
-        raise SpecError(f"the spec's {key!r} must be a JSON {kind.__name__}, got {value!r}")
-    return value
+        return spec_from_json(text)
 
 
 def memory_of(tensor: Tensor) -> object:

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gpu_align._errors import ModelError, SpecError
+from gpu_align._symmetry._gauge._apply import rescale
 from gpu_align._symmetry._spec import PermutationSpec, StateDict, memory_of
 
 
@@ -103,6 +104,7 @@ class _Reference:
             )
         }
         self.ties = tied_names(model)
+        self.places = _places(model)
         self.args, self.kwargs = tree_map(_double, as_arguments(example_inputs))
 
     def outputs(self, state: StateDict) -> list[Tensor]:
@@ -112,10 +114,12 @@ class _Reference:
             # A checkpoint may hold a shared tensor once, under any of its names.
             held = next((double[name] for name in names if name in double), None)
             double |= {name: held for name in names if held is not None and name not in double}
+        # A place named twice would be given back what it was given first.
+        given = {k: t for k, t in (self.own | double).items() if self.places.get(k, k) == k}
         try:
             with torch.no_grad(), evaluation_mode(self.model), _InDouble():
                 result = torch.func.functional_call(
-                    self.model, self.own | double, self.args, self.kwargs, tie_weights=False
+                    self.model, given, self.args, self.kwargs, tie_weights=False
                 )
         except Exception as error:
             raise ModelError(
@@ -158,15 +162,31 @@ def verify_spec(
     worst = 0.0
     for _ in range(draws):
         permutation = Permutation.random(spec, generator=generator)
+        units, rows = _random_scales(spec, generator)
         for weights in (state, _with_noise(state, generator)):
-            worst = max(worst, reference.difference(weights, permutation.apply(weights)))
+            double = {name: _double(tensor) for name, tensor in weights.items()}
+            moved = rescale(spec, permutation.apply(double), units, rows)
+            worst = max(worst, reference.difference(weights, moved))
     if not worst <= tolerance:
         raise SpecError(
-            f"the spec does not describe symmetries of this model: a random permutation changes "
-            f"the outputs by {worst:.3g} relative (accepted: {tolerance:g}); the spec is of "
-            "another model, or a rule is wrong"
+            f"the spec does not describe symmetries of this model: a random one (permutation, "
+            f"signs and scales) changes the outputs by {worst:.3g} relative (accepted: "
+            f"{tolerance:g}); the spec is of another model, or a rule is wrong"
         )
     return worst
+
+
+def _random_scales(
+    spec: PermutationSpec, generator: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return scales between 1/2 and 2 for the units of scaled groups and rows of norm scales."""
+
+    def draw(count: int) -> Tensor:
+        return 2 ** (2 * torch.rand(count, generator=generator, dtype=torch.float64) - 1)
+
+    units = {name: draw(spec.units(name)) for name, group in spec.groups.items() if group.scaled}
+    rows = {scale.weight: draw(spec.tensors[scale.mean].shape[0]) for scale in spec.norm_scales}
+    return units, rows
 
 
 def _with_noise(state: StateDict, generator: torch.Generator) -> dict[str, Tensor]:
@@ -195,6 +215,21 @@ def tied_names(model: nn.Module) -> list[list[str]]:
         if isinstance(tensor, Tensor):
             names.setdefault(memory_of(tensor), []).append(name)
     return [tied for tied in names.values() if len(tied) > 1]
+
+
+def _places(model: nn.Module) -> dict[str, str]:
+    """Return for each name of a parameter or buffer the first name of its place.
+
+    A submodule with two names gives each of its places two.
+    """
+    first: dict[tuple[int, str], str] = {}
+    places = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for attribute, _ in held:
+            name = f"{prefix}.{attribute}" if prefix else attribute
+            places[name] = first.setdefault((id(module), attribute), name)
+    return places
 
 
 def _double(value: Any) -> Any:

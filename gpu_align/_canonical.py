@@ -1,0 +1,142 @@
+"""canonicalize: one network out of all that differ from it by signs and scales only."""
+
+import torch
+from torch import Tensor, nn
+
+from gpu_align._align import Network, _check_ties, _state_dict
+from gpu_align._errors import InputError
+from gpu_align._symmetry import PermutationSpec, discover
+from gpu_align._symmetry._axis import Factor
+from gpu_align._symmetry._gauge._apply import rescale
+from gpu_align._symmetry._gauge._balance import balance
+from gpu_align._symmetry._spec import StateDict
+
+
+def canonicalize(
+    network: Network, *, spec: PermutationSpec | None = None, example_inputs: object = None
+) -> dict[str, Tensor]:
+    """Bring the scales and signs of a network's units into one form; its function stays the same.
+
+    Of a ReLU network what makes a unit may be doubled and what reads it halved; of a tanh network
+    both may be negated. Networks that differ only so become equal (to rounding):
+
+    1. rows that a batch norm frees of their scale get norm 1, with their running statistics;
+    2. of each unit with a scale, what makes it and what reads it get the same norm, which
+       minimises the total squared norm of the parameters;
+    3. of each unit with a sign, what makes it gets a sum that is not negative, in the order of the
+       groups. Only tensors count that no later group and nothing of its own changes again.
+
+    What has no scale is left alone: units that nothing makes or nothing reads, rows of zeros. A row
+    stays longer than 1 where its running variance would become negative.
+
+    Args:
+        network: a module, a state dict, or the path of a checkpoint.
+        spec: its symmetries. Default: discovered from the module, which needs `example_inputs`.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+
+    Returns:
+        The same names in the same order, dtypes and devices kept; computed in float64 and rounded
+        once. Tensors that do not change are passed on as they are.
+
+    Raises:
+        InputError: an argument cannot be used; its children SpecError, CheckpointError and
+            ModelError say what is wrong.
+    """
+    state = _state_dict(network)
+    if spec is None:
+        spec = _discovered(network, example_inputs)
+    if isinstance(network, nn.Module):
+        _check_ties(network, spec)
+    return rescale(spec, state, *canonical_multipliers(spec, state))
+
+
+def canonical_multipliers(
+    spec: PermutationSpec, state: StateDict
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return by what `rescale` multiplies the units and rows of a network; see `canonicalize`.
+
+    Returns:
+        Group -> [units], signs times scales, and weight of a norm scale -> [rows].
+
+    Raises:
+        SpecError: names or shapes do not fit the spec.
+    """
+    spec.validate(state)
+    wide = {name: _double(spec.tensor_of(name, state)) for name in spec.tensors}
+    scales, rows = balance(spec, wide)
+    signs = _signs(spec, rescale(spec, wide, scales, rows))
+    one = torch.ones((), dtype=torch.float64)
+    units = {name: scales.get(name, one) * signs.get(name, one) for name in (*scales, *signs)}
+    return units, rows
+
+
+def _discovered(network: Network, example_inputs: object) -> PermutationSpec:
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            "which signs and scales are free depends on the activations, which a state dict does "
+            "not name; pass the module with example_inputs, or a spec"
+        )
+    if example_inputs is None:
+        raise InputError(
+            "a module was given without example_inputs, which tracing needs; pass them, or a spec"
+        )
+    return discover(network, example_inputs)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float64) if torch.is_floating_point(tensor) else tensor
+
+
+def _signs(spec: PermutationSpec, state: StateDict) -> dict[str, Tensor]:
+    """Return for each signed group the signs [units] that make the sums positive."""
+    signs: dict[str, Tensor] = {}
+    for name, group in spec.groups.items():
+        if not group.signed:
+            continue
+        made = _entries(spec, state, name, 1, settled=set(signs))
+        rows = made if made else _entries(spec, state, name, -1, settled=set(signs))
+        signs[name] = _leading_sign(rows, spec.units(name))
+        state = rescale(spec, state, {name: signs[name]})
+    return signs
+
+
+def _entries(
+    spec: PermutationSpec, state: StateDict, group: str, power: int, settled: set[str]
+) -> list[Tensor]:
+    """Return the entries [units, n] of each block that a group makes (1) or reads (-1).
+
+    Blocks whose signs depend on a group that is not settled, or on this group twice, are left out.
+    """
+    parent = spec.groups[group].parent
+    found = []
+    for name, tensor in spec.tensors.items():
+        for block in tensor.blocks() if tensor.counted and group in tensor.groups else ():
+            signed = [
+                number
+                for number, factor in enumerate(block.factors)
+                if factor.power and factor.group not in settled and _is_signed(spec, factor)
+            ]
+            own = signed[0] if len(signed) == 1 else None
+            if own is None or block.factors[own] != Factor(spec.groups[group].size, group, power):
+                continue
+            names = [factor.group for factor in block.factors]
+            front = [own] if parent is None else [names.index(parent), own]
+            part = block.unfold(spec.tensor_of(name, state)).cpu()
+            part = part.movedim(front, list(range(len(front))))
+            found.append(part.reshape(spec.units(group), -1))
+    return found
+
+
+def _is_signed(spec: PermutationSpec, factor: Factor) -> bool:
+    return factor.group is not None and spec.groups[factor.group].signed
+
+
+def _leading_sign(rows: list[Tensor], units: int) -> Tensor:
+    """Return the sign of each row's sum [units]; of its first entry that is not 0 if that is 0."""
+    if not rows:
+        return torch.ones(units, dtype=torch.int64)
+    entries = torch.cat(rows, 1)
+    first = entries.gather(1, (entries != 0).int().argmax(1, keepdim=True))
+    total = entries.sum(1, keepdim=True)
+    leading = torch.where(total == 0, first, total)
+    return torch.where(leading < 0, -1, 1).reshape(-1)

@@ -1,0 +1,43 @@
+"""The graph of a traced model as one flat list of ops."""
+
+import operator
+from typing import Any
+
+from torch import fx
+from torch.export import ExportedProgram
+
+_WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+"""Ops that run a part of the model as it is: under `torch.no_grad`, under `torch.autocast`."""
+
+
+def flat_graph(program: ExportedProgram) -> fx.Graph:
+    """Return a copy of a program's graph with the parts inlined that a context manager wraps."""
+    graph = fx.Graph()
+    graph.output(_copy(program.graph_module, graph, {}))
+    return graph
+
+
+def _copy(module: Any, graph: fx.Graph, found: dict[fx.Node, Any]) -> Any:
+    """Copy the nodes of a module that are not in `found` yet; return its outputs."""
+    for node in module.graph.nodes:
+        if node in found:
+            continue
+        if node.op == "output":
+            return fx.node.map_arg(node.args[0], lambda n: found[n])
+        if node.op == "call_function" and getattr(node.target, "__name__", "") in _WRAPPERS:
+            found[node] = _inline(module, node, graph, found)
+        elif node.target is operator.getitem and not isinstance(found[node.args[0]], fx.Node):
+            found[node] = found[node.args[0]][node.args[1]]
+        else:
+            found[node] = graph.node_copy(node, lambda n: found[n])
+    raise AssertionError("a graph ends with its output")
+
+
+def _inline(module: Any, node: fx.Node, graph: fx.Graph, found: dict[fx.Node, Any]) -> Any:
+    """Copy the module that a wrapper runs: its arguments come after the module's."""
+    names = [argument for argument in node.args if isinstance(argument, fx.Node)]
+    inner = module.get_submodule(names[0].target)
+    inputs = node.args[node.args.index(names[0]) + 1 :]
+    placeholders = [place for place in inner.graph.nodes if place.op == "placeholder"]
+    values = fx.node.map_arg(tuple(inputs), lambda n: found[n])
+    return _copy(inner, graph, dict(zip(placeholders, values, strict=True)))

@@ -1,0 +1,332 @@
+"""Gauges: which groups have signs and scales, and their powers on every stored tensor.
+
+One walk through the graph after the axes are known; `_power` says what is propagated, `_table`
+how ops speak about it.
+"""
+
+import copy
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from gpu_align._symmetry._axis import Axis, Segment
+from gpu_align._symmetry._classes import AxisClass, Structure, concat, product
+from gpu_align._symmetry._gauge import _layers, _pointwise, _shapes  # noqa: F401
+from gpu_align._symmetry._gauge._power import (
+    AxisPowers,
+    Power,
+    TensorPowers,
+    UnmatchedError,
+    set_equal,
+)
+from gpu_align._symmetry._gauge._table import GAUGE_RULES, GaugeCall, unknown
+from gpu_align._symmetry._layout import layout
+from gpu_align._symmetry._propagation import Traced, output_shapes, takes
+from gpu_align._symmetry._rules import TensorAxes
+from gpu_align._symmetry._spec import Block, PermutationSpec, TensorSpec
+
+Names = Mapping[AxisClass, str]
+
+_LOOKS_AT_SHAPES = ("sym_", "_assert")
+
+
+def with_gauges(
+    spec: PermutationSpec,
+    graph: fx.Graph,
+    traced: Traced,
+    tensors: Mapping[str, TensorAxes],
+    names: Names,
+    state: Mapping[str, Tensor],
+) -> PermutationSpec:
+    """Return a spec with the signs and scales of its groups.
+
+    Each group gets one family of signs, of scales or of both: that which lies on most tensors. A
+    group gets none if the units inside it have all that it could do.
+
+    Args:
+        spec: the permutations.
+        graph: of the traced model.
+        traced: the axes of all values in the graph.
+        tensors: state-dict name -> axes.
+        names: free leaf -> the name of its group.
+        state: state-dict name -> tensor.
+    """
+    walk = _Walk(names)
+    stored = {name: walk.stored(axes, state[name]) for name, axes in tensors.items()}
+    walk.run(graph, traced.values, {node: stored[name] for node, name in traced.stored.items()})
+    places: dict[AxisClass, list[_Place]] = {leaf: [] for leaf in names}
+    for name in traced.used:
+        for power in stored[name].powers:
+            places[power.leaf].append(_Place(name, power))
+    gauges = {names[leaf]: _choose(found) for leaf, found in places.items()}
+    turns = {place: turn for gauge in gauges.values() for place, turn in gauge.turns.items()}
+    found = replace(
+        spec,
+        groups={
+            name: replace(group, signed=gauges[name].signed, scaled=gauges[name].scaled)
+            for name, group in spec.groups.items()
+        },
+        tensors={
+            name: _with_turns(tensor, stored[name], turns) for name, tensor in spec.tensors.items()
+        },
+    )
+    return _without(found, [name for name in found.groups if _is_implied(name, found)])
+
+
+class _Walk:
+    """The powers of all values in a graph, node after node."""
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self.found: dict[fx.Node, Any] = {}
+
+    def stored(self, axes: TensorAxes, tensor: Tensor) -> TensorPowers:
+        """Return the unknown powers of a stored tensor; what is not floating point has none."""
+        make = Power.fresh if torch.is_floating_point(tensor) else Power.none
+        powers = TensorPowers(
+            AxisPowers(axis, tuple(make(leaf) for leaf in axis.leaves() if leaf in self.names))
+            for axis in axes
+        )
+        powers.is_stored = True
+        return powers
+
+    def unchanged(self, value: Any) -> Any:
+        """Return powers of 0 for the axes of a node, which may have several outputs."""
+        if isinstance(value, TensorAxes):
+            return TensorPowers(
+                AxisPowers(
+                    axis, tuple(Power.none(leaf) for leaf in axis.leaves() if leaf in self.names)
+                )
+                for axis in value
+            )
+        if isinstance(value, tuple | list):
+            return tuple(self.unchanged(part) for part in value)
+        return value
+
+    def run(
+        self,
+        graph: fx.Graph,
+        values: Mapping[fx.Node, Any],
+        stored: Mapping[fx.Node, TensorPowers],
+    ) -> None:
+        """Give every node its powers, and tell what its op says about those of its arguments."""
+        for node in graph.nodes:
+            if node in stored:
+                self.found[node] = stored[node]
+            elif node.op != "output":
+                outputs = self.unchanged(values[node])
+                is_call = node.op == "call_function"
+                self.found[node] = self._call(node, outputs) if is_call else outputs
+
+    def _call(self, node: fx.Node, outputs: Any) -> Any:
+        args: tuple[Any, ...] = fx.node.map_arg(node.args, lambda n: self.found[n])
+        kwargs: dict[str, Any] = fx.node.map_arg(dict(node.kwargs), lambda n: self.found[n])
+        if node.target is operator.getitem:
+            return args[0][args[1]] if type(args[0]) is tuple else None
+        call = _gauge_call(node, outputs)
+        if call.op.startswith(_LOOKS_AT_SHAPES):
+            return outputs
+        try:
+            made = _apply(node, call, args, kwargs)
+        except UnmatchedError:
+            unknown(call, [args, kwargs])
+            return outputs
+        for axes in made:
+            axes.is_stored = all(_are_stored(self.found[n]) for n in node.all_input_nodes)
+        return made[0] if isinstance(outputs, TensorPowers) else made
+
+
+def _gauge_call(node: fx.Node, outputs: Any) -> GaugeCall:
+    """Return the op of a node and what it gives; the op is "" if it is no ATen op."""
+    target, op = node.target, ""
+    if isinstance(target, torch._ops.OpOverload):
+        is_out = any(argument.is_out for argument in target._schema.arguments)
+        op = "" if is_out else target._schema.name.removeprefix("aten::")
+    parts = (outputs,) if isinstance(outputs, TensorPowers) else outputs or ()
+    given = [output_shapes(argument) for argument in node.all_input_nodes[:1]]
+    extents = given[0][0] if given and given[0] else ()
+    return GaugeCall(op, parts, extents, output_shapes(node) or ())
+
+
+def _apply(
+    node: fx.Node, call: GaugeCall, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[TensorPowers, ...]:
+    """Apply the rule of an op.
+
+    Raises:
+        UnmatchedError: there is none, or it cannot be applied.
+    """
+    rule = GAUGE_RULES.get(call.op) or GAUGE_RULES.get(call.op.removesuffix("_"))
+    if rule is None or not call.made or not _is_floating(node):
+        raise UnmatchedError
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+    if not takes(rule, arguments):
+        raise UnmatchedError
+    found = rule(call, **arguments)
+    made: tuple[TensorPowers, ...] = (found,) if isinstance(found, TensorPowers) else found
+    leaves = [[axis.leaves for axis in axes] for axes in made]
+    if leaves != [[axis.leaves for axis in axes] for axes in call.outputs]:
+        raise UnmatchedError
+    _tie_written(node, arguments, made[0])
+    return tuple(map(copy.copy, made))
+
+
+def _is_floating(node: fx.Node) -> bool:
+    """Whether all outputs, which are tensors, are of real floating point."""
+    return all(torch.is_floating_point(value) for value in tree_leaves(node.meta["val"]))
+
+
+def _are_stored(value: Any) -> bool:
+    return isinstance(value, TensorPowers) and value.is_stored
+
+
+def _tie_written(node: fx.Node, arguments: Mapping[str, Any], made: TensorPowers) -> None:
+    """An op that writes into its argument changes what earlier nodes hold: it must not change."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    for argument in node.target._schema.arguments:
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        written = arguments.get(argument.name)
+        if not isinstance(written, TensorPowers) or len(written) != len(made):
+            raise UnmatchedError
+        for before, after in zip(written, made, strict=True):
+            set_equal(before, after)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One place of a group on a stored tensor."""
+
+    tensor: str
+    power: Power
+
+
+@dataclass(frozen=True)
+class _Gauge:
+    """Signs or scales of one group, and where they are seen: id of a Power -> 1 or -1."""
+
+    signed: bool
+    scaled: bool
+    turns: Mapping[int, int]
+
+
+def _choose(places: Sequence[_Place]) -> _Gauge:
+    """Choose among the families of signs and scales of one group.
+
+    Signs and scales go together if they are seen at the same places. The first place of all is
+    where the units are made.
+    """
+    families: dict[tuple[int, ...], set[str]] = {}
+    for kind in ("sign", "scale"):
+        for family in _families(places, kind):
+            families.setdefault(family, set()).add(kind)
+    if not families:
+        return _Gauge(False, False, {})
+
+    def size(family: tuple[int, ...]) -> tuple[int, int]:
+        return len({places[number].tensor for number in family}), len(families[family])
+
+    best = max(families, key=size)
+    powers = [places[number].power for number in best]
+    first = powers[0].scale
+    return _Gauge(
+        signed="sign" in families[best],
+        scaled="scale" in families[best],
+        turns={id(power): power.scale.relative_to(first) or 1 for power in powers},
+    )
+
+
+def _families(places: Sequence[_Place], kind: str) -> Iterable[tuple[int, ...]]:
+    """Return the numbers of the places of each unknown that is not zero."""
+    families: dict[int, list[int]] = {}
+    for number, place in enumerate(places):
+        unknown_power = getattr(place.power, kind)
+        if not unknown_power.zero:
+            families.setdefault(id(unknown_power.find()[0]), []).append(number)
+    return [tuple(numbers) for numbers in families.values()]
+
+
+def _with_turns(tensor: TensorSpec, powers: TensorPowers, turns: Mapping[int, int]) -> TensorSpec:
+    """Write the powers of a stored tensor into its axes."""
+    axes = []
+    for axis, along in zip(tensor.axes, powers, strict=True):
+        found = [turns.get(id(power), 0) for power in along.powers]
+        axes.append(_written(axis, along, found) if any(found) else axis)
+    return replace(tensor, axes=tuple(axes))
+
+
+def _written(axis: Axis, along: AxisPowers, powers: Sequence[int]) -> Axis:
+    """Return an axis with powers, given one for each place of a group on the class.
+
+    A place is repeated where a concatenation is part of a product, so the class is laid out once
+    more with the number of the place for a name.
+    """
+    numbers = iter(range(len(powers)))
+    names: dict[AxisClass, str] = {}
+    marked = layout(_mark(along.axis, set(along.leaves), numbers, names), names)
+    segments = [
+        tuple(
+            factor if mark.group is None else replace(factor, power=powers[int(mark.group)])
+            for factor, mark in zip(segment, marks, strict=True)
+        )
+        for segment, marks in zip(axis.segments, marked.segments, strict=True)
+    ]
+    return Axis(tuple(segments))
+
+
+def _mark(
+    axis: AxisClass, leaves: set[AxisClass], numbers: Iterator[int], names: dict[AxisClass, str]
+) -> AxisClass:
+    """Copy a class, each place of a group a leaf of its own that is named by its number."""
+    root = axis.find()
+    if root.structure is None:
+        copy = AxisClass(root.size, root.pinned)
+        if root in leaves:
+            names[copy] = str(next(numbers))
+        return copy
+    parts = [_mark(part, leaves, numbers, names) for part in root.parts]
+    return product(parts) if root.structure is Structure.PRODUCT else concat(parts)
+
+
+def _is_implied(name: str, spec: PermutationSpec) -> bool:
+    """Whether the units inside a group have all that its own signs and scales can do."""
+    group = spec.groups[name]
+    inside = [
+        child
+        for child in spec.groups.values()
+        if child.parent == name and (child.signed, child.scaled) >= (group.signed, group.scaled)
+    ]
+    blocks = [block for tensor in spec.tensors.values() for block in tensor.blocks()]
+    return (group.signed or group.scaled) and any(
+        all(_power_of(name, block) == _power_of(child.name, block) for block in blocks)
+        for child in inside
+    )
+
+
+def _power_of(name: str, block: Block) -> int:
+    return sum(factor.power for factor in block.factors if factor.group == name)
+
+
+def _without(spec: PermutationSpec, names: Sequence[str]) -> PermutationSpec:
+    """Return a spec in which these groups have neither signs nor scales."""
+
+    def cleared(segment: Segment) -> Segment:
+        return tuple(replace(f, power=0) if f.group in names else f for f in segment)
+
+    tensors = {
+        name: replace(
+            tensor, axes=tuple(Axis(tuple(map(cleared, axis.segments))) for axis in tensor.axes)
+        )
+        for name, tensor in spec.tensors.items()
+    }
+    groups = {
+        name: replace(group, signed=False, scaled=False) if name in names else group
+        for name, group in spec.groups.items()
+    }
+    return replace(spec, groups=groups, tensors=tensors)

@@ -1,0 +1,81 @@
+"""Layers that only a batch norm reads: the scale of each of their rows is free."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from gpu_align._symmetry._spec import NormScale, memory_of, storage_of
+
+# The last of each is what the others are decomposed into.
+_LAYERS = ("aten::linear", "aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::convolution")
+_NORMS = ("aten::batch_norm", "aten::_native_batch_norm_legit_no_training")
+
+
+def find_norm_scales(
+    graph: fx.Graph, stored: Mapping[fx.Node, str], state: Mapping[str, Tensor]
+) -> Iterator[NormScale]:
+    """Yield the layers whose outputs go into one batch norm and nowhere else.
+
+    Args:
+        graph: of the traced model, in evaluation mode.
+        stored: placeholder node -> the state-dict name of its tensor.
+        state: state-dict name -> tensor.
+    """
+    uses = Counter({name: 0 for name in stored.values()})
+    for node, name in stored.items():
+        uses[name] += len(node.users)
+    overlapping = _overlapping(state)
+    for node in graph.nodes:
+        scale = _norm_scale(node, stored)
+        if scale is not None and all(
+            uses[name] == 1 and name not in overlapping and torch.is_floating_point(state[name])
+            for name in scale.names
+        ):
+            yield scale
+
+
+def _norm_scale(norm: fx.Node, stored: Mapping[fx.Node, str]) -> NormScale | None:
+    if _op(norm) not in _NORMS:
+        return None
+    to, layer = _arguments(norm), norm.args[0]
+    if to.get("training") or not isinstance(layer, fx.Node) or _op(layer) not in _LAYERS:
+        return None
+    made = _arguments(layer)
+    if made.get("transposed"):
+        return None
+    # A batch norm scales along the second axis, which must be that of the rows.
+    rank = 2 if _op(layer) == "aten::linear" else made["weight"].meta["val"].ndim
+    if len(layer.users) > 1 or layer.meta["val"].ndim != rank:
+        return None
+    nodes = [made["weight"], made.get("bias"), to["running_mean"], to["running_var"]]
+    weight, bias, mean, variance = [stored.get(node) for node in nodes]
+    if weight is None or mean is None or variance is None or (nodes[1] is not None) != bool(bias):
+        return None
+    names = {weight, bias, mean, variance}
+    return NormScale(weight, bias, mean, variance, to["eps"]) if len(names) == 4 else None
+
+
+def _op(node: fx.Node) -> str:
+    is_aten = isinstance(node.target, torch._ops.OpOverload)
+    return node.target._schema.name if is_aten else ""  # type: ignore[union-attr]
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _overlapping(state: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of tensors that share storage in different layouts."""
+    layouts: dict[int, set[object]] = {}
+    for tensor in state.values():
+        if tensor.numel():
+            layouts.setdefault(storage_of(tensor), set()).add(memory_of(tensor))
+    return {
+        name
+        for name, tensor in state.items()
+        if tensor.numel() and len(layouts[storage_of(tensor)]) > 1
+    }

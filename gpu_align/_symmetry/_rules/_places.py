@@ -1,0 +1,157 @@
+"""Ops on places: axes on which neighbours matter keep their order, the others are passed on."""
+
+from typing import Any
+
+from gpu_align._symmetry._classes import AxisClass, Structure, concat
+from gpu_align._symmetry._rules._table import (
+    Call,
+    TensorAxes,
+    broadcast,
+    replaced,
+    rule,
+    without,
+)
+
+
+def _spatial(call: Call, input: TensorAxes, count: int) -> tuple[TensorAxes, TensorAxes]:
+    """Pin the last `count` axes of `input`; return the others and the output's spatial axes."""
+    call.pin(input[-count:])
+    out = TensorAxes(call.pinned(size) for size in call.shape[-count:])
+    return TensorAxes(input[:-count]), out
+
+
+@rule(*(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg") for n in (1, 2, 3)))
+@rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "lp_pool1d", "lp_pool2d")
+def _pool(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
+    kept, places = _spatial(call, self, _dimensions(call))
+    return TensorAxes((*kept, *places))
+
+
+@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool1d")
+@rule("adaptive_max_pool2d", "adaptive_max_pool3d", "max_pool1d_with_indices")
+def _pool_with_indices(call: Call, self: TensorAxes, **_: Any) -> tuple[TensorAxes, ...]:
+    return (_pool(call, self),) * 2
+
+
+@rule("upsample_nearest1d", "upsample_linear1d", "upsample_nearest2d", "upsample_bilinear2d")
+@rule("upsample_bicubic2d", "upsample_nearest3d", "upsample_trilinear3d")
+@rule("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa")
+def _upsample(call: Call, input: TensorAxes, **_: Any) -> TensorAxes:
+    kept, places = _spatial(call, input, _dimensions(call))
+    return TensorAxes((*kept, *places))
+
+
+def _dimensions(call: Call) -> int:
+    """Return the number of spatial axes, which the op's name says: `max_pool2d`."""
+    return next(n for n in (1, 2, 3) if f"{n}d" in call.op)
+
+
+@rule("pixel_shuffle")
+def _pixel_shuffle(call: Call, self: TensorAxes, upscale_factor: int) -> TensorAxes:
+    """Channels c r r become places: c is free, the places inside a channel are not."""
+    (*batch, channels), spatial = _spatial(call, self, 2)
+    kept, inner = AxisClass(call.shape[-3]), call.pinned(upscale_factor**2)
+    call.refine(channels, Structure.PRODUCT, [kept, inner])
+    return TensorAxes((*batch, kept, *spatial))
+
+
+@rule("pixel_unshuffle")
+def _pixel_unshuffle(call: Call, self: TensorAxes, downscale_factor: int) -> TensorAxes:
+    """Places become channels: each of the c channels has r r of them now."""
+    (*batch, channels), spatial = _spatial(call, self, 2)
+    made = AxisClass(call.shape[-3])
+    call.refine(made, Structure.PRODUCT, [channels, call.pinned(downscale_factor**2)])
+    return TensorAxes((*batch, made, *spatial))
+
+
+@rule("constant_pad_nd", "pad")
+def _pad(
+    call: Call, self: TensorAxes, pad: list[int], mode: str = "constant", value: Any = None
+) -> TensorAxes:
+    """Constants beside units are places of their own; reflections depend on the order."""
+    out = list(self)
+    for number, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True), start=1):
+        if (before, after) == (0, 0):
+            continue
+        if mode == "constant" and before >= 0 and after >= 0:
+            out[-number] = concat([call.pinned(before), self[-number], call.pinned(after)])
+        else:
+            call.pin((self[-number],))
+            out[-number] = call.pinned(call.shape[-number])
+    return TensorAxes(out)
+
+
+@rule("cumsum", "cumprod", "logcumsumexp", "flip", "roll")
+def _ordered(call: Call, self: TensorAxes, **arguments: Any) -> TensorAxes:
+    """Pin the axes along which it goes, all if none is named."""
+    dims = arguments.get("dim", arguments.get("dims"))
+    if not isinstance(dims, int | list) or dims == []:
+        dims = list(range(len(self)))
+    out = self
+    for dim in [dims] if isinstance(dims, int) else dims:
+        place = dim % len(self)
+        call.pin(self[place : place + 1])
+        out = replaced(out, place, call.pinned(call.shape[place]))
+    return out
+
+
+@rule("diff")
+def _difference(
+    call: Call,
+    self: TensorAxes,
+    dim: int = -1,
+    prepend: TensorAxes | None = None,
+    append: TensorAxes | None = None,
+    **_: Any,
+) -> TensorAxes:
+    place = dim % len(self)
+    given = [axes for axes in (self, prepend, append) if axes is not None]
+    call.pin(axes[place] for axes in given)
+    broadcast(call, [without(axes, [dim]) for axes in given])
+    return replaced(self, place, call.pinned(call.shape[place]))
+
+
+@rule("tril", "triu")
+def _triangle(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
+    call.pin(self[-2:])
+    return self
+
+
+@rule("arange", "linspace", "eye", "tril_indices", "triu_indices")
+def _numbered(call: Call, **_: Any) -> TensorAxes:
+    return TensorAxes(call.pinned(size) for size in call.shape)
+
+
+@rule("index_select")
+def _index_select(call: Call, self: TensorAxes, dim: int, index: TensorAxes) -> TensorAxes:
+    """Places are chosen by number."""
+    if not self:
+        return self
+    place = dim % len(self)
+    call.pin(self[place : place + 1])
+    return replaced(self, place, call.pinned(call.shape[place]))
+
+
+@rule("gather")
+def _gather(call: Call, self: TensorAxes, dim: int, index: TensorAxes, **_: Any) -> TensorAxes:
+    """Places are chosen by number, along the other axes each for itself."""
+    place = dim % len(self) if self else 0
+    call.pin(self[place : place + 1])
+    for number, (axis, other) in enumerate(zip(self, index, strict=False)):
+        if number != place:
+            call.unify(axis, other)
+    return index
+
+
+@rule("index", "_unsafe_index")
+def _index(call: Call, self: TensorAxes, indices: list[TensorAxes | None]) -> TensorAxes:
+    """Places are chosen by number; masks, whose outcome depends on data, have no shape here."""
+    given = [number for number, axes in enumerate(indices) if axes is not None]
+    chosen = [axes for axes in indices if axes is not None]
+    call.pin(self[number] for number in given)
+    met = broadcast(call, chosen)
+    kept = [(n, axis) for n, axis in enumerate(self) if n not in given]
+    neighbours = given == list(range(given[0], given[-1] + 1))
+    first = given[0] if neighbours else 0
+    before = [axis for n, axis in kept if n < first]
+    return TensorAxes((*before, *met, *(axis for n, axis in kept if n >= first)))

@@ -1,0 +1,142 @@
+"""Specs as JSON documents."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+from gpu_align._errors import SpecError
+from gpu_align._symmetry._axis import Axis
+from gpu_align._symmetry._spec import Group, NormScale, PermutationSpec, Pin, TensorSpec
+
+_FORMAT = "gpu-align/spec"
+_VERSION = 2
+_READABLE = (1, 2)  # 2 added parents, signs and scales
+
+
+def spec_to_json(spec: PermutationSpec) -> str:
+    """Return a spec as a JSON document."""
+    document = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "origin": spec.origin,
+        "groups": {name: _group_to_json(group) for name, group in spec.groups.items()},
+        "tensors": {
+            name: [axis.to_json() for axis in tensor.axes] for name, tensor in spec.tensors.items()
+        },
+        "buffers": [name for name, tensor in spec.tensors.items() if not tensor.counted],
+        "ties": dict(spec.ties),
+        "pins": [[pin.tensor, pin.axis, pin.reason] for pin in spec.pins],
+    }
+    if spec.norm_scales:
+        document["norm_scales"] = [asdict(scale) for scale in spec.norm_scales]
+    return json.dumps(document, indent=1)
+
+
+def spec_from_json(text: str) -> PermutationSpec:
+    """Read a spec written by `spec_to_json` or by hand.
+
+    Raises:
+        SpecError: the text is not JSON or not a spec.
+    """
+    data = _document(text)
+    groups = {
+        name: _group_from_json(name, entry) for name, entry in _expect(data, "groups", dict).items()
+    }
+    sizes = {name: group.size for name, group in groups.items()}
+    buffers = set(_names(_expect(data, "buffers", list, optional=True), "buffers"))
+    tensors = {}
+    for name, axes in _expect(data, "tensors", dict).items():
+        if not isinstance(axes, list):
+            raise SpecError(f"tensor {name!r}: expected a list of axes, got {axes!r}")
+        parsed = tuple(Axis.from_json(axis, sizes) for axis in axes)
+        tensors[name] = TensorSpec(parsed, counted=name not in buffers)
+    ties = _expect(data, "ties", dict, optional=True)
+    scales = _expect(data, "norm_scales", list, optional=True)
+    return PermutationSpec(
+        groups=groups,
+        tensors=tensors,
+        ties=dict(zip(ties, _names(ties.values(), "ties"), strict=True)),
+        pins=tuple(_pin(entry) for entry in _expect(data, "pins", list, optional=True)),
+        origin=str(data.get("origin", "")),
+        norm_scales=tuple(_norm_scale(entry) for entry in scales),
+    )
+
+
+def _document(text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SpecError(f"expected a spec as JSON: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        raise SpecError(f'expected a JSON object with "format": "{_FORMAT}"')
+    if data.get("version") not in _READABLE:
+        raise SpecError(
+            f"the spec has version {data.get('version')!r}, this release reads "
+            f"{' and '.join(map(str, _READABLE))}"
+        )
+    return data
+
+
+def _group_to_json(group: Group) -> int | dict[str, Any]:
+    """Return the size, or an object where there is more to say."""
+    more = {
+        key: getattr(group, key) for key in ("parent", "signed", "scaled") if getattr(group, key)
+    }
+    return {"size": group.size, **more} if more else group.size
+
+
+def _group_from_json(name: str, entry: object) -> Group:
+    fields: dict[str, Any] = entry if isinstance(entry, dict) else {"size": entry}
+    size = fields.get("size")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise SpecError(f"group {name!r} needs a positive number of units, got {size!r}")
+    kinds = {"size": int, "parent": str, "signed": bool, "scaled": bool}
+    for key, value in fields.items():
+        if key not in kinds or not isinstance(value, kinds[key]):
+            raise SpecError(
+                f"group {name!r}: expected a size, or an object of size (int), parent (name), "
+                f"signed and scaled (true or false), got {key!r}: {value!r}"
+            )
+    return Group(name, **fields)
+
+
+def _names(entries: Iterable[object], key: str) -> list[str]:
+    names = []
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise SpecError(f"expected names of tensors in the spec's {key!r}, got {entry!r}")
+        names.append(entry)
+    return names
+
+
+def _pin(entry: object) -> Pin:
+    match entry:
+        case [str(tensor), int(axis), str(reason)]:
+            return Pin(tensor, axis, reason)
+    raise SpecError(f"expected a pin as [tensor, axis, reason], got {entry!r}")
+
+
+def _norm_scale(entry: object) -> NormScale:
+    match entry:
+        case {
+            "weight": str(weight),
+            "bias": (str() | None) as bias,
+            "mean": str(mean),
+            "variance": str(variance),
+            "eps": (float() | int()) as eps,
+        }:
+            return NormScale(weight, bias, mean, variance, float(eps))
+    raise SpecError(
+        "expected a norm scale as an object of weight, bias (or null), mean, variance (names of "
+        f"tensors) and eps, got {entry!r}"
+    )
+
+
+def _expect(data: dict[str, Any], key: str, kind: Callable[[], Any], optional: bool = False) -> Any:
+    if optional and key not in data:
+        return kind()
+    value = data.get(key)
+    if not isinstance(value, kind):  # type: ignore[arg-type]
+        raise SpecError(f"the spec's {key!r} must be a JSON {kind.__name__}, got {value!r}")
+    return value
