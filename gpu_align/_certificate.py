@@ -6,9 +6,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpu_align._assignment import AssignmentProblem, solve
 from gpu_align._permutation import Permutation
-from gpu_align._problem import AlignmentProblem, optimistic
+from gpu_align._problem import AlignmentProblem, Family, dual_match, optimistic, unsigned
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A group inside each unit of another one.
+
+    Attributes:
+        name: the group.
+        units: number of units inside each unit of the other group.
+        moved: how many of all its units change place or sign.
+    """
+
+    name: str
+    units: int
+    moved: int
 
 
 @dataclass(frozen=True)
@@ -19,7 +33,8 @@ class GroupReport:
 
     Attributes:
         name, units: the group.
-        moved: how many units change place.
+        inside: the groups inside each of its units, which are assigned and certified with it.
+        moved: how many units change place or sign.
         distance_before, distance_after: squared distance over the group's tensors.
         primal: what the group contributes to F as it is assigned, the others fixed; float64.
         dual: no assignment of this group contributes more, the others fixed; from potentials.
@@ -30,6 +45,7 @@ class GroupReport:
 
     name: str
     units: int
+    inside: tuple["Inside", ...]
     moved: int
     distance_before: float
     distance_after: float
@@ -70,22 +86,21 @@ def group_reports(
     """
     before = problem.tensor_distances(Permutation.identity(permutation.spec), model)
     after = problem.tensor_distances(permutation, model)
-    perms = {name: permutation.perms[name][None] for name in problem.groups}
+    perms = problem.vectors(permutation)
+    moved = permutation.moved()
     index = torch.tensor([model])
     reports = []
-    for name in problem.groups:
+    for name, family in problem.families.items():
         primal = float(problem.touched(name, perms, index))
-        similarity = _bounding_similarity(problem, name, perms, index)
-        solution = solve(AssignmentProblem(similarity, maximize=True), certify=True)
-        assert solution.row_dual is not None
-        assert solution.col_dual is not None
-        dual = float(solution.row_dual.sum() + solution.col_dual.sum())
-        tensors = [t for t in before if name in problem.spec.tensors[t].groups]
+        dual = float(family.bound(_bounding_similarity(problem, family, perms, index), dual_match))
+        members = {member.group for member in family.members}
+        tensors = [t for t in before if not members.isdisjoint(problem.spec.tensors[t].groups)]
         reports.append(
             GroupReport(
                 name=name,
-                units=problem.sizes[name],
-                moved=permutation.moved()[name],
+                units=family.units(family.root),
+                inside=tuple(Inside(c.group, c.size, moved[c.group]) for c in family.children),
+                moved=moved[name],
                 distance_before=sum(before[t] for t in tensors),
                 distance_after=sum(after[t] for t in tensors),
                 primal=primal,
@@ -97,18 +112,21 @@ def group_reports(
 
 
 def _bounding_similarity(
-    problem: AlignmentProblem, group: str, perms: dict[str, Tensor], index: Tensor
-) -> Tensor:
-    """Return the similarity of a group, with bounds for the terms it is quadratic in."""
-    total = problem.unary[group][index]
-    for term in problem.touching(group):
-        repeated = term.groups.count(group)
-        for place in (n for n, name in enumerate(term.groups) if name == group):
-            if repeated == 1:
-                total = total + term.similarity(place, perms, index)
+    problem: AlignmentProblem, family: Family, perms: dict[str, Tensor], index: Tensor
+) -> dict[str, Tensor]:
+    """Return the similarities of a family, with bounds for the terms it is quadratic in."""
+    similarity = {matrix: problem.unary[matrix][index] for matrix in family.matrices}
+    for term in problem.family_terms(family.root.group):
+        own = [n for n, matrix in enumerate(term.matrices) if matrix in family.matrices]
+        for place in own:
+            matrix = term.matrices[place]
+            if len(own) == 1:
+                similarity[matrix] = similarity[matrix] + term.similarity(place, perms, index)
             else:
-                total = total + optimistic(term, place)[index] / repeated
-    return total
+                # A bound holds for any sign, so it is not the sign's business.
+                bound = optimistic(term, place)[index] / len(own)
+                similarity[unsigned(matrix)] = similarity[unsigned(matrix)] + bound
+    return similarity
 
 
 def cost_matrix(
@@ -119,25 +137,32 @@ def cost_matrix(
 ) -> CostMatrix | None:
     """Return the cost matrix of the group that gained most, before and after; None without groups.
 
+    Of a group with others inside it, the larger of these is shown, and pairs of units with the
+    better of their signs.
     All other groups are in their final order in both pictures, so that only this one differs.
     """
     if not reports:
         return None
     best = max(reports, key=lambda report: report.distance_before - report.distance_after)
-    perms = {name: permutation.perms[name][None] for name in problem.groups}
-    similarity = problem.similarity(best.name, perms, torch.tensor([model]))[0]
-    norms = problem.unary_norms(best.name)[model].clone()
-    for term in problem.touching(best.name):
-        for place, name in enumerate(term.groups):
-            if name == best.name:
+    member = problem.families[best.name].root
+    if problem.families[best.name].children:
+        member = max(problem.families[best.name].children, key=lambda child: child.size)
+    perms = problem.vectors(permutation)
+    similarity = {m: problem.similarity(m, perms, torch.tensor([model])) for m in member.matrices}
+    norms = torch.zeros_like(problem.unary[member.group][model])
+    for matrix in member.matrices:
+        norms += problem.unary_norms(matrix)[model]
+        for term in problem.touching(matrix):
+            for place in (n for n, name in enumerate(term.matrices) if name == matrix):
                 norms += term.squared_norms(place)[model]
-    cost = (norms - 2 * similarity).clamp_min(0)
-    shown = torch.linspace(0, best.units - 1, min(best.units, SHOWN)).round().long()
+    cost = (norms - 2 * member.gains(similarity)[0]).clamp_min(0)
+    units = len(cost)
+    shown = torch.linspace(0, units - 1, min(units, SHOWN)).round().long()
     return CostMatrix(
-        group=best.name,
-        units=best.units,
+        group=member.group,
+        units=units,
         before=_thin(cost, shown, shown),
-        after=_thin(cost, shown, permutation.perms[best.name][shown]),
+        after=_thin(cost, shown, permutation.perms[member.group][shown]),
     )
 
 

@@ -4,16 +4,18 @@ import torch
 from torch import Tensor
 
 from gpu_align._assignment import AssignmentProblem, solve
+from gpu_align._problem._form import AnyTerm
 from gpu_align._problem._problem import AlignmentProblem
-from gpu_align._problem._terms import Term
+from gpu_align._problem._signed import is_signed, unsigned
 
 
 def lower_bound(problem: AlignmentProblem) -> Tensor:
     """Return a bound that no permutation's objective can go below, for each source model.
 
-    A term that couples groups is split evenly over them. Seen from the rows of one group, what
-    the others can contribute is at most `<b_j, P a_i> <= sorted(a_i) . sorted(b_j)`; one
-    assignment per group then bounds the sum from above. Its dual objective is used, so the bound
+    It is over all symmetries that the problem has matrices for.
+    A term that couples matrices is split evenly over them. Seen from the rows of one, what the
+    others can contribute is at most `<b_j, P a_i> <= sorted(a_i) . sorted(b_j)`; one assignment
+    per family then bounds the sum from above. Its dual objective is used, so the bound
     holds to the rounding of the problem's dtype. With evidence it bounds the distance less twice
     the evidence.
 
@@ -25,31 +27,42 @@ def lower_bound(problem: AlignmentProblem) -> Tensor:
     (1962); Lawler, "The quadratic assignment problem" (1963).
     """
     inner = torch.zeros(problem.models, dtype=torch.float64)
-    for group in problem.groups:
-        similarity = problem.unary[group].to(torch.float64)
-        for term in problem.touching(group):
-            for place, name in enumerate(term.groups):
-                if name == group:
-                    similarity = similarity + optimistic(term, place) / len(term.groups)
-        solution = solve(AssignmentProblem(similarity, maximize=True), certify=True)
-        assert solution.row_dual is not None
-        assert solution.col_dual is not None
-        inner += solution.row_dual.sum(1) + solution.col_dual.sum(1)
+    for family in problem.families.values():
+        similarity = {m: problem.unary[m].to(torch.float64) for m in family.matrices}
+        for term in problem.family_terms(family.root.group):
+            for place, matrix in enumerate(term.matrices):
+                if matrix in similarity:
+                    # A bound holds for any sign, so it is not the sign's business.
+                    share = optimistic(term, place) / len(term.matrices)
+                    similarity[unsigned(matrix)] = similarity[unsigned(matrix)] + share
+        inner += family.bound(similarity, dual_match)
     bound = problem.constant - 2 * inner
     return bound if problem.evidence else bound.clamp_min(0)
 
 
-def optimistic(term: Term, place: int) -> Tensor:
-    """Return the most that a term can add for each pair of units, whatever the other groups do.
+def dual_match(similarity: Tensor) -> tuple[Tensor, Tensor]:
+    """Assign [b, n, n] in float64; return columns and the dual objectives, upper bounds."""
+    solution = solve(AssignmentProblem(similarity, maximize=True), certify=True)
+    assert solution.row_dual is not None
+    assert solution.col_dual is not None
+    return solution.col_ind, solution.row_dual.sum(1) + solution.col_dual.sum(1)
+
+
+def optimistic(term: AnyTerm, place: int) -> Tensor:
+    """Return the most that a term can add for each pair of units, whatever the others do.
+
+    Where signs are free, magnitudes are compared: the bound then holds for any sign.
 
     Args:
-        term: a term that couples two or more groups.
-        place: which of its groups has the rows.
+        term: a term that couples two or more matrices.
+        place: which of its matrices has the rows.
 
     Returns:
         float64 [m, n, n].
     """
     target, source = term.rows(place)
+    if any(is_signed(matrix) for matrix in term.matrices):
+        target, source = target.abs(), source.abs()
     size, depth = len(target), target.shape[-1]
     a = target.to(torch.float64).reshape(size, -1, depth).sort(dim=1).values
     b = source.to(torch.float64).reshape(len(source), size, -1, depth).sort(dim=2).values

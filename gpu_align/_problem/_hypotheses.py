@@ -12,7 +12,7 @@ class Hypotheses:
     """A batch of b hypotheses; for several models each belongs to one.
 
     Attributes:
-        perms: group -> int64 [b, n], `perms[g][w, i] = j` puts unit j of the source at place i.
+        perms: matrix -> int64 [b, n]; j puts unit j of the source at place i, `~j` negates it too.
         model: int64 [b], which source each hypothesis permutes.
         objective: float64 [b], squared distance to the target; lower is better.
         origin: int64 [b], a mark that follows a hypothesis and its descendants.
@@ -39,11 +39,12 @@ class Hypotheses:
         """Return the batch with one mark on all its hypotheses."""
         return replace(self, origin=torch.full_like(self.model, origin))
 
-    def put(self, index: Tensor, group: str, perm: Tensor, objective: Tensor) -> "Hypotheses":
-        """Return a copy with one group's vectors and the objective replaced at `index`."""
+    def put(self, index: Tensor, perms: Mapping[str, Tensor], objective: Tensor) -> "Hypotheses":
+        """Return a copy with the vectors of some matrices and the objective replaced at `index`."""
+        moved = {name: self.perms[name].index_copy(0, index, perm) for name, perm in perms.items()}
         return replace(
             self,
-            perms={**self.perms, group: self.perms[group].index_copy(0, index, perm)},
+            perms={**self.perms, **moved},
             objective=self.objective.index_copy(0, index, objective),
         )
 

@@ -17,11 +17,13 @@ class Metric:
         name: how the metric is called.
         transform: float tensor -> tensor of the same shape.
         weight: tensor -> w_t.
+        odd: whether f commutes with negating units too; if not, signs stay as they are.
     """
 
     name: str
     transform: Callable[[Tensor], Tensor]
     weight: Callable[[Tensor], float]
+    odd: bool = True
 
     def scaled(self, tensor: Tensor) -> Tensor:
         """Return `sqrt(w_t) f(tensor)` in float64, so that D is a plain squared distance."""
@@ -62,8 +64,8 @@ METRICS = {
     metric.name: metric
     for metric in (
         Metric("l2", _identity, _one),
-        Metric("normalized", _standardize, _mean),
-        Metric("standardized", _standardize, _one),
+        Metric("normalized", _standardize, _mean, odd=False),
+        Metric("standardized", _standardize, _one, odd=False),
         Metric("row", _unit_rows, _one),
     )
 }

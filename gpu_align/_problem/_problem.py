@@ -8,29 +8,35 @@ from torch import Tensor
 
 from gpu_align._errors import InputError
 from gpu_align._permutation import Permutation
+from gpu_align._problem._family import families_of, gain_of
+from gpu_align._problem._form import AnyTerm, build_form, check_weights
 from gpu_align._problem._hypotheses import Hypotheses
 from gpu_align._problem._metric import Metric, as_metric
-from gpu_align._problem._terms import Term, build_form, check_weights
+from gpu_align._problem._sibling_term import SiblingTerm
+from gpu_align._problem._signed import index_of, is_signed, sign_of, unsigned, with_sign
 from gpu_align._symmetry._spec import PermutationSpec, StateDict, TensorSpec
 
 
 class AlignmentProblem:
     """Minimise `D(pi) = sum_t w_t || A_t - pi.B_t ||_F^2` over the symmetries of a spec.
 
-    `D(pi) = constant - 2 F(pi)`, where F is a sum of terms `<A, pi.B>`, linear in the permutation
-    of each group (quadratic where a group lies on two axes of one tensor). Everything is batched
-    over hypotheses, and over source models that share one target.
+    `D(pi) = constant - 2 F(pi)`, where F is a sum of terms `<A, pi.B>`, linear in each permutation
+    matrix (quadratic where a group lies on two axes of one tensor). A group has one matrix, a
+    signed group a second one with its signs (`Member.matrices`). A group and the groups inside it
+    are a family, which is decided as one. Everything is batched over hypotheses, and over source
+    models that share one target.
 
     Attributes:
         spec: the symmetries.
         metric: scales the tensors.
-        groups: names of the groups in topological order; those of one unit are left out.
-        sizes: group -> number of units.
+        families: name of the root -> Family, in topological order.
+        groups: names of the roots: what a search takes one after another.
+        sizes: matrix -> n.
         models: number of sources.
         constant: float64 [m].
-        unary: group -> [m, n, n], similarity that depends on no other group.
+        unary: matrix -> [m, n, n], similarity that depends on no other matrix.
         evidence: group -> [n, n], what was given.
-        terms: terms that couple two or more groups.
+        terms: terms that couple two or more matrices.
 
     Source: Ainsworth et al., Git Re-Basin (ICLR 2023), section 3.2, equation 1; the sum of
     bilinear assignment problems.
@@ -64,20 +70,28 @@ class AlignmentProblem:
         """
         sources = [source] if isinstance(source, Mapping) else list(source)
         self.spec, self.metric = spec, as_metric(metric)
-        self.sizes = {name: group.size for name, group in spec.groups.items() if group.size > 1}
-        self.groups = list(self.sizes)
+        families = families_of(spec, signs=self.metric.odd)
+        self.families = {family.root.group: family for family in families}
+        self.groups = list(self.families)
+        self.sizes = {
+            matrix: family.units(member)
+            for family in families
+            for member in family.members
+            for matrix in member.matrices
+        }
         self.models = len(sources)
         for state, role in [*((s, "source") for s in sources), (target, "target")]:
             spec.validate(state, role)
             check_weights(spec, state, role)
         self._sources, self._target = sources, target
         self.dtype = dtype or _compute_dtype(spec, [*sources, target])
-        form = build_form(spec, target, sources, self.metric, self.dtype)
+        form = build_form(spec, families, target, sources, self.metric, self.dtype)
         self.constant = form.constant
         self._all_terms = form.terms
-        self.terms = tuple(term for term in form.terms if len(term.groups) > 1)
-        self.unary = {name: self._unary(name) for name in self.groups}
+        self.terms = tuple(term for term in form.terms if len(term.matrices) > 1)
+        self.unary = {matrix: self._unary(matrix) for matrix in self.sizes}
         self.evidence = dict(evidence or {})
+        self._root_of = {m: root for root, f in self.families.items() for m in f.matrices}
         for name, extra in self.evidence.items():
             size = self.sizes.get(name)
             if size is None or extra.shape != (size, size):
@@ -87,20 +101,20 @@ class AlignmentProblem:
                 )
             self.unary[name] = self.unary[name] + extra.to(self.dtype)
 
-    def _unary(self, group: str) -> Tensor:
-        size = self.sizes[group]
+    def _unary(self, matrix: str) -> Tensor:
+        size = self.sizes[matrix]
         total = torch.zeros(self.models, size, size, dtype=self.dtype)
-        for term in self._singles(group):
+        for term in self._singles(matrix):
             total += term.target @ term.source.transpose(1, 2)
         return total
 
-    def _singles(self, group: str) -> list[Term]:
-        return [term for term in self._all_terms if term.groups == (group,)]
+    def _singles(self, matrix: str) -> list[AnyTerm]:
+        return [term for term in self._all_terms if term.matrices == (matrix,)]
 
-    def unary_norms(self, group: str) -> Tensor:
-        """Return `|a_i|^2 + |b_j|^2` over the weights that lie on this group only, [m, n, n]."""
-        total = torch.zeros_like(self.unary[group])
-        for term in self._singles(group):
+    def unary_norms(self, matrix: str) -> Tensor:
+        """Return `|a_i|^2 + |b_j|^2` over the weights that lie on this matrix only, [m, n, n]."""
+        total = torch.zeros_like(self.unary[matrix])
+        for term in self._singles(matrix):
             total += term.squared_norms(0)
         return total
 
@@ -122,21 +136,37 @@ class AlignmentProblem:
             dtype=self.dtype,
         )
 
-    def touching(self, group: str) -> tuple[Term, ...]:
-        """Return the coupling terms in which a group takes part."""
-        return tuple(term for term in self.terms if group in term.groups)
+    def touching(self, matrix: str) -> tuple[AnyTerm, ...]:
+        """Return the coupling terms in which a matrix takes part."""
+        return tuple(term for term in self.terms if matrix in term.matrices)
+
+    def roots(self, term: AnyTerm) -> tuple[str, ...]:
+        """Return the group that each matrix of a term is decided with."""
+        return tuple(self._root_of[matrix] for matrix in term.matrices)
+
+    def family_terms(self, group: str) -> tuple[AnyTerm, ...]:
+        """Return the coupling terms in which any matrix of a family takes part."""
+        matrices = self.families[group].matrices
+        return tuple(term for term in self.terms if not set(matrices).isdisjoint(term.matrices))
+
+    def sibling_terms(self, group: str) -> tuple[SiblingTerm, ...]:
+        """Return the terms that couple children of a family with each other."""
+        matrices = self.families[group].matrices
+        siblings = (term for term in self.terms if isinstance(term, SiblingTerm))
+        return tuple(term for term in siblings if term.matrices[0] in matrices)
 
     def neighbours(self, group: str) -> tuple[str, ...]:
         """Return the groups whose similarity changes when `group` moves; itself if quadratic."""
+        own = self.families[group].matrices
         found: dict[str, None] = {}
-        for term in self.touching(group):
-            others = list(term.groups)
-            others.remove(group)
-            found.update(dict.fromkeys(others))
+        for term in self.family_terms(group):
+            others = list(term.matrices)
+            others.remove(next(matrix for matrix in others if matrix in own))
+            found.update((self._root_of[matrix], None) for matrix in others)
         return tuple(found)
 
     def is_quadratic(self, group: str) -> bool:
-        """Say whether a group lies on two axes of one term."""
+        """Say whether a term couples two matrices of a family, or one with itself."""
         return group in self.neighbours(group)
 
     # Hard permutations
@@ -145,50 +175,54 @@ class AlignmentProblem:
         """Make a batch and compute its objective in full.
 
         Args:
-            perms: group -> int64 [b, n], for every group of `self.groups`.
+            perms: matrix -> int64 [b, n]; a signed matrix that is left out keeps all signs.
             model: int64 [b], default all 0.
         """
+        perms = self.completed(perms)
         if model is None:
             batch = next((len(perm) for perm in perms.values()), 1)
             model = torch.zeros(batch, dtype=torch.int64)
         objective = self.objective(perms, model)
-        return Hypotheses(dict(perms), model, objective, origin=torch.zeros_like(model))
+        return Hypotheses(perms, model, objective, origin=torch.zeros_like(model))
+
+    def completed(self, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the vectors of exactly the matrices of this problem; missing signs are 1."""
+        return {matrix: perms.get(matrix, perms[unsigned(matrix)]) for matrix in self.sizes}
 
     def identity(self, width: int = 1) -> Hypotheses:
         """Return `width` hypotheses per model that move nothing."""
         model = torch.arange(self.models).repeat_interleave(width)
-        perms = {g: torch.arange(n).expand(len(model), n) for g, n in self.sizes.items()}
+        perms = {m: torch.arange(n).expand(len(model), n) for m, n in self.sizes.items()}
         return self.hypotheses(perms, model)
 
     def random(self, width: int, generator: torch.Generator) -> Hypotheses:
         """Return `width` hypotheses per model drawn uniformly."""
         model = torch.arange(self.models).repeat_interleave(width)
-        perms = {
-            g: torch.rand(len(model), n, generator=generator).argsort(1)
-            for g, n in self.sizes.items()
-        }
+        perms: dict[str, Tensor] = {}
+        for family in self.families.values():
+            perms |= family.random(len(model), generator)
         return self.hypotheses(perms, model)
 
     def objective(self, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return D of each hypothesis, less twice its evidence, float64 [b], from all terms."""
         inner = self.constant.new_zeros(len(model))
-        for group in self.groups:
-            inner += self._unary_inner(group, perms, model)
+        for matrix in self.sizes:
+            inner += self._unary_inner(matrix, perms, model)
         for term in self.terms:
             inner += term.inner(perms, model)
         return self.constant[model] - 2 * inner
 
-    def _unary_inner(self, group: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        rows = torch.arange(self.sizes[group])
-        picked = self.unary[group][model[:, None], rows, perms[group]]
-        return picked.sum(1, dtype=torch.float64)
+    def _unary_inner(self, matrix: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
+        rows, perm = torch.arange(self.sizes[matrix]), perms[matrix]
+        entries = self.unary[matrix][model[:, None], rows, index_of(perm)]
+        return (entries * sign_of(perm)).sum(1, dtype=torch.float64)
 
-    def similarity(self, group: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        """Return `S = dF/dP` of a group with the others fixed.
+    def similarity(self, matrix: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
+        """Return `S = dF/dP` of a matrix with the others fixed.
 
         Args:
-            group: name of the group.
-            perms: group -> int64 [b, n].
+            matrix: which of `sizes`.
+            perms: matrix -> int64 [b, n].
             model: int64 [b].
 
         Returns:
@@ -196,37 +230,53 @@ class AlignmentProblem:
             the source at place i. For a group that is not quadratic, moving it from p to q
             changes D by `-2 sum_i (S[i, q_i] - S[i, p_i])`.
         """
-        total = self.unary[group][model]
-        for term in self.touching(group):
-            for place, name in enumerate(term.groups):
-                if name == group:
+        total = self.unary[matrix][model]
+        for term in self.touching(matrix):
+            for place, name in enumerate(term.matrices):
+                if name == matrix:
                     total += term.similarity(place, perms, model)
         return total
 
-    def gain(self, group: str, similarity: Tensor, perm: Tensor, hypotheses: Hypotheses) -> Tensor:
-        """Return by how much D falls when `group` moves to `perm`, float64 [b].
+    def similarities(
+        self, group: str, perms: Mapping[str, Tensor], model: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the similarity of every matrix of a family, matrix -> [b, n, n]."""
+        return {
+            matrix: self.similarity(matrix, perms, model)
+            for matrix in self.families[group].matrices
+        }
 
-        Only the terms that the group touches enter: they are all in `similarity`, unless the
-        group is quadratic, where the terms it touches are evaluated anew.
+    def gain(
+        self,
+        group: str,
+        similarity: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        hypotheses: Hypotheses,
+    ) -> Tensor:
+        """Return by how much D falls when a family moves, float64 [b].
+
+        Only the terms that the family touches enter: they are all in `similarity`, unless it is
+        quadratic, where these terms are evaluated anew.
 
         Args:
-            group: the group that moves.
-            similarity: [b, n, n], its similarity at `hypotheses`.
-            perm: int64 [b, n], where it moves.
+            group: root of the family.
+            similarity: matrix -> [b, n, n] at `hypotheses`.
+            after: matrix -> int64 [b, n], where it moves.
             hypotheses: the batch before the move.
         """
-        if self.is_quadratic(group):
-            model, before = hypotheses.model, hypotheses.perms
-            after = {**before, group: perm}
-            return 2 * (self.touched(group, after, model) - self.touched(group, before, model))
-        old = hypotheses.perms[group]
-        difference = similarity.gather(2, perm[..., None]) - similarity.gather(2, old[..., None])
-        return 2 * difference.sum((1, 2), dtype=torch.float64)
+        before = hypotheses.perms
+        if not self.is_quadratic(group):
+            return 2 * gain_of(similarity, before, after)
+        model = hypotheses.model
+        moved = self.touched(group, {**before, **after}, model)
+        return 2 * (moved - self.touched(group, before, model))
 
     def touched(self, group: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        """Return the part of F that depends on a group, float64 [b]."""
-        inner = self._unary_inner(group, perms, model)
-        for term in self.touching(group):
+        """Return the part of F that depends on a family, float64 [b]."""
+        inner = self.constant.new_zeros(len(model))
+        for matrix in self.families[group].matrices:
+            inner += self._unary_inner(matrix, perms, model)
+        for term in self.family_terms(group):
             inner += term.inner(perms, model)
         return inner
 
@@ -236,24 +286,24 @@ class AlignmentProblem:
         """Return F of doubly stochastic matrices, float64 [b].
 
         Args:
-            soft: group -> [b, n, n].
+            soft: matrix -> [b, n, n].
             model: int64 [b].
         """
         total = self.constant.new_zeros(len(model))
-        for group in self.groups:
-            product = self.unary[group][model] * soft[group]
+        for matrix, unary in self.unary.items():
+            product = unary[model] * soft[matrix]
             total += product.sum((1, 2), dtype=torch.float64)
         for term in self.terms:
             gradient = term.soft_similarity(0, soft, model)
-            total += (gradient * soft[term.groups[0]]).sum((1, 2), dtype=torch.float64)
+            total += (gradient * soft[term.matrices[0]]).sum((1, 2), dtype=torch.float64)
         return total
 
     def soft_similarity(self, soft: Mapping[str, Tensor], model: Tensor) -> dict[str, Tensor]:
-        """Return the gradient of F at doubly stochastic matrices, group -> [b, n, n]."""
-        gradient = {group: self.unary[group][model] for group in self.groups}
+        """Return the gradient of F at doubly stochastic matrices, matrix -> [b, n, n]."""
+        gradient = {matrix: unary[model] for matrix, unary in self.unary.items()}
         for term in self.terms:
-            for place, group in enumerate(term.groups):
-                gradient[group] += term.soft_similarity(place, soft, model)
+            for place, matrix in enumerate(term.matrices):
+                gradient[matrix] += term.soft_similarity(place, soft, model)
         return gradient
 
     # Exact evaluation
@@ -275,9 +325,27 @@ class AlignmentProblem:
 
     def permutation(self, hypotheses: Hypotheses, index: int = 0) -> Permutation:
         """Return one hypothesis as a Permutation of all groups of the spec."""
-        perms = {name: torch.zeros(1, dtype=torch.int64) for name in self.spec.groups}
-        perms |= {name: perm[index].cpu() for name, perm in hypotheses.perms.items()}
-        return Permutation(self.spec, perms)
+        found = {matrix: perm[index].cpu() for matrix, perm in hypotheses.perms.items()}
+        perms, signs = dict(Permutation.identity(self.spec).perms), {}
+        for matrix, perm in found.items():
+            if is_signed(matrix):
+                signs[unsigned(matrix)] = sign_of(perm)
+            else:
+                perms[matrix] = perm
+        for name, group in self.spec.groups.items():
+            if group.parent is not None and group.size == 1:
+                perms[name] = perms[group.parent]
+        return Permutation(self.spec, perms, signs)
+
+    def vectors(self, permutation: Permutation) -> dict[str, Tensor]:
+        """Return a Permutation as a batch of one, matrix -> int64 [1, n]."""
+        found = {}
+        for matrix in self.sizes:
+            perm = permutation.perms[unsigned(matrix)]
+            if is_signed(matrix) and (sign := permutation.signs.get(unsigned(matrix))) is not None:
+                perm = with_sign(perm, sign < 0)
+            found[matrix] = perm[None]
+        return found
 
 
 def _compute_dtype(spec: PermutationSpec, states: Sequence[StateDict]) -> torch.dtype:

@@ -9,7 +9,7 @@ from torch import Tensor
 from gpu_align._errors import InputError
 from gpu_align._problem import Hypotheses
 from gpu_align._search._descent import Descent, descend, start_descent
-from gpu_align._search._relaxed import sinkhorn, soft_starts, to_hypotheses
+from gpu_align._search._relaxed import soft_starts, soften, to_hypotheses
 from gpu_align._search._search import Run, Search, State
 
 
@@ -85,15 +85,14 @@ def cool(
 
     Args:
         run: the running search.
-        soft: group -> [b, n, n], changed.
+        soft: matrix -> [b, n, n], changed.
         model: int64 [b].
         temperature: in units of the standard deviation of each similarity.
         damping: share of the new matrix.
         iterations: Sinkhorn iterations.
     """
-    for group, similarity in run.problem.soft_similarity(soft, model).items():
-        # Where all units are alike, the spread is rounding noise and must not be blown up.
-        floor = 1e-6 * similarity.abs().amax((1, 2)) + torch.finfo(similarity.dtype).tiny
-        scale = torch.maximum(similarity.flatten(1).std(dim=1), floor)
-        logits = similarity / (temperature * scale)[:, None, None]
-        soft[group].lerp_(sinkhorn(logits, iterations), damping)
+    similarity = run.problem.soft_similarity(soft, model)
+    for family in run.problem.families.values():
+        own = {matrix: similarity[matrix] for matrix in family.matrices}
+        for matrix, goal in soften(family, own, temperature, iterations).items():
+            soft[matrix].lerp_(goal, damping)

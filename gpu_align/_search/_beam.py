@@ -9,6 +9,7 @@ from torch import Tensor
 from gpu_align._errors import InputError
 from gpu_align._problem import Hypotheses, concatenate
 from gpu_align._search._descent import ORDERS, Descent, Order, draw_order, start_descent, sweep
+from gpu_align._search._moves import best_move
 from gpu_align._search._search import Run, Search, State
 from gpu_align._status import Status
 
@@ -134,9 +135,6 @@ def perturb(
         chosen: int64 [c], which hypotheses.
         noise: standard deviation of the noise, in units of that of the costs.
     """
-    problem, part = run.problem, hypotheses.select(chosen)
-    similarity = problem.similarity(group, part.perms, part.model)
-    scale = noise * similarity.flatten(1).std(dim=1)[:, None, None]
-    perm = run.assign(similarity + scale * run.normal(*similarity.shape))
-    gain = problem.gain(group, similarity, perm, part)
-    return hypotheses.put(chosen, group, perm, part.objective - gain)
+    part = hypotheses.select(chosen)
+    moved, gain = best_move(run, group, part, noise)
+    return hypotheses.put(chosen, moved, part.objective - gain)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gpu_align._assignment import AssignmentProblem, k_best
 from gpu_align._errors import InputError
-from gpu_align._search._search import Run
+from gpu_align._search._search import Run, deviation
 
 
 class Candidates(ABC):
@@ -65,7 +65,7 @@ class Noise(Candidates):
         batch, size, _ = cost.shape
         noise = self.scale * run.normal(batch, self.count, size, size)
         noise[:, 0] = 0
-        noisy = cost[:, None] + cost.flatten(1).std(dim=1)[:, None, None, None] * noise
+        noisy = cost[:, None] + deviation(cost)[:, None, None, None] * noise
         return run.assign(-noisy.flatten(0, 1)).reshape(batch, self.count, size)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gpu_align._errors import InputError
 from gpu_align._problem import Hypotheses
+from gpu_align._search._moves import best_move
 from gpu_align._search._search import Run, Search, State
 from gpu_align._status import Status
 
@@ -94,16 +95,16 @@ def _move(run: Run, descent: Descent, number: int, chosen: Tensor) -> Descent:
     """Move one group of the chosen hypotheses to its best assignment."""
     problem, group = run.problem, run.problem.groups[number]
     part = descent.hypotheses.select(chosen)
-    similarity = problem.similarity(group, part.perms, part.model)
-    perm = run.assign(similarity)
-    gain = problem.gain(group, similarity, perm, part)
+    moved, gain = best_move(run, group, part)
     better = gain > run.tolerance(part.model)
     stale = descent.stale.clone()
     stale[chosen, number] = False
     for neighbour in problem.neighbours(group):
         stale[chosen[better], problem.groups.index(neighbour)] = True
     hypotheses = descent.hypotheses.put(
-        chosen[better], group, perm[better], (part.objective - gain)[better]
+        chosen[better],
+        {matrix: perm[better] for matrix, perm in moved.items()},
+        (part.objective - gain)[better],
     )
     return Descent(hypotheses, stale)
 

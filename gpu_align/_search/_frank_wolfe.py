@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpu_align._errors import InputError
-from gpu_align._problem import Hypotheses
+from gpu_align._problem import Hypotheses, to_matrix
 from gpu_align._search._descent import Descent, descend, start_descent
 from gpu_align._search._relaxed import soft_starts, to_hypotheses
 from gpu_align._search._search import Run, Search, State
@@ -16,7 +16,7 @@ from gpu_align._search._search import Run, Search, State
 
 @dataclass(frozen=True)
 class _Polytope:
-    """Matrices inside the polytope: group -> [b, n, n], and F of each, float64 [b]."""
+    """Matrices inside the polytope: matrix -> [b, n, n], and F of each, float64 [b]."""
 
     soft: Mapping[str, Tensor]
     objective: Tensor
@@ -80,15 +80,16 @@ class FrankWolfe(Search):
         problem, model = run.problem, self._model(run)
         gradient = problem.soft_similarity(point.soft, model)
         direction = {}
-        for group, matrix in gradient.items():
-            vertex = torch.zeros_like(matrix).scatter_(2, run.assign(matrix)[..., None], 1)
-            direction[group] = vertex - point.soft[group]
+        for family in problem.families.values():
+            own = {matrix: gradient[matrix] for matrix in family.matrices}
+            for matrix, perm in family.assign(own, run.match).items():
+                direction[matrix] = to_matrix(perm, problem.dtype) - point.soft[matrix]
 
         def along(step: Tensor) -> dict[str, Tensor]:
             length = step.to(problem.dtype)[:, None, None]
             return {g: torch.addcmul(point.soft[g], length, direction[g]) for g in direction}
 
-        degree = max((len(term.groups) for term in problem.terms), default=1)
+        degree = max((len(term.matrices) for term in problem.terms), default=1)
         nodes = torch.linspace(0, 1, degree + 1, dtype=torch.float64)
         later = [
             problem.soft_objective(along(node.expand(len(model))), model) for node in nodes[1:]

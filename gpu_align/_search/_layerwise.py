@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from gpu_align._errors import InputError
-from gpu_align._problem import AlignmentProblem, Hypotheses, Term, optimistic
+from gpu_align._problem import (
+    AlignmentProblem,
+    AnyTerm,
+    Family,
+    Hypotheses,
+    index_of,
+    is_signed,
+    optimistic,
+    picked,
+    unsigned,
+)
 from gpu_align._search._candidates import Candidates, KBest
 from gpu_align._search._search import Run, Search, State
 from gpu_align._status import Status
@@ -93,48 +103,81 @@ class LayerwiseBeam(Search):
 
     def _expand(self, run: Run, partial: _Partial) -> _Partial:
         problem, parents = run.problem, partial.hypotheses
-        group = problem.groups[partial.decided]
-        perm = self.candidates.propose(run, self._cost(partial))
-        parent = torch.arange(len(parents)).repeat_interleave(perm.shape[1])
-        perm = perm.flatten(0, 1)
+        parent, moved = self._candidates(run, partial)
         before = parents.select(parent)
-        perms = {**before.perms, group: perm}
-        gain = _picked(problem.unary[group][before.model], perm)
+        after = replace(before, perms={**before.perms, **moved})
+        gain = torch.zeros_like(before.objective)
+        for matrix, perm in moved.items():
+            gain += picked(problem.unary[matrix][before.model], perm)
         for term in _settled(problem, partial.decided):
-            gain += term.inner(perms, before.model)
+            gain += term.inner(after.perms, before.model)
             if (
                 self.lookahead
                 and (place := _first_decided(problem, term, partial.decided - 1)) >= 0
             ):
                 gain -= _open_gain(term, place, before)
         if self.lookahead:
-            after = replace(before, perms=perms)
             for term, place in _opened(problem, partial.decided):
                 gain += _open_gain(term, place, after)
         score = before.objective - 2 * gain
-        children = before.put(torch.arange(len(perm)), group, perm, score)
+        children = before.put(torch.arange(len(parent)), moved, score)
         width = min(self.width, len(children) // problem.models)
         return replace(partial, hypotheses=children.best(width), decided=partial.decided + 1)
 
-    def _cost(self, partial: _Partial) -> Tensor:
-        """Return the costs of the next group, [b, n, n]."""
+    def _candidates(self, run: Run, partial: _Partial) -> tuple[Tensor, dict[str, Tensor]]:
+        """Propose vectors for the next family.
+
+        Returns:
+            Which hypothesis each proposal extends, int64 [k], and matrix -> int64 [k, n].
+        """
+        group = run.problem.groups[partial.decided]
+        family = partial.costs.families[group]
+        similarity, cost = self._cost(partial, family)
+        outer, inner = family.outer({g: -c for g, c in cost.items()}, run.match)
+        root = self.candidates.propose(run, -outer)
+        parent = torch.arange(len(root)).repeat_interleave(root.shape[1])
+        moved = family.vectors(
+            root.flatten(0, 1),
+            {child: columns[parent] for child, columns in inner.items()},
+            {matrix: s[parent] for matrix, s in similarity.items() if is_signed(matrix)},
+        )
+        # The costs may know of no signs where the problem has them, or the other way round.
+        wanted = run.problem.families[group].matrices
+        return parent, {m: moved.get(m, moved[unsigned(m)]) for m in wanted}
+
+    def _cost(
+        self, partial: _Partial, family: Family
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return similarities, matrix -> [b, n, n], and costs, group -> [b, n, n]."""
         problem, hypotheses = partial.costs, partial.hypotheses
-        group, model = problem.groups[partial.decided], hypotheses.model
-        similarity = problem.unary[group][model]
-        norms = problem.unary_norms(group)[model]
+        model, perms = hypotheses.model, problem.completed(hypotheses.perms)
+        similarity = {m: problem.unary[m][model] for m in family.matrices}
+        norms = {m: problem.unary_norms(m)[model] for m in family.matrices}
+        bounded = []
         for term in _settled(problem, partial.decided):
-            for place in (n for n, name in enumerate(term.groups) if name == group):
-                if term.groups.count(group) == 1:
-                    similarity += term.similarity(place, hypotheses.perms, model)
+            own = [n for n, matrix in enumerate(term.matrices) if matrix in family.matrices]
+            for place in own:
+                matrix = term.matrices[place]
+                norms[matrix] += term.squared_norms(place)[model]
+                if len(own) == 1:
+                    similarity[matrix] += term.similarity(place, perms, model)
                 else:
-                    similarity += optimistic(term, place).to(similarity)[model]
-                norms += term.squared_norms(place)[model]
+                    bounded.append((term, place))
         if self.lookahead:
             for term, place in _opened(problem, partial.decided):
-                similarity += optimistic(term, place).to(similarity)[model]
-                norms += term.squared_norms(place)[model]
-        squared = norms - 2 * similarity
-        return squared.clamp_min(0).sqrt() if self.row_distance == "euclidean" else squared
+                norms[term.matrices[place]] += term.squared_norms(place)[model]
+                bounded.append((term, place))
+        for term, place in bounded:
+            # A bound holds for any sign, so it is not the sign's business.
+            plain = unsigned(term.matrices[place])
+            similarity[plain] += optimistic(term, place).to(similarity[plain])[model]
+        costs = {}
+        for member in family.members:
+            total = torch.stack([norms[matrix] for matrix in member.matrices]).sum(0)
+            squared = total - 2 * member.gains(similarity)
+            euclidean = self.row_distance == "euclidean"
+            costs[member.group] = squared.clamp_min(0).sqrt() if euclidean else squared
+        return similarity, costs
 
 
 def _is_incoming(tensor: TensorSpec) -> bool:
@@ -145,35 +188,31 @@ def _is_any(tensor: TensorSpec) -> bool:
     return True
 
 
-def _settled(problem: AlignmentProblem, number: int) -> Iterator[Term]:
+def _settled(problem: AlignmentProblem, number: int) -> Iterator[AnyTerm]:
     """Yield the coupling terms that are settled by choosing group `number`."""
     decided = set(problem.groups[: number + 1])
-    for term in problem.touching(problem.groups[number]):
-        if decided.issuperset(term.groups):
+    for term in problem.family_terms(problem.groups[number]):
+        if decided.issuperset(problem.roots(term)):
             yield term
 
 
-def _opened(problem: AlignmentProblem, number: int) -> Iterator[tuple[Term, int]]:
+def _opened(problem: AlignmentProblem, number: int) -> Iterator[tuple[AnyTerm, int]]:
     """Yield the terms of which group `number` is the first to be chosen, and its place there."""
     group = problem.groups[number]
-    for term in problem.touching(group):
-        if set(term.groups) != {group} and _first_decided(problem, term, number - 1) < 0:
-            yield term, term.groups.index(group)
+    for term in problem.family_terms(group):
+        roots = problem.roots(term)
+        if set(roots) != {group} and _first_decided(problem, term, number - 1) < 0:
+            yield term, roots.index(group)
 
 
-def _first_decided(problem: AlignmentProblem, term: Term, last: int) -> int:
+def _first_decided(problem: AlignmentProblem, term: AnyTerm, last: int) -> int:
     """Return the place of the term's earliest group among those up to `last`, or -1."""
     decided = problem.groups[: last + 1]
-    places = [(decided.index(g), n) for n, g in enumerate(term.groups) if g in decided]
+    places = [(decided.index(g), n) for n, g in enumerate(problem.roots(term)) if g in decided]
     return min(places)[1] if places else -1
 
 
-def _open_gain(term: Term, place: int, hypotheses: Hypotheses) -> Tensor:
+def _open_gain(term: AnyTerm, place: int, hypotheses: Hypotheses) -> Tensor:
     """Return the most that an open term can contribute, float64 [b]."""
     bound = optimistic(term, place)[hypotheses.model]
-    return _picked(bound, hypotheses.perms[term.groups[place]])
-
-
-def _picked(matrix: Tensor, perm: Tensor) -> Tensor:
-    """Return `sum_i M[i, p_i]` in float64: [b, n, n], [b, n] -> [b]."""
-    return matrix.gather(2, perm[..., None]).sum((1, 2), dtype=torch.float64)
+    return picked(bound, index_of(hypotheses.perms[term.matrices[place]]))

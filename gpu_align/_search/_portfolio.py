@@ -1,4 +1,4 @@
-"""The default: several searches one after another, then a beam descent over all they found."""
+"""The default: several searches one after another, then refinements of all they found."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -12,6 +12,7 @@ from gpu_align._search._layerwise import LayerwiseBeam
 from gpu_align._search._recombination import Recombination
 from gpu_align._search._search import Run, Search, State
 
+_SCOUTS = 4  # annealed starts that may already agree
 _SOFT_ELEMENTS = 2**27  # doubly stochastic matrices kept at once: 512 MiB in float32
 _ANNEALING_WORK = 6e10  # multiply-adds of the annealed starts: seconds on two cores
 _REFINEMENT_WORK = 4e10  # sum of n^3 over the assignments of the refinement: seconds to minutes
@@ -30,6 +31,9 @@ class _Stage:
 class Portfolio(Search):
     """Run `searches` one after another, then each refinement from the best of all found so far.
 
+    It ends early on a consensus: all hypotheses of a search that draws several are one and the
+    same, and it is the best of another search too.
+
     A hypothesis carries the number of the search it descends from in `origin`; `describe` puts it
     into words.
 
@@ -42,7 +46,8 @@ class Portfolio(Search):
     searches: tuple[Search, ...] = (
         LayerwiseBeam(lookahead=True),
         CoordinateDescent(),
-        Annealing(starts=16),
+        Annealing(starts=_SCOUTS),
+        Annealing(starts=16 - _SCOUTS),
     )
     refinements: tuple[Search, ...] = (Recombination(), BeamDescent())
     width: int = 16
@@ -70,7 +75,10 @@ class Portfolio(Search):
         beam = replace(beam, rounds=min(max(rounds, 2), beam.rounds))
         if patient:
             beam = BeamDescent(patience=10**6, rounds=10**6)
-        searches = (LayerwiseBeam(lookahead=True), CoordinateDescent(), Annealing(starts=starts))
+        annealings = [Annealing(min(starts, _SCOUTS))]
+        if starts > _SCOUTS:
+            annealings.append(Annealing(starts - _SCOUTS))
+        searches = (LayerwiseBeam(lookahead=True), CoordinateDescent(), *annealings)
         return cls(searches, (breeding, beam), width=breeding.population)
 
     def describe(self, origin: int) -> str:
@@ -98,7 +106,7 @@ class Portfolio(Search):
         state = replace(state, stage=inner.stage, hypotheses=found)
         if inner.finished is None:
             return replace(state, memory=replace(stage, inner=inner))
-        if stage.number + 1 == len(stages):
+        if stage.number + 1 == len(stages) or _agree(run, stage.pool, found):
             return replace(state, finished=inner.finished)
         return replace(state, memory=self._next_stage(run, stage, found))
 
@@ -112,11 +120,21 @@ class Portfolio(Search):
         return _Stage(number, refinement.init(run, pool), pool)
 
 
+def _agree(run: Run, pool: Hypotheses, found: Hypotheses) -> bool:
+    """Say whether several hypotheses were found, all of them equal to the best of the pool."""
+    if len(found) <= run.problem.models:
+        return False
+    best = pool.best()
+    beaten = found.objective < (best.objective - run.tolerance(best.model))[found.model]
+    same = found.fingerprint() == best.fingerprint()[found.model]
+    return bool((same & ~beaten).all())
+
+
 def _annealed_starts(problem: AlignmentProblem) -> int:
     """Return how many annealed starts fit into the default's work and memory: 48 for small nets."""
     matrices = problem.models * sum(n**2 for n in problem.sizes.values())
     products = sum(
-        2 * term.target.numel() * sum(problem.sizes[g] for g in term.groups)
+        2 * term.target.numel() * sum(problem.sizes[m] for m in term.matrices)
         for term in problem.terms
     )
     work = Annealing.steps * (products * problem.models + 40 * matrices)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from gpu_align._errors import InputError
-from gpu_align._problem import Hypotheses, concatenate
+from gpu_align._problem import Hypotheses, concatenate, to_matrix
 from gpu_align._search._annealing import cool
 from gpu_align._search._descent import Descent, draw_order, start_descent, sweep
-from gpu_align._search._relaxed import sinkhorn, to_hypotheses
+from gpu_align._search._relaxed import random_soft, to_hypotheses
 from gpu_align._search._search import Run, Search, State
 from gpu_align._status import Status
 
@@ -100,14 +100,14 @@ class Recombination(Search):
     def _breed(self, run: Run, adults: Hypotheses) -> Hypotheses:
         mother, father = self._draw_parents(run, adults)
         model = adults.model[mother]
-        soft = {}
-        for group, size in run.problem.sizes.items():
-            matrix = self.noise * sinkhorn(run.normal(len(mother), size, size), 20)
-            for parent in (mother, father):
-                place = adults.perms[group][parent][..., None]
-                share = torch.full_like(matrix[..., :1], (1 - self.noise) / 2)
-                matrix.scatter_add_(2, place, share)
-            soft[group] = matrix
+        noise = torch.ones(len(mother), dtype=run.problem.dtype)
+        soft: dict[str, Tensor] = {}
+        for family in run.problem.families.values():
+            for matrix, drawn in random_soft(run, family, noise).items():
+                soft[matrix] = self.noise * drawn
+                for parent in (mother, father):
+                    perm = adults.perms[matrix][parent]
+                    soft[matrix] += (1 - self.noise) / 2 * to_matrix(perm, drawn.dtype)
         for step in range(self.steps):
             temperature = self.hot * (self.cold / self.hot) ** (step / (self.steps - 1))
             cool(run, soft, model, temperature, self.damping, self.iterations)

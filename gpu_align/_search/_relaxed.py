@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gpu_align._problem import Hypotheses
-from gpu_align._search._search import Run
+from gpu_align._problem import Family, Hypotheses, Member
+from gpu_align._search._search import Run, deviation
 
 
 def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
@@ -34,8 +34,98 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
     return kernel.mul_(row).mul_(column)
 
 
+def soften(
+    family: Family,
+    similarity: Mapping[str, Tensor],
+    temperature: float,
+    iterations: int,
+) -> dict[str, Tensor]:
+    """Return the doubly stochastic matrices of a family at a temperature.
+
+    Inside each pair of root units a child's block is scaled, and the root by what its pairs then
+    are worth. A unit that may be negated weighs both signs: its plain matrix has the sum of their
+    weights, `cosh`, its signed one the difference, `sinh`.
+
+    Args:
+        family: what is scaled together.
+        similarity: matrix -> [b, n, n].
+        temperature: in units of the standard deviation of each group's gains.
+        iterations: Sinkhorn iterations.
+
+    Returns:
+        matrix -> [b, n, n].
+    """
+    worth, blocks, units = similarity[family.root.group], {}, {}
+    for child in family.children:
+        unit = temperature * _spread(child.gains(similarity))
+        logits = family.blocks(_logits(child, similarity, unit))
+        inner = sinkhorn(logits.flatten(0, 2), iterations).reshape(logits.shape)
+        expected = family.blocks(_expected(child, similarity, unit))
+        worth = worth + (expected * inner).sum((3, 4))
+        blocks[child.group], units[child.group] = inner, unit
+    whole = {**similarity, family.root.group: worth}
+    units[family.root.group] = temperature * _spread(family.root.gains(whole))
+    root = sinkhorn(_logits(family.root, whole, units[family.root.group]), iterations)
+    soft = {family.root.group: root}
+    for child in family.children:
+        soft[child.group] = family.joined(blocks[child.group] * root[..., None, None])
+    for member in family.members:
+        for matrix in member.matrices[1:]:
+            lean = torch.tanh(similarity[matrix] / units[member.group])
+            soft[matrix] = soft[member.group] * lean
+    return soft
+
+
+def _spread(gains: Tensor) -> Tensor:
+    """Return the standard deviation of gains, [b, 1, 1]."""
+    # Where all units are alike, the spread is rounding noise and must not be blown up.
+    floor = 1e-6 * gains.abs().amax((1, 2)) + torch.finfo(gains.dtype).tiny
+    return torch.maximum(deviation(gains), floor)[:, None, None]
+
+
+def _logits(member: Member, similarity: Mapping[str, Tensor], unit: Tensor) -> Tensor:
+    """Return the logits of a member's plain matrix, [b, n, n]."""
+    logits = similarity[member.group] / unit
+    for matrix in member.matrices[1:]:
+        size = (similarity[matrix] / unit).abs()
+        logits = logits + size + torch.log1p(torch.exp(-2 * size))
+    return logits
+
+
+def _expected(member: Member, similarity: Mapping[str, Tensor], unit: Tensor) -> Tensor:
+    """Return what a pair of units is worth with its signs at this temperature, [b, n, n]."""
+    worth = similarity[member.group]
+    for matrix in member.matrices[1:]:
+        worth = worth + similarity[matrix] * torch.tanh(similarity[matrix] / unit)
+    return worth
+
+
+def random_soft(run: Run, family: Family, noise: Tensor) -> dict[str, Tensor]:
+    """Return the barycentre of a family with noise, matrix -> [b, n, n].
+
+    Args:
+        run: the running search.
+        family: what is drawn.
+        noise: [b], standard deviation of the logits; 0 is the barycentre itself.
+    """
+    draws = {}
+    for matrix in family.matrices:
+        size = run.problem.sizes[matrix]
+        draws[matrix] = noise[:, None, None] * run.normal(len(noise), size, size)
+    soft = {family.root.group: sinkhorn(draws[family.root.group].clone(), 20)}
+    for child in family.children:
+        blocks = family.blocks(draws[child.group])
+        inner = sinkhorn(blocks.flatten(0, 2), 20).reshape(blocks.shape)
+        root = soft[family.root.group][..., None, None]
+        soft[child.group] = family.joined(inner * root)
+    for member in family.members:
+        for matrix in member.matrices[1:]:
+            soft[matrix] = soft[member.group] * torch.tanh(draws[matrix])
+    return soft
+
+
 def soft_starts(run: Run, starts: int, noise: float, exact_first: bool) -> dict[str, Tensor]:
-    """Return the barycentre with noise, group -> [m * starts, n, n].
+    """Return the barycentre with noise, matrix -> [m * starts, n, n].
 
     Args:
         run: the running search.
@@ -43,16 +133,18 @@ def soft_starts(run: Run, starts: int, noise: float, exact_first: bool) -> dict[
         noise: standard deviation of the logits.
         exact_first: whether the first start of each model is the barycentre itself.
     """
-    batch = run.problem.models * starts
-    soft = {}
-    for group, size in run.problem.sizes.items():
-        logits = noise * run.normal(batch, size, size)
-        if exact_first:
-            logits[::starts] = 0
-        soft[group] = sinkhorn(logits, 20)
+    scale = torch.full((run.problem.models * starts,), noise, dtype=run.problem.dtype)
+    if exact_first:
+        scale[::starts] = 0
+    soft: dict[str, Tensor] = {}
+    for family in run.problem.families.values():
+        soft |= random_soft(run, family, scale)
     return soft
 
 
 def to_hypotheses(run: Run, soft: Mapping[str, Tensor], model: Tensor) -> Hypotheses:
-    """Round doubly stochastic matrices to the nearest permutations (one assignment each)."""
-    return run.problem.hypotheses({g: run.assign(matrix) for g, matrix in soft.items()}, model)
+    """Round doubly stochastic matrices to the nearest permutations, family by family."""
+    perms: dict[str, Tensor] = {}
+    for family in run.problem.families.values():
+        perms |= family.assign({m: soft[m] for m in family.matrices}, run.match)
+    return run.problem.hypotheses(perms, model)

@@ -118,6 +118,11 @@ class Run:
         problem = AssignmentProblem(similarity, maximize=True)
         return solve(problem, self.solver).col_ind.to(similarity.device)
 
+    def match(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the best assignments [b, n] and their values [b]."""
+        columns = self.assign(similarity)
+        return columns, similarity.gather(2, columns[..., None]).sum((1, 2))
+
     def normal(self, *shape: int) -> Tensor:
         """Draw standard normal numbers in the problem's dtype."""
         return torch.randn(shape, generator=self.generator, dtype=self.problem.dtype)
@@ -126,6 +131,12 @@ class Run:
         """Return the gain in distance below which a move is rounding noise, float64 [b]."""
         relative = 1e-7 if self.problem.dtype == torch.float32 else 1e-13
         return relative * self.problem.constant[model].abs()
+
+
+def deviation(matrices: Tensor) -> Tensor:
+    """Return the standard deviation of the entries of each matrix, [b, n, n] -> [b]; 0 if one."""
+    entries = matrices.flatten(1)
+    return entries.std(dim=1, correction=min(1, entries.shape[1] - 1))
 
 
 @dataclass(frozen=True)

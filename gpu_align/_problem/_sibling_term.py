@@ -1,0 +1,187 @@
+"""Terms on which several children of one group lie: query heads and dimensions inside a head."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpu_align._problem._hypotheses import in_chunks
+from gpu_align._problem._signed import index_of, sign_of
+from gpu_align._problem._terms import CHUNK_ELEMENTS
+
+
+@dataclass(frozen=True)
+class SiblingTerm:
+    """`<A, pi.B>` of blocks of weights on which two or more children of one root lie.
+
+    As matrices over (root unit, inner unit) the siblings would span a tensor that is zero
+    wherever their root units differ; only the rest is stored. With R units of the root:
+
+    Attributes:
+        matrices: those of the siblings, then those of the other axes.
+        siblings: how many of `matrices` are siblings; one may come twice.
+        target: [R, s_1, ..., s_k, n_1, ..., n_l, d] for k siblings and l others.
+        source: [m, R, s_1, ..., s_k, n_1, ..., n_l, d].
+    """
+
+    matrices: tuple[str, ...]
+    siblings: int
+    target: Tensor
+    source: Tensor
+
+    def rows(self, place: int) -> tuple[Tensor, Tensor]:
+        """Return target [n, ..., d] and source [m, n, ..., d] with the units at `place` leading."""
+        target, source = self.target[None], self.source
+        if place >= self.siblings:
+            return target.movedim(place + 2, 1)[0], source.movedim(place + 2, 1)
+        target, source = (t.movedim(place + 2, 2).flatten(1, 2) for t in (target, source))
+        return target[0], source
+
+    def squared_norms(self, place: int) -> Tensor:
+        """Return `|a_i|^2 + |b_j|^2` of the rows of units at `place`, [m, n, n]."""
+        target, source = self.rows(place)
+        a, b = target.flatten(1).square().sum(1), source.flatten(2).square().sum(2)
+        return a[None, :, None] + b[:, None, :]
+
+    def inner(self, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
+        """Return `<A, pi.B>` for each hypothesis, float64 [b]."""
+
+        def of(index: Tensor) -> Tensor:
+            vectors = self._vectors(perms, index)
+            moved = self._moved(model[index], self._root(vectors), vectors)
+            return (moved * self.target).flatten(1).sum(1, dtype=torch.float64)
+
+        return in_chunks(of, len(model), self._chunk(pairs=False))
+
+    def similarity(self, place: int, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
+        """Return `d<A, pi.B> / dP` of the matrix at `place`, the others permuted, [b, n, n].
+
+        For a sibling only the blocks at the root's present assignment are not zero, as elsewhere
+        it does not meet the other siblings; `pair_similarity` looks beyond.
+        """
+
+        def of(index: Tensor) -> Tensor:
+            vectors = self._vectors(perms, index)
+            root = self._root(vectors)
+            still = torch.arange(self.target.shape[place + 1])
+            if place >= self.siblings:
+                vectors[place] = still.expand_as(vectors[place])
+                moved = self._moved(model[index], root, vectors).movedim(place + 2, 1)
+                target = self.target.movedim(place + 1, 0).flatten(1)
+                return target @ moved.flatten(2).transpose(1, 2)
+            size = len(still)
+            vectors[place] = (root[..., None] * size + still).flatten(1)
+            moved = self._moved(model[index], root, vectors).movedim(place + 2, 2)
+            target = self.target.movedim(place + 1, 1).flatten(2)
+            blocks = target @ moved.flatten(3).transpose(2, 3)
+            spread = blocks.new_zeros(len(index), len(target), len(target), size, size)
+            where = root[:, :, None, None, None].expand(-1, -1, 1, size, size)
+            spread.scatter_(2, where, blocks[:, :, None])
+            return _join(spread)
+
+        return in_chunks(of, len(model), self._chunk(pairs=False))
+
+    def pair_similarity(
+        self,
+        place: int,
+        guess: Sequence[Tensor],
+        perms: Mapping[str, Tensor],
+        model: Tensor,
+    ) -> Tensor:
+        """Return the similarity of a sibling as it would be if any pair of root units were matched.
+
+        Args:
+            place: which of the siblings.
+            guess: [b, n, n] of each sibling: its matrix inside every pair of root units at once.
+            perms: matrix -> int64 [b, n] of the other axes.
+            model: int64 [b].
+
+        Returns:
+            [b, n, n].
+        """
+
+        def of(index: Tensor) -> Tensor:
+            root = torch.arange(len(self.target)).expand(len(index), -1)
+            vectors = [
+                torch.arange(len(self.target) * size).expand(len(index), -1)
+                for size in self.target.shape[1 : self.siblings + 1]
+            ]
+            others = [perms[name][index] for name in self.matrices[self.siblings :]]
+            source = self._moved(model[index], root, [*vectors, *others])
+            return self._of_pairs(place, [matrix[index] for matrix in guess], source)
+
+        return in_chunks(of, len(model), self._chunk(pairs=True))
+
+    def soft_similarity(self, place: int, soft: Mapping[str, Tensor], model: Tensor) -> Tensor:
+        """Return the gradient at doubly stochastic matrices, matrix -> [b, n, n]."""
+
+        def of(index: Tensor) -> Tensor:
+            matrices = [soft[name][index] for name in self.matrices]
+            source = self.source[model[index]]
+            for number in range(self.siblings, len(matrices)):
+                if number != place:
+                    source = _mix(matrices[number], source, number + 2)
+            siblings = matrices[: self.siblings]
+            if place < self.siblings:
+                return self._of_pairs(place, siblings, source)
+            moved = self._in_pairs(siblings, source, skip=None).sum(2).movedim(place + 2, 1)
+            target = self.target.movedim(place + 1, 0).flatten(1)
+            return target @ moved.flatten(2).transpose(1, 2)
+
+        return in_chunks(of, len(model), self._chunk(pairs=True))
+
+    def _vectors(self, perms: Mapping[str, Tensor], index: Tensor) -> list[Tensor]:
+        return [perms[name][index] for name in self.matrices]
+
+    def _root(self, vectors: list[Tensor]) -> Tensor:
+        """Return where the root's units go, as the first sibling tells: int64 [b, R]."""
+        size = self.target.shape[1]
+        return index_of(vectors[0])[:, ::size] // size
+
+    def _moved(self, model: Tensor, root: Tensor, vectors: Sequence[Tensor]) -> Tensor:
+        """Return pi.B: model [b], root [b, R], a vector for each matrix -> [b, R, s_1, ..., d]."""
+        rows = (model[:, None] * root.shape[1] + root)[..., None]
+        signs = torch.ones_like(rows)
+        for number, vector in enumerate(vectors):
+            size = self.target.shape[number + 1]
+            places = vector.reshape(len(model), -1, 1, size)
+            rows = (rows[..., None] * size + index_of(places) % size).flatten(2)
+            signs = (signs[..., None] * sign_of(places)).flatten(2)
+        depth = self.target.shape[-1]
+        moved = self.source.reshape(-1, depth).index_select(0, rows.flatten())
+        return (moved * signs.reshape(-1, 1)).reshape(len(model), *self.target.shape)
+
+    def _of_pairs(self, place: int, siblings: Sequence[Tensor], source: Tensor) -> Tensor:
+        """Contract target [R, ...] and source [b, R', ...] in every pair of root units."""
+        moved = self._in_pairs(siblings, source, skip=place).movedim(place + 3, 3)
+        target = self.target.movedim(place + 1, 1).flatten(2)[:, None]
+        return _join(target @ moved.flatten(4).transpose(3, 4))
+
+    def _in_pairs(self, siblings: Sequence[Tensor], source: Tensor, skip: int | None) -> Tensor:
+        """Apply the siblings' blocks of each pair: [b, R', s_1, ...] -> [b, R, R', s_1, ...]."""
+        root = len(self.target)
+        moved = source[:, None].expand(-1, root, *source.shape[1:])
+        for number, matrix in enumerate(siblings):
+            if number != skip:
+                size = self.target.shape[number + 1]
+                blocks = matrix.reshape(-1, root, size, root, size).transpose(2, 3)
+                moved = _mix(blocks, moved, number + 3)
+        return moved
+
+    def _chunk(self, pairs: bool) -> int:
+        return CHUNK_ELEMENTS // max(self.target.numel() * (len(self.target) if pairs else 1), 1)
+
+
+def _mix(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
+    """Apply matrices [*batch, n, n] to one axis of a tensor [*batch, ...]."""
+    batch = matrix.ndim - 2
+    leading = tensor.movedim(axis, batch)
+    mixed = matrix @ leading.flatten(batch + 1)
+    return mixed.reshape(leading.shape).movedim(batch, axis)
+
+
+def _join(blocks: Tensor) -> Tensor:
+    """Lay out blocks as a matrix: [b, R, R, s, s] -> [b, R * s, R * s]."""
+    size = blocks.shape[1] * blocks.shape[3]
+    return blocks.transpose(2, 3).reshape(len(blocks), size, size)

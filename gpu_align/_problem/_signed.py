@@ -1,0 +1,49 @@
+"""Signed permutations in one-line notation: `j`, or `~j` where unit j is also negated."""
+
+import torch
+from torch import Tensor
+
+_MARK = "±"
+
+
+def signed_matrix(group: str) -> str:
+    """Return the name of a group's signed permutation matrix, beside that of its plain one."""
+    return group + _MARK
+
+
+def is_signed(matrix: str) -> bool:
+    """Say whether a name is that of a signed permutation matrix."""
+    return matrix.endswith(_MARK)
+
+
+def unsigned(matrix: str) -> str:
+    """Return the name of the group that a matrix belongs to."""
+    return matrix.removesuffix(_MARK)
+
+
+def index_of(perm: Tensor) -> Tensor:
+    """Return the unit at each place, signs left out."""
+    return perm ^ (perm >> 63)
+
+
+def sign_of(perm: Tensor) -> Tensor:
+    """Return 1 or -1 for each place."""
+    return 1 + 2 * (perm >> 63)
+
+
+def with_sign(perm: Tensor, negative: Tensor) -> Tensor:
+    """Return the notation of a permutation (of no signs) with units negated where `negative`."""
+    return torch.where(negative, ~perm, perm)
+
+
+def picked(matrix: Tensor, perm: Tensor) -> Tensor:
+    """Return `<M, P>` of a matrix and a signed permutation: [b, n, n], [b, n] -> float64 [b]."""
+    entries = matrix.gather(2, index_of(perm)[..., None])[..., 0]
+    return (entries * sign_of(perm)).sum(1, dtype=torch.float64)
+
+
+def to_matrix(perm: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the signed permutation matrix, [b, n] -> [b, n, n]."""
+    batch, size = perm.shape
+    zeros = torch.zeros(batch, size, size, dtype=dtype, device=perm.device)
+    return zeros.scatter_(2, index_of(perm)[..., None], sign_of(perm)[..., None].to(dtype))

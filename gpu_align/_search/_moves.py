@@ -1,0 +1,119 @@
+"""Moving one family: its best two-level assignment, or one under noise."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gpu_align._problem import Family, Hypotheses, Member, SiblingTerm, to_matrix
+from gpu_align._search._search import Run, deviation
+
+_PAIR_ROUNDS = 2
+
+
+def best_move(
+    run: Run, group: str, hypotheses: Hypotheses, noise: float = 0.0
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Assign a family, the others fixed.
+
+    Args:
+        run: the running search.
+        group: root of the family.
+        hypotheses: the batch before the move.
+        noise: standard deviation of noise on the similarities, in units of their own.
+
+    Returns:
+        matrix -> int64 [b, n], and by how much D falls (noise left out), float64 [b].
+    """
+    problem = run.problem
+    similarity = problem.similarities(group, hypotheses.perms, hypotheses.model)
+    noisy = similarity if noise == 0 else {m: _shaken(run, s, noise) for m, s in similarity.items()}
+    if siblings := problem.sibling_terms(group):
+        moved = _assign_siblings(run, group, hypotheses, noisy, siblings)
+    else:
+        moved = problem.families[group].assign(noisy, run.match)
+    return moved, problem.gain(group, similarity, moved, hypotheses)
+
+
+def _shaken(run: Run, similarity: Tensor, noise: float) -> Tensor:
+    scale = noise * deviation(similarity)[:, None, None]
+    return similarity + scale * run.normal(*similarity.shape)
+
+
+def _assign_siblings(
+    run: Run,
+    group: str,
+    hypotheses: Hypotheses,
+    similarity: Mapping[str, Tensor],
+    terms: Sequence[SiblingTerm],
+) -> dict[str, Tensor]:
+    """Assign a family some of whose children are coupled with each other.
+
+    What a pair of root units is worth depends on all its children at once. Inside every pair the
+    children are assigned in turn, each with the others as guessed so far; the first guess leaves
+    out what couples them, and in pairs that are matched now it is what is there.
+    """
+    family = run.problem.families[group]
+    perms, model = hypotheses.perms, hypotheses.model
+    alone = dict(similarity)
+    for term in terms:
+        for place, matrix in enumerate(term.matrices[: term.siblings]):
+            alone[matrix] = alone[matrix] - term.similarity(place, perms, model)
+    guess: dict[str, Tensor] = {}
+    inner: dict[str, Tensor] = {}
+    for child in family.children:
+        inner[child.group], found = _match_pairs(run, family, child, alone)
+        for matrix, guessed in found.items():
+            now = to_matrix(perms[matrix], guessed.dtype)
+            here = family.blocks(now)
+            matched = here.abs().amax((3, 4), keepdim=True) > 0
+            guess[matrix] = family.joined(torch.where(matched, here, family.blocks(guessed)))
+    for _ in range(_PAIR_ROUNDS):
+        for child in family.children:
+            full = {m: alone[m] + _in_pairs(terms, m, guess, perms, model) for m in child.matrices}
+            inner[child.group], found = _match_pairs(run, family, child, full)
+            guess |= found
+    outer = family.gains(alone)[family.root.group].clone()
+    for child in family.children:
+        for matrix in child.matrices:
+            outer += family.blocks(alone[matrix] * guess[matrix]).sum((3, 4))
+    for term in terms:
+        places = [guess[matrix] for matrix in term.matrices[: term.siblings]]
+        value = term.pair_similarity(0, places, perms, model) * places[0]
+        outer += family.blocks(value).sum((3, 4))
+    return family.vectors(run.assign(outer), inner, alone | guess)
+
+
+def _match_pairs(
+    run: Run, family: Family, child: Member, similarity: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Assign a child inside every pair of root units.
+
+    Returns:
+        The assignments [b, R, R, s], and the child's matrices with all these blocks at once.
+    """
+    gains = child.gains(similarity)
+    blocks = family.blocks(gains)
+    columns = run.assign(blocks.flatten(0, 2)).reshape(blocks.shape[:-1])
+    plain = torch.zeros_like(blocks).scatter_(4, columns[..., None], 1)
+    matrices = {child.group: family.joined(plain)}
+    for matrix in child.matrices[1:]:
+        matrices[matrix] = matrices[child.group] * similarity[matrix].sign()
+    return columns, matrices
+
+
+def _in_pairs(
+    terms: Sequence[SiblingTerm],
+    matrix: str,
+    guess: Mapping[str, Tensor],
+    perms: Mapping[str, Tensor],
+    model: Tensor,
+) -> Tensor:
+    """Return what the coupling terms add to the similarity of a child's matrix, in every pair."""
+    total = torch.zeros_like(guess[matrix])
+    for term in terms:
+        siblings = term.matrices[: term.siblings]
+        for place, name in enumerate(siblings):
+            if name == matrix:
+                total += term.pair_similarity(place, [guess[m] for m in siblings], perms, model)
+    return total
