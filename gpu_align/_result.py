@@ -12,6 +12,7 @@ from torch import Tensor
 from gpu_align._atomic import atomic_write
 from gpu_align._certificate import CostMatrix, GroupReport
 from gpu_align._errors import InputError
+from gpu_align._outline import outline
 from gpu_align._permutation import Permutation
 from gpu_align._search import Progress
 from gpu_align._status import Status
@@ -92,6 +93,7 @@ class AlignmentResult:
             "status": str(self.status),
             "status_note": self.status.value,
             "groups": [asdict(group) for group in self.groups],
+            "outline": asdict(outline(self.permutation.spec)),
             "history": [asdict(entry) for entry in self.history],
             "cost_matrix": None if self.cost_matrix is None else asdict(self.cost_matrix),
             "versions": dict(self.versions),

@@ -34,10 +34,11 @@ def apply(
     save_checkpoint(out, order.apply(before.tensors), like=before)
     for warning in before.warnings:
         warn(warning)
-    moved, units = sum(order.moved().values()), sum(g.size for g in order.spec.groups.values())
+    moved, units = sum(order.moved().values()), sum(map(order.spec.units, order.spec.groups))
     if as_json:
         about = {"moved": order.moved(), "units": units, "warnings": list(before.warnings)}
         print_json({"schema": "gpu-align/apply/1", **about, "written": {"out": str(out)}})
         return
-    print_line(f"{moved} of {units} units in {len(order.perms)} groups moved")
+    verb = "moved or negated" if order.signs else "moved"
+    print_line(f"{moved} of {units} units in {len(order.perms)} groups {verb}")
     print_written({"out": str(out)}, "-o")

@@ -7,7 +7,11 @@ from rich.table import Table
 
 from gpu_align._certificate import GroupReport
 from gpu_align._cli._terminal import columns, console, duration, facts, number, print_line
+from gpu_align._outline import outline
 from gpu_align._result import AlignmentResult
+
+INSIDE = "  "
+"""What a group inside the units of the one above it is indented by."""
 
 _SHOWN_GROUPS = 20
 _NAMES = {
@@ -36,7 +40,7 @@ def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
                 "status": result.status.value,
                 "time": f"{duration(result.seconds)}, {result.assignments} assignments, "
                 f"seed {result.seed}, {result.device}",
-                "symmetries": f"10^{result.log10_symmetries:.1f}, {result.origin}",
+                "symmetries": _symmetries(result),
             }
         )
     )
@@ -46,6 +50,10 @@ def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
             "gap: by what share another order of this group alone might be better, the others "
             "fixed; 1e-06 and less is rounding"
         )
+        if any(group.inside for group in result.groups):
+            print_line(
+                "indented: units inside each unit of the group above, reordered along with it"
+            )
 
 
 def print_written(written: Mapping[str, str], options: str) -> None:
@@ -68,6 +76,12 @@ def _function(result: AlignmentResult) -> str:
     return f"preserved: outputs differ by {result.function_difference:.1e} relative (float64)"
 
 
+def _symmetries(result: AlignmentResult) -> str:
+    signed = outline(result.permutation.spec).signed_units
+    signs = f" and 2^{signed} sign flips" if signed else ""
+    return f"10^{result.log10_symmetries:.1f}{signs}, {result.origin}"
+
+
 def _group_table(groups: tuple[GroupReport, ...]) -> Table:
     table = columns(
         *("group", "units", "moved", "before", "after", "gap"),
@@ -83,6 +97,9 @@ def _group_table(groups: tuple[GroupReport, ...]) -> Table:
             after,
             _share(group.gap, group.dual),
         )
+        for child in group.inside:
+            units = f"{group.units} × {child.units}"
+            table.add_row(f"{INSIDE}{child.name}", units, str(child.moved))
     if len(groups) > _SHOWN_GROUPS:
         table.add_row(f"and {len(groups) - _SHOWN_GROUPS} more (see --json)")
     return table

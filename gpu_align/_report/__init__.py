@@ -1,9 +1,17 @@
-"""The report: one self-contained HTML page per alignment, or for several.
+"""The report: one self-contained HTML page per alignment, or for several, or for a spec.
 
-It is made from the JSON form of a result alone, so a page can be made long after the search.
+A report of alignments is made from the JSON form of their results alone, so a page can be made long
+after the search.
 """
 
 from gpu_align._report._page import render_report, write_report
 from gpu_align._report._study import beam_width_study
+from gpu_align._report._symmetries import render_symmetries, write_symmetries
 
-__all__ = ["beam_width_study", "render_report", "write_report"]
+__all__ = [
+    "beam_width_study",
+    "render_report",
+    "render_symmetries",
+    "write_report",
+    "write_symmetries",
+]

@@ -39,6 +39,9 @@ def checks(result: ParsedResult) -> list[Check]:
 
 def _permutation(result: ParsedResult) -> Check:
     where = f"in {plural(len(result.groups), 'group')}"
+    inside = sum(len(group.inside) for group in result.groups)
+    if inside:
+        where += f" and {inside} inside their units"
     return Check(
         "yes",
         "Valid permutation",

@@ -237,9 +237,14 @@ def _letters() -> frozenset[int]:
     return frozenset(FT2Font(findfont("DejaVu Sans")).get_charmap())
 
 
+def drawable(text: str) -> str:
+    """Return a text with only the letters of the figures' font."""
+    return "".join(c if c.isprintable() and ord(c) in _letters() else "?" for c in text)
+
+
 def _label(text: str) -> str:
     """Return a name as the figures can show it: not too long, only with letters of their font."""
-    shown = "".join(c if c.isprintable() and ord(c) in _letters() else "?" for c in text)
+    shown = drawable(text)
     if len(shown) <= LONGEST_LABEL:
         return shown
     half = (LONGEST_LABEL - 1) // 2

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from gpu_align._atomic import atomic_write
 from gpu_align._report._checks import Check, checks
@@ -35,6 +35,7 @@ class _Section:
     bound: str
     reduction: str
     log10_symmetries: str
+    signed_units: int
     status: str
     status_note: str
     checks: list[Check]
@@ -62,14 +63,7 @@ def render_report(data: Results, title: str = TITLE) -> str:
         InputError: something is not a result.
     """
     results = parse_results(data)
-    environment = Environment(
-        loader=PackageLoader("gpu_align._report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         title=title,
         summary=summary_table(results),
         sections=[_section(result, f"result-{n}") for n, result in enumerate(results, 1)],
@@ -87,6 +81,18 @@ def write_report(data: Results, path: str | os.PathLike[str], *, title: str = TI
         temporary.write_text(text, encoding="utf-8")
 
 
+def template(name: str) -> Template:
+    """Return a template of the report."""
+    environment = Environment(
+        loader=PackageLoader("gpu_align._report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
 def _section(result: ParsedResult, anchor: str) -> _Section:
     symmetries = result.log10_symmetries
     tables = (width_table(result.widths), group_table(result.groups))
@@ -98,6 +104,7 @@ def _section(result: ParsedResult, anchor: str) -> _Section:
         bound="" if result.bound is None else number(result.bound),
         reduction=percent(result.reduction),
         log10_symmetries="" if symmetries is None else f"{symmetries:.1f}",
+        signed_units=0 if result.outline is None else result.outline.signed_units,
         status=result.texts.get("status", "").replace("_", " "),
         status_note=result.texts.get("status_note", ""),
         checks=checks(result),

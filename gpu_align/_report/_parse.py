@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpu_align._certificate import CostMatrix, GroupReport
+from gpu_align._certificate import CostMatrix, GroupReport, Inside
 from gpu_align._errors import InputError
+from gpu_align._outline import Outline
 from gpu_align._result import PRESERVED, SCHEMA
 from gpu_align._search import Progress
 
@@ -53,6 +54,7 @@ class ParsedResult:
     bound: float | None
     log10_symmetries: float | None
     groups: tuple[GroupReport, ...]
+    outline: Outline | None
     history: tuple[Progress, ...]
     cost_matrix: CostMatrix | None
     function_difference: float | None
@@ -98,6 +100,7 @@ def _parse(data: Mapping[str, Any], place: str, is_only: bool) -> ParsedResult:
 
 def _convert(data: Mapping[str, Any], name: str) -> ParsedResult:
     matrix, difference = data.get("cost_matrix"), data.get("function_difference")
+    outline = data.get("outline")
     studies = data.get("studies") or {}
     shown = ("search", "status", "status_note", "metric", "seed", "device", "origin", "assignments")
     return ParsedResult(
@@ -106,7 +109,8 @@ def _convert(data: Mapping[str, Any], name: str) -> ParsedResult:
         before=float(data["distance_before"]),
         bound=_finite(data.get("lower_bound")),
         log10_symmetries=_finite(data.get("log10_symmetries")),
-        groups=tuple(GroupReport(**entry) for entry in data.get("groups") or ()),
+        groups=tuple(_group(entry) for entry in data.get("groups") or ()),
+        outline=None if outline is None else Outline.from_json(outline),
         history=tuple(Progress(**entry) for entry in data.get("history") or ()),
         cost_matrix=None if matrix is None else _matrix(CostMatrix(**matrix)),
         function_difference=None if difference is None else float(difference),
@@ -117,6 +121,12 @@ def _convert(data: Mapping[str, Any], name: str) -> ParsedResult:
         widths=_widths(studies.get("beam_width") or ()),
         comparison=_comparison(studies.get("comparison") or ()),
     )
+
+
+def _group(entry: Mapping[str, Any]) -> GroupReport:
+    """Read a group; results of earlier releases do not say what is inside it."""
+    inside = tuple(Inside(**child) for child in entry.get("inside") or ())
+    return GroupReport(**{**entry, "inside": inside})
 
 
 def _widths(rows: Sequence[Mapping[str, Any]]) -> tuple[WidthRow, ...]:

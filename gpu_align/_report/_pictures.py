@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gpu_align._certificate import CostMatrix, GroupReport
+from gpu_align._outline import Outline
 from gpu_align._report._figures import (
     STYLE,
     beam_width,
@@ -17,7 +18,9 @@ from gpu_align._report._figures import (
     cost_matrices,
     improvement,
 )
-from gpu_align._report._format import number, percent
+from gpu_align._report._format import number, percent, plural
+from gpu_align._report._lane_chart import lane_chart
+from gpu_align._report._lanes import Layout, layout
 from gpu_align._report._parse import ParsedResult
 
 MOST_BARS = 40
@@ -48,9 +51,16 @@ def pictures(result: ParsedResult) -> list[Picture]:
         return [
             *_convergence(result),
             *_improvement(result.groups),
-            *_cost_matrices(result.cost_matrix),
+            *_cost_matrices(result.cost_matrix, result.groups),
             *_beam_width(result),
+            *_groups(result.outline),
         ]
+
+
+def pictures_of_groups(outline: Outline) -> list[Picture]:
+    """Return the figure of the groups of a spec; none if there are none."""
+    with matplotlib.style.context(["default", STYLE]):
+        return list(_groups(outline))
 
 
 def _convergence(result: ParsedResult) -> Iterator[Picture]:
@@ -93,7 +103,7 @@ def _improvement(groups: tuple[GroupReport, ...]) -> Iterator[Picture]:
     )
 
 
-def _cost_matrices(matrix: CostMatrix | None) -> Iterator[Picture]:
+def _cost_matrices(matrix: CostMatrix | None, groups: tuple[GroupReport, ...]) -> Iterator[Picture]:
     if matrix is None or not matrix.before:
         return
     before, after = np.asarray(matrix.before), np.asarray(matrix.after)
@@ -103,13 +113,17 @@ def _cost_matrices(matrix: CostMatrix | None) -> Iterator[Picture]:
     thinned = ""
     if len(before) < matrix.units:
         thinned = f" {len(before)} of the {matrix.units} units are shown, equally spaced."
+    inside = {child.name: group.name for group in groups for child in group.inside}
+    which = "in the group that gained most"
+    if matrix.group in inside:
+        which = f"inside the units of {inside[matrix.group]}, the group that gained most"
     yield Picture(
         title=f"Costs in group {matrix.group}",
         source=_png(cost_matrices(matrix)),
         alt=f"Cost matrix of group {matrix.group} before and after: the mean of the diagonal goes "
         f"from {number(old, 4)} to {number(new, 4)}",
         caption="The squared distance of each unit of the target (row) to each unit of the source "
-        "(column), in the group that gained most: a dark diagonal is good, for each unit then "
+        f"(column), {which}: a dark diagonal is good, for each unit then "
         f"lies on its partner. The mean of the diagonal goes from {number(old, 4)} to "
         f"{number(new, 4)}; over all pairs it is {number(float(before.mean()), 4)}.{thinned}",
     )
@@ -132,6 +146,46 @@ def _beam_width(result: ParsedResult) -> Iterator[Picture]:
         f"{number(best.distance)} at width {best.width}, {percent(share, 2)} below width "
         f"{first.width}.",
     )
+
+
+def _groups(outline: Outline | None) -> Iterator[Picture]:
+    if outline is None or not outline.groups:
+        return
+    placed = layout(outline)
+    if not placed.lanes:
+        return
+    count = plural(len(outline.groups), "group")
+    yield Picture(
+        title="Groups over the network",
+        source=_svg(lane_chart(placed)),
+        alt=f"{count} drawn as lines over the {plural(len(outline.modules), 'layer')} of the "
+        "network; the table below has them all",
+        caption=" ".join(_reading(placed, len(outline.groups))),
+    )
+
+
+def _reading(placed: Layout, groups: int) -> Iterator[str]:
+    """Yield the sentences that say how to read the picture of the groups."""
+    spans = [lane.span for lane in placed.lanes]
+    yield (
+        "Layers from top to bottom, in the order of the checkpoint. Each coloured line is a group "
+        "of units that are reordered together in every layer where it has a dot; groups that meet "
+        "in a layer are joined. On the right, where a group begins, its number of units."
+    )
+    if any(span.parent for span in spans):
+        yield "Thin lines are groups inside each unit of the group on their left."
+    if any(span.gauge for span in spans):
+        yield "Units of hollow dots may also change their sign or scale, as said on the right."
+    if any(module is not None and module.fixed for module in placed.rows):
+        yield "A grey square marks inputs or outputs of a layer that stay in their order."
+    left_out = [
+        (placed.vectors, "layer", "with vectors only, such as norms"),
+        (placed.hidden, "layer", "in the middle"),
+        (groups - len(spans), "group", "for want of room"),
+    ]
+    said = [f"{plural(count, noun)} {which}" for count, noun, which in left_out if count]
+    if said:
+        yield f"Left out: {'; '.join(said)}."
 
 
 def _svg(figure: Figure) -> str:

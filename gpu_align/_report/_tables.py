@@ -20,6 +20,8 @@ class Table:
         best: number of the row that is marked, None for none.
         words: numbers of further columns that hold words.
         links: for each row the anchor that its name leads to; empty for none.
+        lists: numbers of columns of names that may be broken anywhere.
+        indented: numbers of rows that belong to the row above them.
     """
 
     title: str
@@ -29,29 +31,45 @@ class Table:
     best: int | None = None
     words: tuple[int, ...] = ()
     links: tuple[str, ...] = ()
+    lists: tuple[int, ...] = ()
+    indented: tuple[int, ...] = ()
 
 
 def group_table(groups: Sequence[GroupReport]) -> Table | None:
-    """Tabulate the groups in network order; None without groups."""
+    """Tabulate the groups in network order, with those inside them; None without groups."""
     if not groups:
         return None
     before = [group.distance_before for group in groups]
     distances = aligned([*before, *(group.distance_after for group in groups)])
-    columns = (
-        [group.name for group in groups],
-        [str(group.units) for group in groups],
-        [str(group.moved) for group in groups],
-        distances[: len(groups)],
-        distances[len(groups) :],
-        [percent(_change(group)) for group in groups],
-        [number(relative_gap(group), 2) for group in groups],
+    rows: list[tuple[str, ...]] = []
+    indented: list[int] = []
+    for place, group in enumerate(groups):
+        rows.append(
+            (
+                *(group.name, str(group.units), str(group.moved)),
+                *(distances[place], distances[len(groups) + place]),
+                *(percent(_change(group)), number(relative_gap(group), 2)),
+            )
+        )
+        for child in group.inside:
+            indented.append(len(rows))
+            units = f"{group.units} × {child.units}"
+            rows.append((child.name, units, str(child.moved), "", "", "", ""))
+    note = (
+        "Moved: units that change place or sign. Gap: how much another assignment of this group "
+        "could gain with all others fixed, relative to |dual|; 0 to rounding is optimal."
     )
+    if indented:
+        note += (
+            " Indented: groups inside each unit of the group above; they count in its distances "
+            "and are assigned and certified with it."
+        )
     return Table(
         title="Groups",
-        note="Moved: units that change place. Gap: how much another assignment of this group could "
-        "gain with all others fixed, relative to |dual|; 0 to rounding is optimal.",
+        note=note,
         columns=("group", "units", "moved", "before", "after", "change", "gap"),
-        rows=tuple(zip(*columns, strict=True)),
+        rows=tuple(rows),
+        indented=tuple(indented),
     )
 
 
