@@ -14,7 +14,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/gpu-align demo --out demo
 
 test: $(VENV)/test.stamp
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

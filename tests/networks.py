@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -134,8 +135,10 @@ _ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet": (lambda: ResNet(2), (2, 1, 8, 8)),
     "groupnorm": (group_norm_net, (2, 1, 3, 3)),
 }
-PAIRS = [*_ARCHITECTURES, "recurrent", "trilinear"]
-"""Names for `pair`; the last two are hand-written specs with terms of a special kind."""
+FAMILIES = ["heads", "grouped", "gqa", "signed", "signed_heads", "signed_recurrent", "single"]
+"""Hand-written specs of groups with parents, and of groups with signs."""
+PAIRS = [*_ARCHITECTURES, "recurrent", "trilinear", *FAMILIES]
+"""Names for `pair`; those that are no architectures are hand-written specs of a special kind."""
 
 
 def model_of(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
@@ -149,11 +152,24 @@ def model_of(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
 def pair(name: str, seed: int = 0) -> Pair:
     """Return two networks with independent random weights."""
     if name in _HAND_WRITTEN:
-        spec = PermutationSpec.from_json(_HAND_WRITTEN[name])
-        return Pair(spec, _random_state(spec, 2 * seed + 1), _random_state(spec, 2 * seed))
+        return random_pair(PermutationSpec.from_json(_HAND_WRITTEN[name]), seed)
     model, inputs = model_of(name, 2 * seed)
     other, _ = model_of(name, 2 * seed + 1)
     return Pair(discover(model, inputs), other.state_dict(), model.state_dict())
+
+
+def random_pair(spec: PermutationSpec, seed: int = 0) -> Pair:
+    """Return two networks of a spec with independent normal weights."""
+    return Pair(spec, _random_state(spec, 2 * seed + 1), _random_state(spec, 2 * seed))
+
+
+def resized(name: str, **sizes: int) -> PermutationSpec:
+    """Return a hand-written spec with other sizes of its groups."""
+    document = json.loads(_HAND_WRITTEN[name])
+    for group, size in sizes.items():
+        entry = document["groups"][group]
+        document["groups"][group] = {**entry, "size": size} if isinstance(entry, dict) else size
+    return PermutationSpec.from_json(json.dumps(document))
 
 
 def planted(name: str, noise: float, seed: int = 0) -> tuple[Pair, Permutation]:
@@ -164,8 +180,12 @@ def planted(name: str, noise: float, seed: int = 0) -> tuple[Pair, Permutation]:
         noise: standard deviation of the noise in units of that of each tensor.
         seed: of everything.
     """
+    return planted_in(pair(name, seed), noise, seed)
+
+
+def planted_in(given: Pair, noise: float, seed: int = 0) -> tuple[Pair, Permutation]:
+    """Return the same for the target of a pair."""
     generator = torch.Generator().manual_seed(seed)
-    given = pair(name, seed)
     permutation = Permutation.random(given.spec, generator=generator)
     source = permutation.inverse().apply(given.target)
     for key, tensor in source.items():
@@ -193,4 +213,48 @@ _HAND_WRITTEN = {
         "tensors": {"w_a": ["a", 2], "w_b": ["b", 3], "w_abc": ["a", "b", "c"],
         "w_c": [{"product": ["c", 2]}, {"product": [2, "a"]}],
         "w_cat": [{"concat": ["a", 2, {"product": ["b", "c"]}]}], "w_out": [2, "c"]}}""",
+    # Attention between residual units, and a hidden layer; pairs of dims inside a head go together.
+    "heads": """{"format": "gpu-align/spec", "version": 2,
+        "groups": {"e": 3, "head": 2, "qk": {"size": 2, "parent": "head"},
+        "v": {"size": 2, "parent": "head"}, "f": 3},
+        "tensors": {"embed": [2, "e"], "q": [{"product": ["head", 2, "qk"]}, "e"],
+        "k": [{"product": ["head", 2, "qk"]}, "e"], "v": [{"product": ["head", "v"]}, "e"],
+        "o": ["e", {"product": ["head", "v"]}], "gate": ["head"], "norm": ["e"],
+        "up": ["f", "e"], "down": ["e", "f"]}}""",
+    # A grouped convolution between two others: its parent is on the other axis of the weight.
+    "grouped": """{"format": "gpu-align/spec", "version": 2,
+        "groups": {"g": 2, "i": {"size": 2, "parent": "g"}, "o": {"size": 2, "parent": "g"},
+        "h": 3},
+        "tensors": {"w_in": [{"product": ["g", "i"]}, 2],
+        "w": [{"product": ["g", "o"]}, "i", 3], "b": [{"product": ["g", "o"]}],
+        "w_h": ["h", {"product": ["g", "o"]}], "w_out": [2, "h"]}}""",
+    # Several query heads for one of keys and values.
+    "gqa": """{"format": "gpu-align/spec", "version": 2,
+        "groups": {"e": 3, "kv": 2, "rep": {"size": 2, "parent": "kv"},
+        "qk": {"size": 2, "parent": "kv"}, "v": {"size": 2, "parent": "kv"}},
+        "tensors": {"embed": [2, "e"], "q": [{"product": ["kv", "rep", "qk"]}, "e"],
+        "k": [{"product": ["kv", "qk"]}, "e"], "v": [{"product": ["kv", "v"]}, "e"],
+        "o": ["e", {"product": ["kv", "rep", "v"]}]}}""",
+    # tanh: a unit is negated where it is made and where it is read; a norm's weight is not.
+    "signed": """{"format": "gpu-align/spec", "version": 2,
+        "groups": {"a": {"size": 3, "signed": true}, "b": {"size": 2, "signed": true}},
+        "tensors": {"w_a": ["a^1", 2], "b_a": ["a^1"], "norm": ["a"], "w_b": ["b^1", "a^-1"],
+        "b_b": ["b^1"], "w_out": [2, "b^-1"]}}""",
+    "signed_heads": """{"format": "gpu-align/spec", "version": 2,
+        "groups": {"e": 3, "head": 2, "qk": {"size": 2, "parent": "head", "signed": true},
+        "v": {"size": 2, "parent": "head", "signed": true}},
+        "tensors": {"embed": [2, "e"], "q": [{"product": ["head", "qk^1"]}, "e"],
+        "k": [{"product": ["head", "qk^-1"]}, "e"], "q_norm": [{"product": ["head", "qk"]}],
+        "v": [{"product": ["head", "v^1"]}, "e"], "o": ["e", {"product": ["head", "v^-1"]}]}}""",
+    "signed_recurrent": """{"format": "gpu-align/spec", "version": 2,
+        "groups": {"h": {"size": 3, "signed": true}},
+        "tensors": {"w_in": ["h^1", 2], "w_hh": ["h^1", "h^-1"], "b": ["h^1"],
+        "w_out": [2, "h^-1"]}}""",
+    # Single units, alone and inside each of two others: nothing to reorder, but signs.
+    "single": """{"format": "gpu-align/spec", "version": 2,
+        "groups": {"g": {"size": 1, "signed": true}, "h": 3, "p": 2,
+        "c": {"size": 1, "parent": "p", "signed": true}, "d": {"size": 1, "parent": "p"}},
+        "tensors": {"w_g": ["g^1", 3], "w_h": ["h", "g^-1"], "b_h": ["h"],
+        "w_p": [{"product": ["p", "c^1"]}, "h"], "b_p": [{"product": ["d", "p"]}],
+        "w_out": [2, {"product": ["c^-1", "p"]}]}}""",
 }

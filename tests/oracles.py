@@ -1,9 +1,11 @@
 """Slow and plain answers in NumPy float64, written independently of the library's code."""
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,11 +14,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gpu_align import PermutationSpec
-from gpu_align._symmetry._axis import Axis
+from gpu_align import Permutation, PermutationSpec
+from gpu_align._symmetry import Group, TensorSpec
+from gpu_align._symmetry._axis import Axis, Factor
 
 Array = NDArray[np.float64]
-Perms = Mapping[str, NDArray[np.int64]]
+Index = NDArray[np.int64]
 
 FUNCTION_TOLERANCE = 1e-9
 """Largest relative difference of float64 outputs of one function; rounding gives about 1e-14."""
@@ -46,37 +49,163 @@ def assert_same_function(
         assert (a - b).abs().max() <= FUNCTION_TOLERANCE * a.abs().max()
 
 
+# Symmetries
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """A symmetry as plain arrays.
+
+    Attributes:
+        perms: group -> int64 [units], all groups; units of a child are numbered (parent, inside).
+        signs: group -> [units] of 1 and -1; groups left out keep theirs.
+    """
+
+    perms: Mapping[str, Index]
+    signs: Mapping[str, Index] = field(default_factory=dict)
+
+
+def symmetry_of(permutation: Permutation) -> Symmetry:
+    """Return a Permutation as plain arrays."""
+    return Symmetry(
+        {name: perm.numpy() for name, perm in permutation.perms.items()},
+        {name: sign.numpy() for name, sign in permutation.signs.items()},
+    )
+
+
+def hypothesis(spec: PermutationSpec, perms: Mapping[str, Tensor], index: int) -> Symmetry:
+    """Return hypothesis `index` of a batch, in which `~j` is unit j negated, as plain arrays.
+
+    Groups of one unit, which problems leave out, stay with their parents.
+    """
+    found = {name: [int(j) for j in perm[index]] for name, perm in perms.items()}
+    plain = {name: np.array(perm) for name, perm in found.items() if name in spec.groups}
+    signs = {
+        name: np.array([-1 if j < 0 else 1 for j in found[name + "±"]])
+        for name in plain
+        if name + "±" in found
+    }
+    for name, group in spec.groups.items():
+        if name not in plain:
+            plain[name] = (
+                np.zeros(1, dtype=np.int64) if group.parent is None else plain[group.parent]
+            )
+    for name in signs:
+        assert [j if j >= 0 else -1 - j for j in found[name + "±"]] == plain[name].tolist()
+    return Symmetry(plain, signs)
+
+
+def all_symmetries(spec: PermutationSpec, signs: bool = True) -> Iterator[Symmetry]:
+    """Yield every symmetry of a spec, with all signs of its signed groups: only for tiny groups."""
+    groups = spec.groups.values()
+    roots = [group for group in groups if group.parent is None]
+    children = [group for group in groups if group.parent is not None]
+    signed = [group.name for group in groups if group.signed and signs]
+    for outer in itertools.product(*(itertools.permutations(range(g.size)) for g in roots)):
+        above = {g.name: np.array(perm) for g, perm in zip(roots, outer, strict=True)}
+        choices = [
+            itertools.product(itertools.permutations(range(g.size)), repeat=len(above[g.parent]))
+            for g in children
+        ]
+        for inner in itertools.product(*choices):
+            perms = above | {
+                g.name: (above[g.parent][:, None] * g.size + np.array(perm)).ravel()
+                for g, perm in zip(children, inner, strict=True)
+            }
+            flips = (itertools.product((1, -1), repeat=len(perms[name])) for name in signed)
+            for flip in itertools.product(*flips):
+                yield Symmetry(perms, dict(zip(signed, map(np.array, flip), strict=True)))
+
+
+# Layouts, by going through the entries of a tensor one by one
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The entries of a tensor for one choice of a segment of every axis.
+
+    Attributes:
+        factors: of all axes, one after another.
+        entry: int64, one axis per factor: which entry of the flat tensor has these places.
+    """
+
+    factors: tuple[Factor, ...]
+    entry: Index
+
+    def find(self, group: str | None) -> int:
+        """Return the first factor of a group."""
+        return next(n for n, factor in enumerate(self.factors) if factor.group == group)
+
+
+@functools.cache
+def pieces(tensor_spec: TensorSpec) -> tuple[Piece, ...]:
+    """Go through all entries of a tensor and note the places of each along its factors."""
+    found = []
+    starts = [_starts(axis) for axis in tensor_spec.axes]
+    for chosen in itertools.product(*starts):
+        factors = tuple(factor for _, segment in chosen for factor in segment)
+        entry = np.zeros([factor.size for factor in factors], dtype=np.int64)
+        for places in np.ndindex(entry.shape):
+            left, flat = list(places), 0
+            for axis, (start, segment) in zip(tensor_spec.axes, chosen, strict=True):
+                along = 0
+                for factor in segment:
+                    along = along * factor.size + left.pop(0)
+                flat = flat * axis.size + start + along
+            entry[places] = flat
+        found.append(Piece(factors, entry))
+    return tuple(found)
+
+
+def _starts(axis: Axis) -> list[tuple[int, tuple[Factor, ...]]]:
+    sizes = [math.prod(factor.size for factor in segment) for segment in axis.segments]
+    return [(sum(sizes[:n]), segment) for n, segment in enumerate(axis.segments)]
+
+
+def origins(
+    tensor_spec: TensorSpec, groups: Mapping[str, Group], symmetry: Symmetry
+) -> tuple[Index, Array]:
+    """Return for each entry of the permuted tensor its old place, and its sign; both flat."""
+    size = math.prod(tensor_spec.shape)
+    old, sign = np.full(size, -1), np.ones(size)
+    for piece in pieces(tensor_spec):
+        places = np.indices(piece.entry.shape)
+        moved, factor_sign = list(places), np.ones(piece.entry.shape)
+        for n, factor in enumerate(piece.factors):
+            if factor.group is None:
+                continue
+            unit, parent = places[n], groups[factor.group].parent
+            if parent is not None:
+                unit = places[piece.find(parent)] * factor.size + unit
+            moved[n] = symmetry.perms[factor.group][unit] % factor.size
+            if factor.group in symmetry.signs:
+                signs = symmetry.signs[factor.group].astype(np.float64)
+                factor_sign = factor_sign * signs[unit] ** factor.power
+        old[piece.entry.ravel()] = piece.entry[tuple(moved)].ravel()
+        sign[piece.entry.ravel()] = factor_sign.ravel()
+    return old, sign
+
+
+def moved_array(
+    array: Array, tensor_spec: TensorSpec, groups: Mapping[str, Group], symmetry: Symmetry
+) -> Array:
+    """Return one tensor permuted."""
+    old, sign = origins(tensor_spec, groups, symmetry)
+    return (array.ravel()[old] * sign).reshape(array.shape)
+
+
 # The objective
 
 
-def axis_index(axis: Axis, perms: Perms) -> NDArray[np.int64]:
-    """Enumerate the places of an axis one by one and say where each comes from."""
-    result, offset = [], 0
-    for segment in axis.segments:
-        sizes = [factor.size for factor in segment]
-        for places in itertools.product(*map(range, sizes)):
-            moved = [
-                place if factor.group is None else int(perms[factor.group][place])
-                for place, factor in zip(places, segment, strict=True)
-            ]
-            flat = 0
-            for place, size in zip(moved, sizes, strict=True):
-                flat = flat * size + place
-            result.append(offset + flat)
-        offset += math.prod(sizes)
-    return np.array(result, dtype=np.int64)
-
-
-def permuted(spec: PermutationSpec, perms: Perms, state: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Re-index every counted tensor, as float64 arrays."""
-    result = {}
-    for name, tensor_spec in spec.tensors.items():
-        if tensor_spec.counted:
-            array = state[name].double().numpy()
-            for number, axis in enumerate(tensor_spec.axes):
-                array = np.take(array, axis_index(axis, perms), axis=number)
-            result[name] = array
-    return result
+def permuted(
+    spec: PermutationSpec, symmetry: Symmetry, state: Mapping[str, Tensor]
+) -> dict[str, Array]:
+    """Return every counted tensor permuted, as float64 arrays."""
+    return {
+        name: moved_array(state[name].double().numpy(), tensor_spec, spec.groups, symmetry)
+        for name, tensor_spec in spec.tensors.items()
+        if tensor_spec.counted
+    }
 
 
 def scaled(metric: str, array: Array) -> Array:
@@ -94,37 +223,23 @@ def scaled(metric: str, array: Array) -> Array:
     return standard / math.sqrt(array.size) if metric == "normalized" else standard
 
 
+ODD = ("l2", "row")
+"""Metrics that see a negated unit as a negated unit; under the others signs stay as they are."""
+
+
 def objective(
     spec: PermutationSpec,
-    perms: Perms,
+    symmetry: Symmetry,
     source: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
     metric: str = "l2",
 ) -> float:
     """Return the squared distance of the target and the permuted source."""
-    moved = permuted(spec, perms, source)
+    moved = permuted(spec, symmetry, source)
     return math.fsum(
         ((scaled(metric, target[name].double().numpy()) - scaled(metric, array)) ** 2).sum()
         for name, array in moved.items()
     )
-
-
-def to_arrays(perms: Mapping[str, Tensor], index: int | None = None) -> dict[str, Array]:
-    """Return index vectors (of hypothesis `index` of a batch) as arrays, for all of the above."""
-    return {name: (p if index is None else p[index]).numpy() for name, p in perms.items()}
-
-
-def with_singletons(spec: PermutationSpec, perms: Perms) -> dict[str, NDArray[np.int64]]:
-    """Add the groups of one unit, which problems leave out."""
-    ones = {name: np.zeros(1, dtype=np.int64) for name, g in spec.groups.items() if g.size == 1}
-    return ones | dict(perms)
-
-
-def all_permutations(spec: PermutationSpec) -> Iterator[dict[str, NDArray[np.int64]]]:
-    """Yield every symmetry of a spec: only for tiny groups."""
-    choices = [itertools.permutations(range(group.size)) for group in spec.groups.values()]
-    for chosen in itertools.product(*choices):
-        yield {name: np.array(p) for name, p in zip(spec.groups, chosen, strict=True)}
 
 
 def brute_force(
@@ -134,24 +249,90 @@ def brute_force(
     metric: str = "l2",
 ) -> float:
     """Return the smallest distance over all symmetries."""
-    return min(objective(spec, p, source, target, metric) for p in all_permutations(spec))
+    every = all_symmetries(spec, signs=metric in ODD)
+    return min(objective(spec, symmetry, source, target, metric) for symmetry in every)
 
 
 # The multilinear form
 
 
-def _axis_matrix(axis: Axis, matrices: Mapping[str, Array]) -> Array:
-    """Return the matrix by which soft permutations act on an axis: blocks of Kronecker products."""
-    whole, offset = np.zeros((axis.size, axis.size)), 0
-    for segment in axis.segments:
-        block = np.ones((1, 1))
-        for factor in segment:
-            block = np.kron(
-                block, np.eye(factor.size) if factor.group is None else matrices[factor.group]
-            )
-        whole[offset : offset + len(block), offset : offset + len(block)] = block
-        offset += len(block)
-    return whole
+@dataclass(frozen=True)
+class _Product:
+    """One piece of one tensor in the form, as operands of einsum.
+
+    Attributes:
+        names: of the matrices.
+        weights: target and source, each with its letters.
+        matrices: each with its letters, as [n, n] or [parent, n, parent, n].
+    """
+
+    names: tuple[str, ...]
+    weights: list[object]
+    matrices: list[tuple[Array, list[int]]]
+
+    def without(self, number: int | None) -> Array:
+        """Contract all but one matrix, of which the letters stay; all of them for None."""
+        kept = [pair for n, pair in enumerate(self.matrices) if n != number]
+        letters = [] if number is None else self.matrices[number][1]
+        return np.einsum(*self.weights, *itertools.chain(*kept), letters, optimize=True)
+
+
+def _products(
+    spec: PermutationSpec,
+    matrices: Mapping[str, Array],
+    source: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+) -> Iterator[_Product]:
+    """Yield the pieces of the counted tensors.
+
+    Places p in the target and q in the source meet with the product of `P[p, q]` over the factors
+    of groups. A factor with a child beside it has none: the child's matrix says where both go.
+    """
+    for name, tensor_spec in spec.tensors.items():
+        if not tensor_spec.counted:
+            continue
+        a, b = (state[name].double().numpy().ravel() for state in (target, source))
+        for piece in pieces(tensor_spec):
+            count = len(piece.factors)
+            free = [n for n, factor in enumerate(piece.factors) if is_free(spec, factor.group)]
+            above = {n: spec.groups[piece.factors[n].group or ""].parent for n in free}
+            names, operands = [], []
+            for n in free:
+                factor = piece.factors[n]
+                if factor.group in above.values():
+                    continue
+                group, along = spec.groups[factor.group or ""], [n]
+                if above[n] is not None:
+                    along = [piece.find(above[n]), n]
+                names.append(matrix_of(group, factor.power, f"{group.name}±" in matrices))
+                shape = [piece.factors[k].size for k in along] * 2
+                letters = along + [count + k for k in along]
+                operands.append((matrices[names[-1]].reshape(shape), letters))
+            old = [count + n if n in free else n for n in range(count)]
+            weights = [a[piece.entry], list(range(count)), b[piece.entry], old]
+            yield _Product(tuple(names), weights, operands)
+
+
+def is_free(spec: PermutationSpec, group: str | None) -> bool:
+    """Say whether there is anything to decide: a single unit can at most be negated."""
+    return group is not None and (spec.groups[group].size > 1 or spec.groups[group].signed)
+
+
+def matrix_of(group: Group, power: int, signs: bool) -> str:
+    """Return the name of the matrix through which a factor sees its group."""
+    return f"{group.name}±" if group.signed and power and signs else group.name
+
+
+def matrices_of(spec: PermutationSpec, symmetry: Symmetry, signs: bool = True) -> dict[str, Array]:
+    """Return the matrices of a symmetry, `P[i, perm[i]] = 1`, or the sign of unit i."""
+    found = {}
+    for name, group in spec.groups.items():
+        perm = symmetry.perms[name]
+        found[name] = np.eye(len(perm))[perm]
+        if group.signed and signs:
+            sign = symmetry.signs.get(name, np.ones(len(perm)))
+            found[f"{name}±"] = sign[:, None] * found[name]
+    return found
 
 
 def form(
@@ -160,54 +341,97 @@ def form(
     source: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
 ) -> float:
-    """Return `sum_t <A_t, P.B_t>` of arbitrary matrices, also of the terms without a group."""
-    total = 0.0
-    for name, tensor_spec in spec.tensors.items():
-        if tensor_spec.counted:
-            array = source[name].double().numpy()
-            for number, axis in enumerate(tensor_spec.axes):
-                moved = np.tensordot(_axis_matrix(axis, matrices), array, axes=(1, number))
-                array = np.moveaxis(moved, 0, number)
-            total += float((array * target[name].double().numpy()).sum())
-    return total
+    """Return `sum_t <A_t, P.B_t>` of arbitrary matrices, also of what no group lies on."""
+    products = _products(spec, matrices, source, target)
+    return math.fsum(float(product.without(None)) for product in products)
 
 
 def form_gradient(
     spec: PermutationSpec,
     matrices: Mapping[str, Array],
-    group: str,
     source: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
-) -> Array:
-    """Return dF/dP of one group by central differences, exact for forms up to degree two."""
-    size = spec.groups[group].size
-    gradient = np.zeros((size, size))
-    for place in np.ndindex(size, size):
-        step = np.zeros((size, size))
-        step[place] = 0.5
-        up = form(spec, {**matrices, group: matrices[group] + step}, source, target)
-        down = form(spec, {**matrices, group: matrices[group] - step}, source, target)
-        gradient[place] = up - down
+) -> dict[str, Array]:
+    """Return dF/dP of every matrix: what is left where one of its factors is left out, summed."""
+    gradient = {name: np.zeros_like(matrix) for name, matrix in matrices.items()}
+    for product in _products(spec, matrices, source, target):
+        for number, name in enumerate(product.names):
+            gradient[name] += product.without(number).reshape(gradient[name].shape)
     return gradient
 
 
-def one_hot(perms: Perms) -> dict[str, Array]:
-    """Return permutations as matrices with `P[i, perm[i]] = 1`."""
-    return {name: np.eye(len(perm))[perm] for name, perm in perms.items()}
+# Families
+
+
+def children_of(spec: PermutationSpec, root: str) -> list[Group]:
+    """Return the groups inside each unit of a group."""
+    return [group for group in spec.groups.values() if group.parent == root]
+
+
+def best_signs(group: Group, gradient: Mapping[str, Array]) -> Array:
+    """Return what each pair of units gains with its better sign."""
+    signed = gradient.get(f"{group.name}±", np.zeros(1))
+    return gradient[group.name] + np.abs(signed)
+
+
+def assigned(gains: Array) -> tuple[Index, float]:
+    """Return SciPy's assignment with the largest sum, and the sum."""
+    rows, columns = linear_sum_assignment(gains, maximize=True)
+    return columns, float(gains[rows, columns].sum())
+
+
+def assigned_family(
+    spec: PermutationSpec, root: str, gains: Mapping[str, Array]
+) -> tuple[Symmetry, float]:
+    """Assign children inside every pair of units of the root, then the root; and the sum."""
+    size, total, inner = spec.groups[root].size, gains[root].copy(), {}
+    for child in children_of(spec, root):
+        for i, j in np.ndindex(size, size):
+            rows, columns = (slice(k * child.size, (k + 1) * child.size) for k in (i, j))
+            inner[child.name, i, j], value = assigned(gains[child.name][rows, columns])
+            total[i, j] += value
+    outer, value = assigned(total)
+    perms = {root: outer} | {
+        child.name: np.concatenate(
+            [j * child.size + inner[child.name, i, j] for i, j in enumerate(outer)]
+        )
+        for child in children_of(spec, root)
+    }
+    return Symmetry(perms), value
+
+
+def roots_of(spec: PermutationSpec) -> list[str]:
+    """Return the groups without a parent."""
+    return [name for name, group in spec.groups.items() if group.parent is None]
+
+
+def members_of(spec: PermutationSpec, root: str) -> list[Group]:
+    """Return a group and its children."""
+    return [spec.groups[root], *children_of(spec, root)]
 
 
 # Searches
 
 
 def assert_local_optimum(
-    spec: PermutationSpec, perms: Perms, source: Mapping[str, Tensor], target: Mapping[str, Tensor]
+    spec: PermutationSpec,
+    symmetry: Symmetry,
+    source: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
 ) -> None:
-    """Assert that SciPy's assignment of no single group, the others fixed, is better."""
-    for group in spec.groups:
-        gradient = form_gradient(spec, one_hot(perms), group, source, target)
-        rows, columns = linear_sum_assignment(gradient, maximize=True)
-        best = gradient[rows, columns].sum()
-        assert gradient[rows, perms[group]].sum() >= best - 1e-9 * abs(best)
+    """Assert that SciPy's assignment of no single family, the others fixed, is better.
+
+    No two groups of a family may lie on one tensor, other than a child beside its parent.
+    """
+    matrices = matrices_of(spec, symmetry)
+    gradient = form_gradient(spec, matrices, source, target)
+    for root in roots_of(spec):
+        members = members_of(spec, root)
+        gains = {group.name: best_signs(group, gradient) for group in members}
+        _, best = assigned_family(spec, root, gains)
+        names = [name for g in members for name in (g.name, f"{g.name}±") if name in gradient]
+        present = sum((gradient[name] * matrices[name]).sum() for name in names)
+        assert present >= best - 1e-9 * abs(best)
 
 
 def greedy_pass(
@@ -218,33 +442,65 @@ def greedy_pass(
     incoming: bool = False,
     euclidean: bool = False,
     metric: str = "l2",
-) -> dict[str, NDArray[np.int64]]:
-    """Choose each group once, in order, by the row distances of the tensors that are settled.
+) -> Symmetry:
+    """Choose each family once, in order, by the row distances of the tensors that are settled.
 
-    A group may lie on at most one factor of one axis of each tensor, without concatenations.
+    No two groups of a family may lie on one tensor, other than a child beside its parent.
     """
-    perms = {name: np.arange(group.size) for name, group in spec.groups.items()}
+    a, b = (
+        {n: torch.from_numpy(scaled(metric, t.double().numpy())) for n, t in state.items()}
+        for state in (target, source)
+    )
+    found = symmetry_of(Permutation.identity(spec))
     decided: set[str] = set()
-    for name, group in spec.groups.items():
-        decided.add(name)
-        cost = np.zeros((group.size, group.size))
-        moved = permuted(spec, perms, source)
-        for key, tensor_spec in spec.tensors.items():
-            if not tensor_spec.counted or name not in tensor_spec.groups:
-                continue
-            if not decided.issuperset(tensor_spec.groups):
-                continue
-            if incoming and not tensor_spec.axes[0].groups:
-                continue
-            a = _rows(scaled(metric, target[key].double().numpy()), tensor_spec.axes, name)
-            b = _rows(scaled(metric, moved[key]), tensor_spec.axes, name)
-            cost += ((a[:, None] - b[None]) ** 2).sum(2)
-        perms[name] = linear_sum_assignment(np.sqrt(cost) if euclidean else cost)[1]
-    return perms
+    for root in roots_of(spec):
+        members = members_of(spec, root)
+        decided |= {group.name for group in members}
+        settled = {
+            name: tensor
+            for name, tensor in spec.tensors.items()
+            if tensor.groups and decided.issuperset(tensor.groups)
+            if tensor.axes[0].groups or not incoming
+        }
+        part = replace(spec, tensors=settled, ties={}, norm_scales=())
+        matrices = matrices_of(spec, found, signs=metric in ODD)
+        gradient = form_gradient(part, matrices, b, a)
+        cost = {
+            g.name: _row_norms(part, g, a)[:, None]
+            + _row_norms(part, g, b)[None]
+            - 2 * best_signs(g, gradient)
+            for g in members
+        }
+        if euclidean:
+            cost = {name: np.sqrt(np.maximum(matrix, 0)) for name, matrix in cost.items()}
+        chosen, _ = assigned_family(spec, root, {name: -matrix for name, matrix in cost.items()})
+        signs = {
+            g.name: np.where(
+                np.take_along_axis(gradient[f"{g.name}±"], perm[:, None], 1) < 0, -1, 1
+            )[:, 0]
+            for g in members
+            for perm in [chosen.perms[g.name]]
+            if f"{g.name}±" in gradient
+        }
+        found = Symmetry({**found.perms, **chosen.perms}, {**found.signs, **signs})
+    return found
 
 
-def _rows(array: Array, axes: tuple[Axis, ...], group: str) -> Array:
-    factors = [factor for axis in axes for factor in axis.segments[0]]
-    place = next(n for n, factor in enumerate(factors) if factor.group == group)
-    units = np.moveaxis(array.reshape([factor.size for factor in factors]), place, 0)
-    return units.reshape(factors[place].size, -1)
+def _row_norms(spec: PermutationSpec, group: Group, state: Mapping[str, Tensor]) -> Array:
+    """Return for each unit the squares of the weights that its matrices meet, summed."""
+    total = np.zeros(spec.units(group.name))
+    for name, tensor_spec in spec.tensors.items():
+        for piece in pieces(tensor_spec) if tensor_spec.counted else ():
+            present = [f.group for f in piece.factors if is_free(spec, f.group)]
+            if group.name not in present or {c.name for c in children_of(spec, group.name)} & {
+                *present
+            }:
+                continue
+            along = [piece.find(group.name)]
+            if group.parent is not None:
+                along.insert(0, piece.find(group.parent))
+            squares = state[name].numpy().ravel()[piece.entry] ** 2
+            others = tuple(n for n in range(squares.ndim) if n not in along)
+            summed = squares.sum(others)
+            total += (summed if along == sorted(along) else summed.T).ravel()
+    return total

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: axes, permutations, and random networks of supported layers."""
+"""Hypothesis strategies: axes, specs, permutations, and random networks of supported layers."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ from networks import Graph, State, mlp, randomised
 from torch import Tensor, nn
 
 from gpu_align import Permutation, PermutationSpec, chain_spec
+from gpu_align._symmetry import Group, TensorSpec
 from gpu_align._symmetry._axis import Axis, Factor
 
 seeds = st.integers(0, 2**31 - 1)
@@ -18,7 +19,11 @@ SIZES = {"g": 3, "h": 2, "one": 1}
 
 _factors = st.one_of(
     st.integers(1, 4).map(Factor),
-    st.sampled_from(sorted(SIZES)).map(lambda name: Factor(SIZES[name], name)),
+    st.builds(
+        lambda name, power: Factor(SIZES[name], name, power),
+        st.sampled_from(sorted(SIZES)),
+        st.sampled_from((-1, 0, 1)),
+    ),
 )
 axes = st.lists(st.lists(_factors, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3).map(
     lambda segments: Axis(tuple(segments))
@@ -26,13 +31,66 @@ axes = st.lists(st.lists(_factors, min_size=1, max_size=3).map(tuple), min_size=
 """Concatenations of products of groups and fixed extents."""
 
 
+GROUPS = {
+    group.name: group
+    for group in (
+        *(Group("g", 3, signed=True), Group("h", 2), Group("one", 1, signed=True)),
+        *(Group("p", 2), Group("c", 3, parent="p", signed=True), Group("d", 2, parent="p")),
+        Group("lone", 1, parent="p"),
+    )
+}
+"""The groups that `tensor_specs` draws from: plain, signed, a parent and its children."""
+
+_CHILDREN = [name for name, group in GROUPS.items() if group.parent]
+
+
+@st.composite
+def _powered(draw: st.DrawFn, names: list[str]) -> Factor:
+    group = GROUPS[draw(st.sampled_from(names))]
+    power = draw(st.sampled_from((-1, 0, 1))) if group.signed else 0
+    return Factor(group.size, group.name, power)
+
+
+@st.composite
+def tensor_specs(draw: st.DrawFn) -> TensorSpec:
+    """Axes of one tensor; where children lie on it, each block has their parent exactly once.
+
+    Either one axis has the parent in all its segments, and children lie anywhere; or children
+    stand only beside their parent in the same segment of one axis.
+    """
+    count = draw(st.integers(1, 3))
+    with_parent = draw(st.integers(0, count - 1))
+    anywhere = draw(st.booleans())
+    plain = st.one_of(st.integers(1, 3).map(Factor), _powered(["g", "h", "one"]))
+    axes = []
+    for number in range(count):
+        segments = []
+        for _ in range(draw(st.integers(1, 2))):
+            factors = draw(st.lists(plain, min_size=0, max_size=1))
+            own = number == with_parent and (anywhere or draw(st.booleans()))
+            if own:
+                factors.append(Factor(2, "p"))
+            if own or anywhere:
+                factors += draw(st.lists(_powered(_CHILDREN), max_size=1))
+            segments.append(tuple(draw(st.permutations(factors or [Factor(2)]))))
+        axes.append(Axis(tuple(segments)))
+    return TensorSpec(tuple(axes))
+
+
 @st.composite
 def permutations(draw: st.DrawFn, spec: PermutationSpec) -> Permutation:
-    perms = {
-        name: torch.tensor(draw(st.permutations(range(group.size))))
+    """Any symmetry of a spec, signs included."""
+    perms: dict[str, Tensor] = {}
+    for name, group in sorted(spec.groups.items(), key=lambda item: item[1].parent is not None):
+        inside = st.permutations(range(group.size)).map(torch.tensor)
+        above = [torch.tensor(0)] if group.parent is None else perms[group.parent]
+        perms[name] = torch.cat([group.size * j + draw(inside) for j in above])
+    signs = {
+        name: torch.tensor(draw(st.lists(st.sampled_from((1, -1)), min_size=n, max_size=n)))
         for name, group in spec.groups.items()
+        if (n := spec.units(name)) and group.signed
     }
-    return Permutation(spec, perms)
+    return Permutation(spec, perms, signs)
 
 
 @st.composite

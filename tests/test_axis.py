@@ -4,18 +4,18 @@ import json
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import CNN, PAIRS, mlp, pair
-from oracles import axis_index
-from strategies import SIZES, axes
+from networks import CNN, FAMILIES, PAIRS, mlp, pair
+from oracles import Symmetry, all_symmetries, moved_array, symmetry_of
+from strategies import GROUPS, SIZES, axes, permutations, seeds, tensor_specs
 
-from gpu_align import PermutationSpec, SpecError, chain_spec
+from gpu_align import Permutation, PermutationSpec, SpecError, chain_spec
 from gpu_align._symmetry import Group, TensorSpec
 from gpu_align._symmetry._axis import Axis, Factor
+from gpu_align._symmetry._move import move, multiply
 
 PERMS = {"g": torch.tensor([2, 0, 1]), "h": torch.tensor([1, 0]), "one": torch.tensor([0])}
 LAYOUTS = {
@@ -36,18 +36,40 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize(("data", "expected"), LAYOUTS.values(), ids=LAYOUTS)
-def test_index_of_a_layout(data: object, expected: list[int]) -> None:
+def test_units_of_a_layout_move(data: object, expected: list[int]) -> None:
     axis = Axis.from_json(data, SIZES)
-    assert axis.index(PERMS).tolist() == expected
+    groups = {name: Group(name, size) for name, size in SIZES.items()}
+    moved = move(torch.arange(axis.size), TensorSpec((axis,)), groups, PERMS)
+    assert moved.tolist() == expected
     assert axis.size == len(expected)
 
 
-@given(axis=axes, data=st.data())
-def test_index_equals_plain_enumeration(axis: Axis, data: st.DataObject) -> None:
-    perms = {g: np.array(data.draw(st.permutations(range(n)))) for g, n in SIZES.items()}
-    index = axis.index({name: torch.from_numpy(perm) for name, perm in perms.items()})
-    assert index.tolist() == axis_index(axis, perms).tolist()
-    assert sorted(index.tolist()) == list(range(axis.size))
+@given(tensor=tensor_specs(), data=st.data())
+def test_units_move_as_entry_by_entry(tensor: TensorSpec, data: st.DataObject) -> None:
+    spec = PermutationSpec(GROUPS, {"w": tensor})
+    permutation = data.draw(permutations(spec))
+    weight = torch.arange(1.0, 1 + math.prod(tensor.shape)).reshape(tensor.shape)
+    expected = moved_array(weight.numpy(), tensor, GROUPS, symmetry_of(permutation))
+    moved = permutation.apply({"w": weight})["w"]
+    assert moved.tolist() == expected.tolist()
+    assert sorted(moved.abs().flatten().tolist()) == weight.flatten().tolist()
+
+
+@given(tensor=tensor_specs(), seed=seeds)
+def test_entries_are_multiplied_by_powers_of_scales(tensor: TensorSpec, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    spec = PermutationSpec(GROUPS, {"w": tensor})
+    scales = {
+        name: torch.rand(spec.units(name), generator=generator, dtype=torch.float64) + 0.5
+        for name, group in GROUPS.items()
+        if group.signed
+    }
+    weight = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    still = symmetry_of(Permutation.identity(spec)).perms
+    arrays = {name: scale.numpy() for name, scale in scales.items()}
+    expected = moved_array(weight.numpy(), tensor, GROUPS, Symmetry(still, arrays))
+    multiplied = multiply(weight, tensor, GROUPS, scales)
+    assert torch.allclose(multiplied, torch.from_numpy(expected), rtol=1e-14)
 
 
 @given(axis=axes)
@@ -71,6 +93,7 @@ VALID = {
     "groups": {"g": 3},
     "tensors": {"w": ["g", 2]},
 }
+CHILD = {"g": 3, "c": {"size": 2, "parent": "g"}}
 MALFORMED = {
     "other_format": ({"format": "else"}, "format"),
     "other_version": ({"version": 99}, "version"),
@@ -95,6 +118,29 @@ MALFORMED = {
     "buffers_as_dict": ({"buffers": {"w": 1}}, "buffers"),
     "buffers_of_lists": ({"buffers": [["w"]]}, "buffers"),
     "pin_too_short": ({"pins": [["w", 0]]}, "pin"),
+    "unknown_parent": ({"groups": {"g": 3, "c": {"size": 2, "parent": "nope"}}}, "nope"),
+    "grandparent": (
+        {"groups": {"g": 3, "c": {"size": 2, "parent": "g"}, "d": {"size": 2, "parent": "c"}}},
+        "one level",
+    ),
+    "own_parent": ({"groups": {"g": {"size": 3, "parent": "g"}}}, "parent"),
+    "child_alone": ({"groups": CHILD, "tensors": {"w": ["c", 2]}}, "without its parent"),
+    "child_in_another_segment": (
+        {"groups": CHILD, "tensors": {"w": [{"concat": ["g", "c"]}]}},
+        "without its parent",
+    ),
+    "parent_twice": (
+        {"groups": CHILD, "tensors": {"w": [{"product": ["g", "c"]}, "g"]}},
+        "exactly once",
+    ),
+    "caret_in_a_name": ({"groups": {"g": 3, "h^1": 2}}, r"h\^1"),
+    "power_of_a_plain_group": ({"tensors": {"w": ["g^1", 2]}}, "neither signed nor scaled"),
+    "power_two": ({"tensors": {"w": ["g^2"]}}, "power"),
+    "power_of_nothing": ({"tensors": {"w": ["g^x"]}}, "power"),
+    "signed_as_number": ({"groups": {"g": {"size": 3, "signed": 1}}}, "signed"),
+    "parent_as_number": ({"groups": {"g": {"size": 3, "parent": 1}}}, "parent"),
+    "group_without_size": ({"groups": {"g": {"signed": True}}}, "positive"),
+    "unknown_word": ({"groups": {"g": {"size": 3, "sign": True}}}, "sign"),
 }
 
 
@@ -103,6 +149,22 @@ def test_malformed_spec_is_refused(change: dict[str, object], message: str) -> N
     PermutationSpec.from_json(json.dumps(VALID))
     with pytest.raises(SpecError, match=message):
         PermutationSpec.from_json(json.dumps(VALID | change))
+
+
+def test_parents_signs_and_powers_are_read() -> None:
+    groups = {
+        "g": {"size": 3, "scaled": True},
+        "c": {"size": 2, "parent": "g", "signed": True},
+    }
+    tensors = {"w": [{"product": ["g^1", "c^-1"]}, {"concat": [2, "c"]}]}
+    document = VALID | {"version": 2, "groups": groups, "tensors": tensors}
+    spec = PermutationSpec.from_json(json.dumps(document))
+    assert spec.groups["g"] == Group("g", 3, scaled=True)
+    assert spec.groups["c"] == Group("c", 2, parent="g", signed=True)
+    rows, columns = spec.tensors["w"].axes
+    assert rows.segments == ((Factor(3, "g", 1), Factor(2, "c", -1)),)
+    assert columns.segments == ((Factor(2),), (Factor(2, "c"),))
+    assert spec.units("c") == 6
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"text"', "{}"])
@@ -124,6 +186,13 @@ def test_count_of_symmetries_is_exact(sizes: list[int]) -> None:
     spec = PermutationSpec({str(n): Group(str(n), size) for n, size in enumerate(sizes)}, {})
     exact = math.log10(math.prod(math.factorial(size) for size in sizes))
     assert spec.log10_symmetries == pytest.approx(exact, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_count_of_symmetries_without_signs(name: str) -> None:
+    spec = pair(name).spec
+    count = sum(1 for _ in all_symmetries(spec, signs=False))
+    assert 10**spec.log10_symmetries == pytest.approx(count)
 
 
 def test_count_of_symmetries_of_a_wide_mlp() -> None:

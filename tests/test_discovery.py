@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,14 +15,20 @@ from torch import Tensor, nn
 
 from gpu_align import Permutation, PermutationSpec, discover
 
+Sizes = list[int | tuple[int, int]]
+
 
 @dataclass(frozen=True)
 class Case:
-    """A model, the shape of its inputs, and the sizes of its groups in topological order."""
+    """A model, the shape of its inputs, and its groups in topological order.
+
+    A group is its size, or for units inside each unit of another group their number there and the
+    position of the other group in the list.
+    """
 
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
-    sizes: list[int]
+    sizes: Sizes
 
     def model(self) -> nn.Module:
         return randomised(self.build())
@@ -30,7 +37,7 @@ class Case:
         return torch.randn(self.shape, dtype=torch.float64)
 
 
-def linear_between(run: Callable[[Tensor], Tensor], sizes: list[int], out: int = 4) -> Case:
+def linear_between(run: Callable[[Tensor], Tensor], sizes: Sizes, out: int = 4) -> Case:
     """Linear(3, 4), an op, and Linear from `out` units to the outputs."""
     return Case(
         lambda: Graph(
@@ -42,7 +49,7 @@ def linear_between(run: Callable[[Tensor], Tensor], sizes: list[int], out: int =
 
 
 def conv_between(
-    layer: Callable[[], nn.Module], sizes: list[int], *, width: int = 4, dims: int = 2
+    layer: Callable[[], nn.Module], sizes: Sizes, *, width: int = 4, dims: int = 2
 ) -> Case:
     """A convolution to `width` channels, a layer, and the mean over all places into a Linear."""
     convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
@@ -147,14 +154,14 @@ CASES = {
     ),
     "group_norm_1": conv_between(lambda: nn.GroupNorm(1, 6), [6], width=6),
     "group_norm_all": conv_between(lambda: nn.GroupNorm(6, 6), [6], width=6),
-    "group_norm_2": conv_between(lambda: nn.GroupNorm(2, 6), [3, 3], width=6),
-    "group_norm_3": conv_between(lambda: nn.GroupNorm(3, 6), [2, 2, 2], width=6),
+    "group_norm_2": conv_between(lambda: nn.GroupNorm(2, 6), [2, (3, 0)], width=6),
+    "group_norm_3": conv_between(lambda: nn.GroupNorm(3, 6), [3, (2, 0)], width=6),
     "group_norm_flattened": Case(
         lambda: nn.Sequential(
             nn.Conv2d(1, 6, 2), nn.GroupNorm(2, 6), nn.Flatten(), nn.Linear(24, 2)
         ),
         (2, 1, 3, 3),
-        [3, 3],
+        [2, (3, 0)],
     ),
     "prelu_shared": conv_between(lambda: nn.PReLU(), [4]),
     "prelu_per_channel": conv_between(lambda: nn.PReLU(4), [4]),
@@ -176,8 +183,8 @@ CASES = {
     "channels_last": flattened(lambda h: h.permute(0, 2, 3, 1).flatten(1)),
     "transposed": flattened(lambda h: h.flatten(2).transpose(1, 2).reshape(2, 12)),
     "squeezed": linear_between(lambda h: h.unsqueeze(1).squeeze(1), [4]),
-    # The sum over the second factor does not see its order; the first factor goes on.
-    "unflatten": linear_between(lambda h: h.unflatten(1, (2, 2)).mean(2), [2, 2], out=2),
+    # The sum over the second factor does not see its order, in each unit of the first for itself.
+    "unflatten": linear_between(lambda h: h.unflatten(1, (2, 2)).mean(2), [2, (2, 0)], out=2),
     "expanded": linear_between(lambda h: h[:, None].expand(2, 3, 4).sum(1), [4]),
     "residual_identity": residual(projection=False),
     "residual_projection": residual(projection=True),
@@ -239,6 +246,91 @@ CASES = {
         [4],
     ),
 }
+CASES |= {
+    "movedim": flattened(lambda h: h.movedim(1, -1).flatten(1)),
+    "movedim_of_two": flattened(lambda h: h.movedim((2, 3), (1, 0)).permute(1, 0, 2, 3).flatten(1)),
+    "swapped": flattened(lambda h: h.flatten(2).mT.swapaxes(1, 2).flatten(1)),
+    "unit_norm": linear_between(lambda h: F.normalize(h, dim=1) + h / h.norm(dim=1)[:, None], [4]),
+    "cosine": linear_between(lambda h: h * F.cosine_similarity(h, h.sin())[:, None], [4]),
+    "larger_of_two": linear_between(lambda h: torch.max(h, h.sin()) + torch.fmin(h, h.cos()), [4]),
+    "constants": linear_between(
+        lambda h: h * torch.ones(4) + torch.zeros_like(h) + h.new_full((1, 4), 2.0), [4]
+    ),
+    "written_over": linear_between(lambda h: torch.zeros(2, 4).to(h).copy_(h).fill_(1) * h, [4]),
+    "bitwise": linear_between(lambda h: h * ((h > 0) & (h < 1) | ~h.isnan()), [4]),
+    # An index is a place. Values are none.
+    "largest": linear_between(lambda h: h / h.max(1, keepdim=True).values, [4]),
+    "where_largest": linear_between(lambda h: h + h.max(1, keepdim=True).indices, []),
+    "argmax": linear_between(lambda h: h + h.argmax(1, keepdim=True), []),
+    "argmin_of_batch": linear_between(lambda h: h + h.argmin(0), [4]),
+    "mean_and_variance": linear_between(lambda h: sum(torch.var_mean(h, 1, keepdim=True)) * h, [4]),
+    # Along the batch units stay as they are.
+    "cumsum": linear_between(lambda h: h.cumsum(0).flip(0).roll(1, 0), [4]),
+    "roll_of_all": linear_between(lambda h: h.roll(1), []),
+    "differences": linear_between(lambda h: torch.diff(h, dim=0, prepend=h[:1]), [4]),
+    "index": linear_between(lambda h: h[torch.tensor([1, 1])] + h[:, [0, 1, 2, 3]].sin(), []),
+    "index_of_batch": linear_between(lambda h: h[[1, 0]], [4]),
+    "index_select": linear_between(lambda h: h.index_select(0, torch.tensor([1, 0])), [4]),
+    "gather": linear_between(lambda h: h.gather(0, torch.ones(2, 4, dtype=torch.int64)), [4]),
+    "gather_of_units": linear_between(lambda h: h.gather(1, torch.arange(4).expand(2, 4)), []),
+    "triangle": flattened(lambda h: (h.tril() + h.triu(1)).flatten(1)),
+    "einsum": Case(
+        lambda: Graph(
+            lambda s, x: torch.einsum("...i,io->...o", torch.einsum("bi,ih", x, s.w1).tanh(), s.w2),
+            w1=parameter(3, 4),
+            w2=parameter(4, 2),
+        ),
+        (2, 3),
+        [4],
+    ),
+    "baddbmm": Case(
+        lambda: Graph(
+            lambda s, x: torch.baddbmm(s.b1, x, s.w1).tanh() @ s.w2,
+            b1=parameter(1, 1, 4),
+            w1=parameter(2, 3, 4),
+            w2=parameter(4, 2),
+        ),
+        (2, 5, 3),
+        [4],
+    ),
+    "vectors": Case(
+        lambda: Graph(
+            lambda s, x: torch.outer(x.mv(s.w1).tanh(), s.w1).mm(s.w2) + s.w1.dot(s.w1),
+            w1=parameter(4),
+            w2=parameter(4, 2),
+        ),
+        (3, 4),
+        [],
+    ),
+    "bilinear": Case(
+        lambda: Graph(
+            lambda s, x: s.head(s.both(s.a(x), s.b(x))),
+            a=nn.Linear(3, 4),
+            b=nn.Linear(3, 5),
+            both=nn.Bilinear(4, 5, 6),
+            head=nn.Linear(6, 2),
+        ),
+        (2, 3),
+        [4, 5, 6],
+    ),
+    # Copies of a unit are alike, so what reads them may take them in any order.
+    "repeat": linear_between(lambda h: h.repeat(1, 2), [4, (2, 0)], out=8),
+    "tile_of_batch": linear_between(lambda h: h.tile(2, 1)[:2], [4]),
+    "repeat_interleave": linear_between(lambda h: h.repeat_interleave(2, 1), [4, (2, 0)], out=8),
+    # Real and imaginary parts are told apart; numbers are not.
+    "complex": linear_between(
+        lambda h: torch.view_as_real(torch.view_as_complex(h.view(2, 2, 2)) * 1j).flatten(1), [2]
+    ),
+    "pixel_unshuffle": Case(
+        lambda: Graph(
+            lambda s, x: s.head(F.pixel_unshuffle(s.conv(x), 2).mean((2, 3))),
+            conv=nn.Conv2d(1, 3, 1),
+            head=nn.Linear(12, 2),
+        ),
+        (2, 1, 4, 4),
+        [3],
+    ),
+}
 ACTIVATIONS = {
     "relu": torch.relu,
     "relu6": F.relu6,
@@ -286,6 +378,20 @@ for _name, _op in REDUCTIONS.items():
     )
 
 
+def assert_groups(spec: PermutationSpec, sizes: Sizes) -> None:
+    """Assert that the groups are these, and their number of orders."""
+    names = list(spec.groups)
+    assert [
+        group.size if group.parent is None else (group.size, names.index(group.parent))
+        for group in spec.groups.values()
+    ] == sizes
+    orders = 1
+    for entry in sizes:
+        size, repeats = (entry, 1) if isinstance(entry, int) else (entry[0], sizes[entry[1]])
+        orders *= math.factorial(size) ** repeats
+    assert spec.log10_symmetries == pytest.approx(math.log10(orders), abs=1e-9)
+
+
 def assert_random_permutations_preserve(
     spec: PermutationSpec, model: nn.Module, inputs: object
 ) -> None:
@@ -300,12 +406,77 @@ def assert_random_permutations_preserve(
 def test_groups_are_those_worked_out_by_hand(case: Case) -> None:
     model, inputs = case.model(), case.inputs()
     spec = discover(model, inputs)
-    assert [group.size for group in spec.groups.values()] == case.sizes
-    assert spec.log10_symmetries == pytest.approx(
-        math.log10(math.prod(math.factorial(size) for size in case.sizes)), abs=1e-12
-    )
+    assert_groups(spec, case.sizes)
     assert_random_permutations_preserve(spec, model, inputs)
     assert spec.verify(model, inputs) <= 1e-9
+
+
+def test_parts_that_are_cut_off_parameters_are_not_used() -> None:
+    model = Graph(
+        lambda s, x: s.head(s.first(x) + s.positions[:3]),
+        first=nn.Linear(2, 4),
+        positions=parameter(8, 4),
+        head=nn.Linear(4, 2),
+    )
+    spec = discover(randomised(model), torch.randn(2, 3, 2, dtype=torch.float64))
+    assert [group.size for group in spec.groups.values()] == [4]
+    reasons = {pin.axis: pin.reason for pin in spec.pins if pin.tensor == "positions"}
+    assert reasons == {0: "graph input, not used in forward"}
+
+
+def blocks() -> nn.Module:
+    """Grouped convolution and norms of all kinds, then attention."""
+
+    def forward(s: nn.Module, x: Tensor) -> Tensor:
+        x = s.tokens(s.maps(x).flatten(2).mT)
+        return s.head(s.norm(x + s.attention(x, x, x)[0]).mean(1))
+
+    return Graph(
+        forward,
+        maps=nn.Sequential(
+            *(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 1, groups=3)),
+            *(nn.GroupNorm(3, 6), nn.MaxPool2d(2)),
+        ),
+        tokens=nn.Linear(6, 4),
+        attention=nn.MultiheadAttention(4, 2, batch_first=True),
+        norm=nn.LayerNorm(4),
+        head=nn.Linear(4, 2),
+    )
+
+
+BLOCKS: Sizes = [3, (2, 0), (2, 0), 4, 2, (2, 4), (2, 4)]
+
+
+def test_parts_under_a_context_manager_are_looked_into() -> None:
+    def forward(s: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = s.b(x).square()
+            with torch.autocast("cpu", enabled=False):
+                scale = torch.tanh(scale)
+        return s.head(s.a(x) * scale)
+
+    model = randomised(Graph(forward, a=nn.Linear(3, 4), b=nn.Linear(3, 4), head=nn.Linear(4, 2)))
+    inputs = torch.randn(2, 3, dtype=torch.float64)
+    assert_groups(discover(model, inputs), [4])
+    assert_groups(discover(torch.export.export(model, (inputs,)), None), [4])
+
+
+def test_decomposed_program_gives_the_same_groups() -> None:
+    model, inputs = randomised(blocks()), torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        program = torch.export.export(model, (inputs,)).run_decompositions()
+    spec = discover(program, None, verify=False)
+    assert_groups(spec, BLOCKS)
+    assert_random_permutations_preserve(spec, model, inputs)
+
+
+def test_program_with_a_batch_of_any_size() -> None:
+    model, inputs = randomised(blocks()), torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        batch = torch.export.Dim("batch", min=2, max=64)
+        program = torch.export.export(model, (inputs,), dynamic_shapes=(({0: batch},),))
+    assert_groups(discover(program, None), BLOCKS)
 
 
 def test_no_other_permutation_of_a_small_layer_is_a_symmetry() -> None:

@@ -9,13 +9,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import pair
-from oracles import all_permutations, brute_force, greedy_pass, objective, to_arrays
+from oracles import (
+    Symmetry,
+    all_symmetries,
+    brute_force,
+    greedy_pass,
+    objective,
+    symmetry_of,
+)
 from scipy.optimize import linear_sum_assignment
 from strategies import seeds, tiny_pairs
-from test_problem import problem_of
+from test_problem import as_batch, problem_of
 from torch import Tensor
 
 from gpu_align import AlignmentProblem, KBest, LayerwiseBeam, Noise, Rounding, run_search
+from gpu_align._problem import picked
 from gpu_align._search import Candidates, Run
 
 
@@ -44,37 +52,45 @@ def assert_permutations(candidates: Tensor, count: int, size: int) -> None:
     assert torch.equal(candidates.sort(2).values, torch.arange(size).expand_as(candidates))
 
 
+def assert_same_symmetry(a: Symmetry, b: Symmetry) -> None:
+    assert set(a.perms) == set(b.perms)
+    for name, perm in a.perms.items():
+        assert perm.tolist() == b.perms[name].tolist()
+        ones = np.ones_like(perm)
+        assert a.signs.get(name, ones).tolist() == b.signs.get(name, ones).tolist()
+
+
 # The beam
+
+UNCOUPLED = ["heads", "signed", "signed_heads", "single"]
+"""Families without a tensor on which two of their groups lie beside each other."""
 
 
 @pytest.mark.parametrize("euclidean", [False, True], ids=["squared", "euclidean"])
 @pytest.mark.parametrize("incoming", [False, True], ids=["settled", "incoming"])
 @pytest.mark.parametrize("metric", ["l2", "standardized"])
-@pytest.mark.parametrize("name", ["mlp", "deep", "cnn", "resnet"])
+@pytest.mark.parametrize("name", ["mlp", "deep", "cnn", "resnet", *UNCOUPLED])
 def test_narrow_beam_is_the_greedy_pass(
     name: str, metric: str, incoming: bool, euclidean: bool
 ) -> None:
-    for seed in range(2):
-        networks = pair(name, seed)
-        search = LayerwiseBeam(
-            rule="incoming" if incoming else "settled",
-            row_distance="euclidean" if euclidean else "squared",
-            cost_metric=metric,
-        )
-        problem = problem_of(networks)
-        outcome = run_search(search, problem)
-        expected = greedy_pass(
-            *(networks.spec, networks.source, networks.target),
-            incoming=incoming,
-            euclidean=euclidean,
-            metric=metric,
-        )
-        identity = problem.identity()
-        distance = objective(networks.spec, expected, networks.source, networks.target)
-        assert float(outcome.hypotheses.objective) == pytest.approx(distance)
-        if distance < float(identity.objective):
-            for group, perm in outcome.best.perms.items():
-                assert perm[0].tolist() == expected[group].tolist()
+    networks = pair(name)
+    search = LayerwiseBeam(
+        rule="incoming" if incoming else "settled",
+        row_distance="euclidean" if euclidean else "squared",
+        cost_metric=metric,
+    )
+    problem = problem_of(networks)
+    outcome = run_search(search, problem)
+    expected = greedy_pass(
+        *(networks.spec, networks.source, networks.target),
+        incoming=incoming,
+        euclidean=euclidean,
+        metric=metric,
+    )
+    distance = objective(networks.spec, expected, networks.source, networks.target)
+    assert float(outcome.hypotheses.objective) == pytest.approx(distance)
+    if distance < float(problem.identity().objective):
+        assert_same_symmetry(symmetry_of(problem.permutation(outcome.best)), expected)
 
 
 @settings(max_examples=25)
@@ -103,42 +119,41 @@ def test_wide_beam_is_no_worse_than_a_narrow_one_here(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["tiny", "trilinear", "recurrent", "mlp"])
+@pytest.mark.parametrize("name", ["tiny", "trilinear", "recurrent", "mlp", "gqa", "signed"])
 def test_lookahead_score_is_admissible(name: str) -> None:
     """No completion of a prefix is better than its score, less what later groups add alone."""
     networks = pair(name)
     problem = problem_of(networks)
     run = run_of(problem)
     search = LayerwiseBeam(width=30, candidates=KBest(5), lookahead=True)
-    every = [p for p in all_permutations(networks.spec)]
-    perms = {g: torch.tensor(np.stack([p[g] for p in every])) for g in problem.groups}
-    model = torch.zeros(len(every), dtype=torch.int64)
+    perms = as_batch(problem, list(all_symmetries(networks.spec)))
+    model = torch.zeros(len(perms[problem.groups[0]]), dtype=torch.int64)
     distances = problem.objective(perms, model)
     state = search.init(run, None)
     for number in range(1, len(problem.groups)):
         state = search.step(run, state)
-        decided = problem.groups[:number]
+        decided = [m for g in problem.groups[:number] for m in problem.families[g].matrices]
         # The part of F in which no decided group takes part; the score leaves it out.
-        later = torch.zeros(len(every), dtype=torch.float64)
-        for group in problem.groups[number:]:
-            picked = problem.unary[group][0][torch.arange(problem.sizes[group]), perms[group]]
-            later += picked.sum(1)
+        later = torch.zeros(len(model), dtype=torch.float64)
+        for matrix in problem.sizes.keys() - set(decided):
+            later += picked(problem.unary[matrix].expand(len(model), -1, -1), perms[matrix])
         for term in problem.terms:
-            if not set(decided) & set(term.groups):
+            if set(decided).isdisjoint(term.matrices):
                 later += term.inner(perms, model)
         partial = state.memory.hypotheses
         for index in range(len(partial)):
-            same = torch.stack([(perms[g] == partial.perms[g][index]).all(1) for g in decided])
+            same = torch.stack([(perms[m] == partial.perms[m][index]).all(1) for m in decided])
             assert same.all(0).any()
             completed = (distances + 2 * later)[same.all(0)]
             assert (completed >= partial.objective[index] - 1e-9).all()
 
 
-def test_settled_scores_grow_to_the_distance() -> None:
-    networks = pair("deep")
-    problem = problem_of(networks)
+@pytest.mark.parametrize("lookahead", [False, True])
+@pytest.mark.parametrize("name", ["deep", "heads", "grouped", "signed"])
+def test_settled_scores_grow_to_the_distance(name: str, lookahead: bool) -> None:
+    problem = problem_of(pair(name))
     run = run_of(problem)
-    search = LayerwiseBeam(width=3, candidates=KBest(3))
+    search = LayerwiseBeam(width=3, candidates=KBest(3), lookahead=lookahead)
     state = search.init(run, None)
     for _ in problem.groups:
         state = search.step(run, state)
@@ -247,5 +262,5 @@ def test_incoming_rule_of_one_layer_ignores_what_leaves_it() -> None:
         run = run_of(problem)
         search = LayerwiseBeam(rule="incoming")
         state = search.step(run, search.init(run, None))
-        perms.append(to_arrays(state.hypotheses.perms, 0)["0"].tolist())
+        perms.append(state.hypotheses.perms["0"].tolist())
     assert perms[0] == perms[1]

@@ -1,5 +1,6 @@
 """Permutation: the group laws, ties, dtypes, and files."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,12 +8,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import PAIRS, Pair, mlp, pair
-from oracles import assert_same_function, objective, permuted, to_arrays
+from networks import PAIRS, Pair, mlp, pair, random_pair
+from oracles import assert_same_function, objective, permuted, symmetry_of
 from safetensors.torch import save_file
-from strategies import permutations, tiny_pairs
+from scipy.stats import chisquare
+from strategies import GROUPS, permutations, tensor_specs
 
-from gpu_align import CheckpointError, InputError, Permutation, SpecError, chain_spec
+from gpu_align import (
+    CheckpointError,
+    InputError,
+    Permutation,
+    PermutationSpec,
+    SpecError,
+    chain_spec,
+)
+from gpu_align._symmetry import TensorSpec
 
 
 def assert_states_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -23,8 +33,11 @@ def assert_states_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
 
 
 def assert_permutations_equal(a: Permutation, b: Permutation) -> None:
-    assert list(a.perms) == list(b.perms)
-    assert all(torch.equal(perm, b.perms[name]) for name, perm in a.perms.items())
+    assert set(a.perms) == set(b.perms)
+    for name, perm in a.perms.items():
+        assert torch.equal(perm, b.perms[name])
+        ones = torch.ones_like(perm)
+        assert torch.equal(a.signs.get(name, ones), b.signs.get(name, ones))
 
 
 @pytest.fixture(params=PAIRS)
@@ -53,24 +66,28 @@ def test_compose_is_one_after_the_other(networks: Pair, generator: torch.Generat
 
 def test_apply_equals_numpy(networks: Pair, generator: torch.Generator) -> None:
     p = Permutation.random(networks.spec, generator=generator)
-    expected = permuted(networks.spec, to_arrays(p.perms), networks.source)
+    expected = permuted(networks.spec, symmetry_of(p), networks.source)
     moved = p.apply(networks.source)
     for name, array in expected.items():
         assert (moved[name].numpy() == array).all()
 
 
-@given(data=st.data(), networks=tiny_pairs(hidden=3))
-@settings(max_examples=50)
-def test_group_laws(data: st.DataObject, networks: tuple) -> None:
-    spec, source, target = networks
+@given(data=st.data(), tensor=tensor_specs())
+@settings(max_examples=25)
+def test_group_laws(data: st.DataObject, tensor: TensorSpec) -> None:
+    spec = PermutationSpec(GROUPS, {"w": tensor})
     p, q, r = (data.draw(permutations(spec)) for _ in range(3))
+    identity = Permutation.identity(spec)
     assert_permutations_equal(p.compose(q).compose(r), p.compose(q.compose(r)))
     assert_permutations_equal(p.compose(q).inverse(), q.inverse().compose(p.inverse()))
-    # A reordering of both networks is an isometry: it changes no distance.
-    arrays = {name: perm.numpy() for name, perm in p.perms.items()}
-    identity = to_arrays(Permutation.identity(spec).perms)
-    moved = objective(spec, identity, q.apply(p.apply(source)), q.apply(target))
-    assert moved == pytest.approx(objective(spec, arrays, source, target), abs=1e-9)
+    assert_permutations_equal(p.compose(p.inverse()), identity)
+    assert_permutations_equal(identity.compose(p), p)
+    # A symmetry of both networks is an isometry: it changes no distance.
+    given = random_pair(spec)
+    both = q.apply(p.apply(given.source)), q.apply(given.target)
+    moved = objective(spec, symmetry_of(identity), *both)
+    alone = objective(spec, symmetry_of(p), given.source, given.target)
+    assert moved == pytest.approx(alone, abs=1e-9)
 
 
 def test_convention_puts_unit_perm_i_at_place_i() -> None:
@@ -134,6 +151,24 @@ def test_apply_refuses_other_networks() -> None:
         p.apply({k: t for k, t in mlp([3, 4, 2]).state_dict().items() if k != "2.bias"})
 
 
+def test_moved_counts_units_that_change_place_or_sign() -> None:
+    spec = pair("signed").spec
+    perms = {"a": torch.tensor([1, 0, 2]), "b": torch.tensor([0, 1])}
+    signs = {"a": torch.tensor([1, 1, -1])}
+    assert Permutation(spec, perms, signs).moved() == {"a": 3, "b": 0}
+
+
+def test_random_draws_all_symmetries_alike(generator: torch.Generator) -> None:
+    spec = pair("signed_heads").spec
+    draws = [Permutation.random(spec, generator=generator) for _ in range(2500)]
+    seen = Counter(
+        (tuple(p.perms["head"].tolist()), tuple((p.signs["v"] * (1 + p.perms["v"])).tolist()))
+        for p in draws
+    )
+    assert len(seen) == 2 * 2 * 2 * 2**4
+    assert chisquare(list(seen.values())).pvalue > 1e-3
+
+
 WRONG_VECTORS = {
     "repeated": torch.tensor([0, 0, 1]),
     "too_short": torch.tensor([0, 1]),
@@ -163,15 +198,40 @@ def test_groups_must_agree() -> None:
         Permutation.identity(spec).compose(other)
 
 
+FAMILY = {"head": [1, 0], "qk": [2, 3, 0, 1], "v": [3, 2, 0, 1], "e": [0, 1, 2]}
+WRONG_FAMILIES = {
+    "unit_leaves_its_parent": ({"qk": [0, 2, 1, 3]}, {}, "group 'qk'.*parent 'head'"),
+    "children_stay": ({"v": [0, 1, 2, 3]}, {}, "group 'v'.*parent 'head'"),
+    "one_parent_only": ({"qk": [0, 1]}, {}, "group 'qk'"),
+    "signs_of_a_plain_group": ({}, {"e": [1, 1, -1]}, "'e'.*not a signed group"),
+    "signs_of_nothing": ({}, {"nope": [1]}, "'nope'.*not a signed group"),
+    "sign_of_zero": ({}, {"v": [1, 0, 1, 1]}, "1 or -1"),
+    "sign_of_two": ({}, {"v": [1, 2, 1, 1]}, "1 or -1"),
+    "signs_of_one_parent": ({}, {"v": [1, -1]}, "each unit"),
+}
+
+
+@pytest.mark.parametrize(("perms", "signs", "message"), WRONG_FAMILIES.values(), ids=WRONG_FAMILIES)
+def test_vectors_that_break_a_family_are_refused(
+    perms: dict[str, list[int]], signs: dict[str, list[int]], message: str
+) -> None:
+    def tensors(vectors: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+        return {name: torch.tensor(vector) for name, vector in vectors.items()}
+
+    spec = pair("signed_heads").spec
+    Permutation(spec, tensors(FAMILY), tensors({"v": [1, -1, 1, 1]}))
+    with pytest.raises(SpecError, match=message):
+        Permutation(spec, tensors(FAMILY | perms), tensors(signs))
+
+
 def test_file_round_trip(networks: Pair, tmp_path: Path, generator: torch.Generator) -> None:
     p = Permutation.random(networks.spec, generator=generator)
     path = tmp_path / "permutation.safetensors"
     p.save(path)
     again = Permutation.load(path)
     assert again.spec == p.spec
-    assert {n: v.tolist() for n, v in again.perms.items()} == {
-        n: v.tolist() for n, v in p.perms.items()
-    }
+    assert_permutations_equal(again, Permutation(again.spec, p.perms, p.signs))
+    assert set(again.signs) == {n for n, group in p.spec.groups.items() if group.signed}
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 

@@ -7,18 +7,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import PAIRS, Pair, mlp, pair
+from networks import FAMILIES, PAIRS, Pair, mlp, pair
 from oracles import (
-    all_permutations,
+    ODD,
+    Symmetry,
+    all_symmetries,
     brute_force,
     form,
     form_gradient,
+    hypothesis,
+    matrices_of,
     objective,
-    one_hot,
-    to_arrays,
-    with_singletons,
 )
 from strategies import tiny_pairs
+from test_permutation import assert_permutations_equal
 from torch import Tensor
 
 from gpu_align import (
@@ -28,10 +30,19 @@ from gpu_align import (
     InputError,
     Metric,
     Permutation,
+    PermutationSpec,
     SpecError,
     chain_spec,
 )
-from gpu_align._problem import Hypotheses, _terms, concatenate
+from gpu_align._problem import (
+    Hypotheses,
+    SiblingTerm,
+    _sibling_term,
+    _terms,
+    concatenate,
+    picked,
+    to_matrix,
+)
 
 MODEL = torch.zeros(5, dtype=torch.int64)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -44,16 +55,22 @@ def problem_of(networks: Pair, **options: object) -> AlignmentProblem:
 
 def oracle_objectives(networks: Pair, perms: dict[str, Tensor], metric: str = "l2") -> list[float]:
     count = len(next(iter(perms.values())))
+    given = networks.source, networks.target, metric
     return [
-        objective(
-            networks.spec,
-            with_singletons(networks.spec, to_arrays(perms, index)),
-            networks.source,
-            networks.target,
-            metric,
-        )
+        objective(networks.spec, hypothesis(networks.spec, perms, index), *given)
         for index in range(count)
     ]
+
+
+def as_batch(problem: AlignmentProblem, symmetries: list[Symmetry]) -> dict[str, Tensor]:
+    """Return symmetries as vectors of the problem's matrices."""
+    vectors = [problem.vectors(as_permutation(problem.spec, s)) for s in symmetries]
+    return {matrix: torch.cat([v[matrix] for v in vectors]) for matrix in problem.sizes}
+
+
+def as_permutation(spec: PermutationSpec, symmetry: Symmetry) -> Permutation:
+    perms = {name: torch.tensor(perm) for name, perm in symmetry.perms.items()}
+    return Permutation(spec, perms, {n: torch.tensor(s) for n, s in symmetry.signs.items()})
 
 
 def random_soft(problem: AlignmentProblem, generator: torch.Generator, batch: int = 5) -> dict:
@@ -95,12 +112,12 @@ def test_tensor_distances_add_up(networks: Pair, generator: torch.Generator) -> 
 def test_batch_equals_one_by_one(networks: Pair, generator: torch.Generator) -> None:
     problem = problem_of(networks)
     batch = problem.random(5, generator)
-    group = problem.groups[-1]
-    together = problem.similarity(group, batch.perms, MODEL)
+    matrix = list(problem.sizes)[-1]
+    together = problem.similarity(matrix, batch.perms, MODEL)
     for index in range(5):
         one = batch.select(torch.tensor([index]))
         assert torch.allclose(problem.objective(one.perms, one.model), batch.objective[[index]])
-        alone = problem.similarity(group, one.perms, one.model)
+        alone = problem.similarity(matrix, one.perms, one.model)
         assert torch.allclose(alone[0], together[index])
 
 
@@ -109,11 +126,13 @@ def test_chunks_change_nothing(
 ) -> None:
     problem = problem_of(networks)
     batch, soft = problem.random(5, generator), random_soft(problem, generator)
-    whole = problem.similarity(problem.groups[0], batch.perms, MODEL)
+    whole = {m: problem.similarity(m, batch.perms, MODEL) for m in problem.sizes}
     gradient = problem.soft_similarity(soft, MODEL)
-    monkeypatch.setattr(_terms, "CHUNK_ELEMENTS", 1)
+    for module in (_terms, _sibling_term):
+        monkeypatch.setattr(module, "CHUNK_ELEMENTS", 1)
     assert torch.allclose(problem.objective(batch.perms, MODEL), batch.objective)
-    assert torch.allclose(problem.similarity(problem.groups[0], batch.perms, MODEL), whole)
+    for matrix, similarity in whole.items():
+        assert torch.allclose(problem.similarity(matrix, batch.perms, MODEL), similarity)
     for group, matrix in problem.soft_similarity(soft, MODEL).items():
         assert torch.allclose(matrix, gradient[group])
 
@@ -122,9 +141,10 @@ def test_gain_is_the_difference_of_objectives(networks: Pair, generator: torch.G
     problem = problem_of(networks)
     batch, other = problem.random(5, generator), problem.random(5, generator)
     for group in problem.groups:
-        similarity = problem.similarity(group, batch.perms, MODEL)
-        gain = problem.gain(group, similarity, other.perms[group], batch)
-        moved = problem.objective({**batch.perms, group: other.perms[group]}, MODEL)
+        similarity = problem.similarities(group, batch.perms, MODEL)
+        after = {matrix: other.perms[matrix] for matrix in problem.families[group].matrices}
+        gain = problem.gain(group, similarity, after, batch)
+        moved = problem.objective({**batch.perms, **after}, MODEL)
         assert torch.allclose(batch.objective - moved, gain, rtol=1e-10, atol=1e-10)
 
 
@@ -133,23 +153,27 @@ def test_similarity_is_the_derivative_of_the_form(
 ) -> None:
     problem = problem_of(networks)
     batch = problem.random(1, generator)
-    perms = with_singletons(networks.spec, to_arrays(batch.perms, 0))
-    for group in [g for g in problem.groups if problem.sizes[g] <= 5]:
-        expected = form_gradient(
-            networks.spec, one_hot(perms), group, networks.source, networks.target
-        )
-        similarity = problem.similarity(group, batch.perms, MODEL[:1])[0].numpy()
-        assert np.allclose(similarity, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+    matrices = matrices_of(networks.spec, hypothesis(networks.spec, batch.perms, 0))
+    expected = form_gradient(networks.spec, matrices, networks.source, networks.target)
+    for matrix in problem.sizes:
+        similarity = problem.similarity(matrix, batch.perms, MODEL[:1])[0].numpy()
+        # What couples children of one parent with each other is known where their units are.
+        root = next(f.root for f in problem.families.values() if matrix in f.matrices)
+        if problem.sibling_terms(root.group) and problem.sizes[matrix] > root.size:
+            here = np.kron(matrices[root.group], np.ones([problem.sizes[matrix] // root.size] * 2))
+            similarity, expected[matrix] = similarity * here, expected[matrix] * here
+        slack = 1e-12 * np.abs(expected[matrix]).max()
+        assert np.allclose(similarity, expected[matrix], rtol=0, atol=slack)
 
 
 def test_soft_objective_equals_the_dense_form(networks: Pair, generator: torch.Generator) -> None:
     problem = problem_of(networks)
     soft = random_soft(problem, generator, batch=2)
-    fixed = {g: np.eye(1) for g in networks.spec.groups}
-    zero = {g: np.zeros((n, n)) for g, n in problem.sizes.items()}
+    fixed = {name: np.eye(networks.spec.units(name)) for name in networks.spec.groups}
+    zero = {m: np.zeros((n, n)) for m, n in problem.sizes.items()}
     free = form(networks.spec, fixed | zero, networks.source, networks.target)
     for index, value in enumerate(problem.soft_objective(soft, MODEL[:2]).tolist()):
-        matrices = fixed | {g: matrix[index].numpy() for g, matrix in soft.items()}
+        matrices = fixed | {m: matrix[index].numpy() for m, matrix in soft.items()}
         whole = form(networks.spec, matrices, networks.source, networks.target)
         assert value == pytest.approx(whole - free, rel=1e-9)
 
@@ -165,24 +189,27 @@ def test_soft_similarity_is_the_gradient(networks: Pair, generator: torch.Genera
 def test_soft_permutations_agree_with_hard_ones(networks: Pair, generator: torch.Generator) -> None:
     problem = problem_of(networks)
     batch = problem.random(5, generator)
-    soft = {
-        g: torch.nn.functional.one_hot(p, problem.sizes[g]).to(problem.dtype)
-        for g, p in batch.perms.items()
-    }
+    soft = {matrix: to_matrix(p, problem.dtype) for matrix, p in batch.perms.items()}
     value = problem.constant[MODEL] - 2 * problem.soft_objective(soft, MODEL)
     assert torch.allclose(value, batch.objective, rtol=1e-10)
-    for group, matrix in problem.soft_similarity(soft, MODEL).items():
-        assert torch.allclose(matrix, problem.similarity(group, batch.perms, MODEL), atol=1e-10)
+    for name, matrix in problem.soft_similarity(soft, MODEL).items():
+        picked_soft, hard = (
+            picked(similarity, batch.perms[name])
+            for similarity in (matrix, problem.similarity(name, batch.perms, MODEL))
+        )
+        assert torch.allclose(picked_soft, hard)
+        if not any(isinstance(term, SiblingTerm) for term in problem.touching(name)):
+            assert torch.allclose(matrix, problem.similarity(name, batch.perms, MODEL))
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "groupnorm", "recurrent", "trilinear"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "groupnorm", "recurrent", "trilinear", *FAMILIES])
 def test_several_models_equal_several_problems(name: str, generator: torch.Generator) -> None:
     one, other = pair(name), pair(name, seed=3)
     sources = [one.source, other.source, other.target]
     problem = AlignmentProblem(sources, one.target, one.spec)
     batch, soft = problem.random(2, generator), random_soft(problem, generator, batch=6)
     assert batch.model.tolist() == [0, 0, 1, 1, 2, 2]
-    hard = {g: problem.similarity(g, batch.perms, batch.model) for g in problem.groups}
+    hard = {m: problem.similarity(m, batch.perms, batch.model) for m in problem.sizes}
     gradient = problem.soft_similarity(soft, batch.model)
     value = problem.soft_objective(soft, batch.model)
     for model, source in enumerate(sources):
@@ -193,10 +220,10 @@ def test_several_models_equal_several_problems(name: str, generator: torch.Gener
         part = {g: m[chosen] for g, m in soft.items()}
         assert torch.allclose(alone.objective(perms, zeros), batch.objective[chosen])
         assert torch.allclose(alone.soft_objective(part, zeros), value[chosen])
-        for group in problem.groups:
-            assert torch.allclose(alone.similarity(group, perms, zeros), hard[group][chosen])
-            single = alone.soft_similarity(part, zeros)[group]
-            assert torch.allclose(single, gradient[group][chosen])
+        single = alone.soft_similarity(part, zeros)
+        for matrix in problem.sizes:
+            assert torch.allclose(alone.similarity(matrix, perms, zeros), hard[matrix][chosen])
+            assert torch.allclose(single[matrix], gradient[matrix][chosen])
 
 
 def test_evidence_enters_linearly(generator: torch.Generator) -> None:
@@ -229,11 +256,42 @@ def test_evidence_that_does_not_fit_is_refused(evidence: dict[str, Tensor]) -> N
 def test_exhaustive_search_finds_the_brute_force_optimum(networks: tuple, metric: str) -> None:
     spec, source, target = networks
     problem = AlignmentProblem(source, target, spec, metric=metric)
-    every = list(all_permutations(spec))
-    perms = {g: torch.tensor(np.stack([p[g] for p in every])) for g in problem.groups}
+    every = list(all_symmetries(spec))
+    perms = as_batch(problem, every)
     model = torch.zeros(len(every), dtype=torch.int64)
     best = float(problem.objective(perms, model).min())
     assert best == pytest.approx(brute_force(spec, source, target, metric), abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", ["grouped", "signed", "signed_recurrent"])
+def test_exhaustive_search_of_families_is_brute_force(name: str, metric: str) -> None:
+    networks = pair(name)
+    problem = problem_of(networks, metric=metric)
+    perms = as_batch(problem, list(all_symmetries(networks.spec, signs=metric in ODD)))
+    model = torch.zeros(len(next(iter(perms.values()))), dtype=torch.int64)
+    best = float(problem.objective(perms, model).min())
+    expected = brute_force(networks.spec, networks.source, networks.target, metric)
+    assert best == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_signs_have_matrices_where_the_metric_sees_them(metric: str) -> None:
+    problem = problem_of(pair("signed"), metric=metric)
+    signed = {"a±", "b±"} if metric in ODD else set()
+    assert set(problem.sizes) == {"a", "b"} | signed
+    found = problem.permutation(problem.random(1, torch.Generator().manual_seed(0)))
+    assert set(found.signs) == {matrix[0] for matrix in signed}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_vectors_and_permutations_are_the_same(name: str, generator: torch.Generator) -> None:
+    problem = problem_of(pair(name))
+    permutation = Permutation.random(problem.spec, generator=generator)
+    batch = problem.hypotheses(problem.vectors(permutation))
+    again = problem.permutation(batch)
+    assert_permutations_equal(again, permutation)
+    assert problem.distance(permutation) == pytest.approx(float(batch.objective))
 
 
 def test_group_on_both_axes_is_quadratic() -> None:

@@ -4,17 +4,36 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import pair
+from networks import FAMILIES, pair
 from strategies import seeds
 from test_problem import problem_of
 
-from gpu_align import FrankWolfe, Recombination, Status, run_search
-from gpu_align._problem import Hypotheses
+from gpu_align import AlignmentProblem, FrankWolfe, Recombination, Status, run_search
+from gpu_align._problem import Hypotheses, is_signed, to_matrix, unsigned
 from gpu_align._search import Run, _recombination
 from gpu_align._search._frank_wolfe import maximize_polynomial
-from gpu_align._search._relaxed import sinkhorn, soft_starts, to_hypotheses
+from gpu_align._search._relaxed import sinkhorn, soft_starts, soften, to_hypotheses
 
 GRID = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+RELATED = ["recurrent", *FAMILIES]
+
+
+def assert_soft(soft: dict[str, torch.Tensor], atol: float = 1e-4) -> None:
+    """Assert plain matrices that are doubly stochastic, and signed ones no larger than these."""
+    for name, matrix in soft.items():
+        plain = soft[unsigned(name)]
+        assert (matrix.abs() <= plain + 1e-12).all()
+        for axis in (1, 2):
+            assert torch.allclose(plain.sum(axis), torch.ones_like(plain[:, 0]), atol=atol)
+
+
+def similarities(problem: AlignmentProblem, seed: int) -> dict[str, torch.Tensor]:
+    """Return random similarities of all matrices, [2, n, n]."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        matrix: torch.randn(2, n, n, generator=generator, dtype=problem.dtype)
+        for matrix, n in problem.sizes.items()
+    }
 
 
 @pytest.mark.parametrize("size", [1, 2, 63])
@@ -82,7 +101,7 @@ def test_line_search_is_batched(degree: int, seed: int) -> None:
     assert torch.allclose(together, alone)
 
 
-@pytest.mark.parametrize("name", ["shallow", "mlp", "groupnorm", "recurrent", "trilinear"])
+@pytest.mark.parametrize("name", ["shallow", "mlp", "groupnorm", "trilinear", *RELATED])
 def test_frank_wolfe_never_falls(name: str) -> None:
     problem = problem_of(pair(name))
     run = Run(problem, torch.Generator().manual_seed(0))
@@ -93,9 +112,7 @@ def test_frank_wolfe_never_falls(name: str) -> None:
         state = search.step(run, state)
         if not hasattr(state.memory, "soft"):
             break
-        for matrix in state.memory.soft.values():
-            assert torch.allclose(matrix.sum(1), torch.ones_like(matrix[:, 0]), atol=1e-4)
-            assert torch.allclose(matrix.sum(2), torch.ones_like(matrix[:, 0]), atol=1e-4)
+        assert_soft(state.memory.soft)
         assert (state.memory.objective >= heights[-1] - 1e-9).all()
 
 
@@ -107,29 +124,72 @@ def test_frank_wolfe_of_one_group_is_exact() -> None:
     assert float(outcome.best.objective) <= float(best) + 1e-9
 
 
-def test_starts_are_doubly_stochastic_and_distinct() -> None:
-    problem = problem_of(pair("mlp"))
+@pytest.mark.parametrize("name", ["mlp", *FAMILIES])
+def test_starts_are_doubly_stochastic_and_distinct(name: str) -> None:
+    problem = problem_of(pair(name))
     run = Run(problem, torch.Generator().manual_seed(0))
     soft = soft_starts(run, 3, noise=1.0, exact_first=True)
-    for group, matrix in soft.items():
-        size = problem.sizes[group]
-        assert torch.allclose(matrix.sum(1), torch.ones(3, size, dtype=matrix.dtype))
-        assert torch.allclose(matrix[0], torch.full_like(matrix[0], 1 / size))
-        assert not torch.allclose(matrix[1], matrix[2])
+    assert_soft(soft)
+    for name, matrix in soft.items():
+        barycentre = 0 if is_signed(name) else 1 / problem.sizes[name]
+        assert torch.allclose(matrix[0], torch.full_like(matrix[0], barycentre))
+        assert not torch.allclose(matrix[1], matrix[2]) or matrix.shape[1] == 1
 
 
-def test_rounding_of_permutation_matrices_gives_them_back() -> None:
-    problem = problem_of(pair("resnet"))
+@pytest.mark.parametrize("name", ["resnet", *FAMILIES])
+def test_rounding_of_permutation_matrices_gives_them_back(name: str) -> None:
+    problem = problem_of(pair(name))
     run = Run(problem, torch.Generator().manual_seed(0))
     batch = problem.random(4, run.generator)
     soft = {
-        group: 0.7 * torch.nn.functional.one_hot(perm).double() + 0.3 / problem.sizes[group]
-        for group, perm in batch.perms.items()
+        matrix: 0.7 * to_matrix(perm, torch.float64) + 0.3 / problem.sizes[matrix]
+        for matrix, perm in batch.perms.items()
     }
     rounded = to_hypotheses(run, soft, batch.model)
-    for group, perm in rounded.perms.items():
-        assert torch.equal(perm, batch.perms[group])
+    for matrix, perm in rounded.perms.items():
+        assert torch.equal(perm, batch.perms[matrix])
     assert torch.allclose(rounded.objective, batch.objective)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 10.0])
+@pytest.mark.parametrize("name", ["mlp", *FAMILIES])
+def test_softened_families_are_doubly_stochastic(name: str, temperature: float) -> None:
+    problem = problem_of(pair(name))
+    similarity = similarities(problem, seed=1)
+    for family in problem.families.values():
+        own = {matrix: similarity[matrix] for matrix in family.matrices}
+        soft = soften(family, own, temperature, iterations=500)
+        assert_soft(soft, atol=1e-3)
+        for child in family.children:
+            units = child.size * soft[family.root.group]
+            assert torch.allclose(family.blocks(soft[child.group]).sum((3, 4)), units, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mlp", *FAMILIES])
+def test_softened_families_are_the_assignment_when_cold(name: str) -> None:
+    problem = problem_of(pair(name))
+    run = Run(problem, torch.Generator().manual_seed(0))
+    hidden, noise = problem.random(2, run.generator).perms, similarities(problem, seed=2)
+    for family in problem.families.values():
+        # Sinkhorn converges quickly only where the best assignment is clearly the best.
+        own = {m: to_matrix(hidden[m], problem.dtype) + 0.1 * noise[m] for m in family.matrices}
+        best = family.assign(own, run.match)
+        for matrix, soft in soften(family, own, 0.02, iterations=50).items():
+            assert torch.allclose(soft, to_matrix(best[matrix], soft.dtype), atol=1e-3)
+
+
+def test_softened_signs_weigh_both() -> None:
+    """Each pair of units has the weights of both signs, added up and subtracted."""
+    problem = problem_of(pair("signed"))
+    (family, _), similarity = problem.families.values(), similarities(problem, seed=0)
+    plain, signed = similarity["a"], similarity["a±"]
+    unit = 0.7 * (plain + signed.abs()).flatten(1).std(dim=1)[:, None, None]
+    weights = [torch.exp((plain + turn * signed) / unit) for turn in (1, -1)]
+    added = sinkhorn((weights[0] + weights[1]).log(), 50)
+    lean = (weights[0] - weights[1]) / (weights[0] + weights[1])
+    soft = soften(family, {"a": plain, "a±": signed}, 0.7, iterations=50)
+    assert torch.allclose(soft["a"], added)
+    assert torch.allclose(soft["a±"], added * lean)
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["start", "no_start"])

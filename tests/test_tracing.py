@@ -86,7 +86,7 @@ def test_pins_name_inputs_outputs_and_places() -> None:
 
 def test_axes_of_a_flattened_map() -> None:
     spec = discover(*model_of("cnn"))
-    assert spec.tensors["fc1.weight"].axes[1].to_json() == {"product": ["c3", 4]}
+    assert spec.tensors["fc1.weight"].axes[1].to_json() == {"product": ["c3^-1", 4]}
     assert spec.tensors["n3.running_var"].axes == (Axis.of_group("c3", 4),)
     assert not spec.tensors["n3.running_var"].counted
     assert spec.tensors["n3.weight"].counted
@@ -95,11 +95,10 @@ def test_axes_of_a_flattened_map() -> None:
 
 def test_axes_of_group_normalised_channels() -> None:
     spec = discover(*model_of("groupnorm"))
-    first, second = spec.groups
-    assert spec.tensors["norm.weight"].axes[0].to_json() == {"concat": [first, second]}
-    assert spec.tensors["fc.weight"].axes[1].to_json() == {
-        "concat": [{"product": [first, 4]}, {"product": [second, 4]}]
-    }
+    groups, channels = spec.groups
+    assert spec.groups[channels].parent == groups
+    assert spec.tensors["norm.weight"].axes[0].to_json() == {"product": [groups, channels]}
+    assert spec.tensors["fc.weight"].axes[1].to_json() == {"product": [groups, channels, 4]}
 
 
 def test_residual_stream_is_one_group() -> None:

@@ -105,3 +105,16 @@ def test_parameters_that_require_gradients_are_aligned_without_a_graph() -> None
     other = dict(mlp([3, 4, 2]).named_parameters())
     result = align(parameters, other)
     assert not any(tensor.requires_grad for tensor in result.state_dict.values())
+
+
+def test_a_submodule_with_two_names_is_left_as_it_was() -> None:
+    layer = nn.Linear(3, 4)
+    model = randomised(
+        Graph(lambda s, x: s.b(s.a(x).relu()), a=layer, again=layer, b=nn.Linear(4, 2))
+    )
+    before = {name: (id(tensor), tensor.clone()) for name, tensor in model.named_parameters()}
+    spec = discover(model, inputs())
+    assert spec.verify(model, inputs()) <= 1e-9
+    for name, tensor in model.named_parameters():
+        assert before[name][0] == id(tensor)
+        assert torch.equal(before[name][1], tensor)
