@@ -57,7 +57,7 @@ def _try(factory, spec: PermutationSpec, noise: float, draws: int) -> dict[str, 
     reached = {"default": 0, "descent": 0}
     seconds = 0.0
     for seed in range(draws):
-        source, target, planted = _plant(factory, spec, noise, seed)
+        source, target, planted = plant(factory, spec, noise, seed)
         problem = AlignmentProblem(source, target, spec)
         goal = problem.distance(planted)
         for label, search in (
@@ -72,7 +72,7 @@ def _try(factory, spec: PermutationSpec, noise: float, draws: int) -> dict[str, 
     return reached | {"seconds": seconds / draws}
 
 
-def _plant(
+def plant(
     factory, spec: PermutationSpec, noise: float, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Permutation]:
     generator = torch.Generator().manual_seed(seed)
