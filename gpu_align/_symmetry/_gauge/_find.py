@@ -300,10 +300,12 @@ def _is_implied(name: str, spec: PermutationSpec) -> bool:
     inside = [
         child
         for child in spec.groups.values()
-        if child.parent == name and (child.signed, child.scaled) >= (group.signed, group.scaled)
+        if child.parent == name and child.signed >= group.signed and child.scaled >= group.scaled
     ]
+    if not inside or not (group.signed or group.scaled):
+        return False
     blocks = [block for tensor in spec.tensors.values() for block in tensor.blocks()]
-    return (group.signed or group.scaled) and any(
+    return any(
         all(_power_of(name, block) == _power_of(child.name, block) for block in blocks)
         for child in inside
     )
