@@ -135,7 +135,16 @@ _ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet": (lambda: ResNet(2), (2, 1, 8, 8)),
     "groupnorm": (group_norm_net, (2, 1, 3, 3)),
 }
-FAMILIES = ["heads", "grouped", "gqa", "signed", "signed_heads", "signed_recurrent", "single"]
+FAMILIES = [
+    "heads",
+    "grouped",
+    "gqa",
+    "signed",
+    "signed_heads",
+    "signed_gqa",
+    "signed_recurrent",
+    "single",
+]
 """Hand-written specs of groups with parents, and of groups with signs."""
 PAIRS = [*_ARCHITECTURES, "recurrent", "trilinear", *FAMILIES]
 """Names for `pair`; those that are no architectures are hand-written specs of a special kind."""
@@ -246,6 +255,12 @@ _HAND_WRITTEN = {
         "tensors": {"embed": [2, "e"], "q": [{"product": ["head", "qk^1"]}, "e"],
         "k": [{"product": ["head", "qk^-1"]}, "e"], "q_norm": [{"product": ["head", "qk"]}],
         "v": [{"product": ["head", "v^1"]}, "e"], "o": ["e", {"product": ["head", "v^-1"]}]}}""",
+    "signed_gqa": """{"format": "gpu-align/spec", "version": 2,
+        "groups": {"e": 3, "kv": 2, "rep": {"size": 2, "parent": "kv"},
+        "qk": {"size": 2, "parent": "kv"}, "v": {"size": 2, "parent": "kv", "signed": true}},
+        "tensors": {"embed": [2, "e"], "q": [{"product": ["kv", "rep", "qk"]}, "e"],
+        "k": [{"product": ["kv", "qk"]}, "e"], "v": [{"product": ["kv", "v^1"]}, "e"],
+        "v_bias": [{"product": ["kv", "v^1"]}], "o": ["e", {"product": ["kv", "rep", "v^-1"]}]}}""",
     "signed_recurrent": """{"format": "gpu-align/spec", "version": 2,
         "groups": {"h": {"size": 3, "signed": true}},
         "tensors": {"w_in": ["h^1", 2], "w_hh": ["h^1", "h^-1"], "b": ["h^1"],

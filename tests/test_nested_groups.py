@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from gpu_align import (
     AlignmentProblem,
+    Annealing,
     CoordinateDescent,
     Permutation,
     PermutationSpec,
@@ -325,6 +327,7 @@ MODERATE = {
     "gqa": {"e": 12, "kv": 3, "rep": 3, "qk": 4, "v": 4},
     "signed": {"a": 16, "b": 12},
     "signed_heads": {"e": 12, "head": 4, "qk": 4, "v": 4},
+    "signed_gqa": {"e": 12, "kv": 3, "rep": 3, "qk": 4, "v": 4},
     "signed_recurrent": {"h": 16},
 }
 
@@ -344,7 +347,7 @@ def test_move_gains_what_it_says(name: str, noise: float, generator: torch.Gener
             assert distance == pytest.approx(float(after.objective[index]))
 
 
-@pytest.mark.parametrize("name", ["heads", "grouped", "gqa", "signed", "signed_heads"])
+@pytest.mark.parametrize("name", ["heads", "grouped", "gqa", "signed_heads", "signed_gqa"])
 def test_move_does_no_harm(name: str, generator: torch.Generator) -> None:
     """It begins with what is there, also where children are coupled with each other."""
     networks, permutation = planted_in(random_pair(resized(name, **MODERATE[name])), noise=1.0)
@@ -354,6 +357,21 @@ def test_move_does_no_harm(name: str, generator: torch.Generator) -> None:
     for group in problem.groups:
         _, gain = best_move(run_of(problem), group, batch)
         assert (gain >= -1e-9).all()
+
+
+@pytest.mark.parametrize("name", ["grouped", "gqa", "signed_gqa"])
+def test_pairs_of_coupled_children_are_worth_what_they_contribute(
+    name: str, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the root is assigned by adds up, over the pairs chosen, to the part of F that moves."""
+    problem, solved = problem_of(pair(name)), []
+    run, batch = run_of(problem), problem.random(20, generator)
+    (group,) = [g for g in problem.groups if problem.is_quadratic(g)]
+    assign = run.assign
+    monkeypatch.setattr(run, "assign", lambda matrix: solved.append(matrix) or assign(matrix))
+    moved, _ = best_move(run, group, batch)
+    contributed = problem.touched(group, {**batch.perms, **moved}, batch.model)
+    assert torch.allclose(picked(solved[-1], moved[group]), contributed)
 
 
 @pytest.mark.parametrize("name", ["grouped", "gqa"])
@@ -397,6 +415,18 @@ def test_planted_symmetry_is_found(name: str) -> None:
     both = networks.source, networks.target
     hidden = objective(networks.spec, symmetry_of(permutation), *both)
     assert float(outcome.best.objective) <= hidden * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("name", MODERATE)
+def test_annealing_needs_no_descent_to_find_what_is_planted(name: str) -> None:
+    networks, permutation = planted_in(random_pair(resized(name, **MODERATE[name])), noise=0.3)
+    problem = problem_of(networks)
+    run, search = run_of(problem), Annealing()
+    state = search.init(run, None)
+    for sweep in range(search.steps):
+        state = search.step(run, replace(state, sweep=sweep + 1))
+    hidden = problem.distance(permutation)
+    assert float(state.hypotheses.best().objective) <= hidden * (1 + 1e-12)
 
 
 # Certificates

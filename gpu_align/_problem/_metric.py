@@ -23,7 +23,7 @@ class Metric:
     name: str
     transform: Callable[[Tensor], Tensor]
     weight: Callable[[Tensor], float]
-    odd: bool = True
+    odd: bool = False
 
     def scaled(self, tensor: Tensor) -> Tensor:
         """Return `sqrt(w_t) f(tensor)` in float64, so that D is a plain squared distance."""
@@ -63,10 +63,10 @@ def _unit_rows(tensor: Tensor) -> Tensor:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("l2", _identity, _one),
-        Metric("normalized", _standardize, _mean, odd=False),
-        Metric("standardized", _standardize, _one, odd=False),
-        Metric("row", _unit_rows, _one),
+        Metric("l2", _identity, _one, odd=True),
+        Metric("normalized", _standardize, _mean),
+        Metric("standardized", _standardize, _one),
+        Metric("row", _unit_rows, _one, odd=True),
     )
 }
 """Named metrics.

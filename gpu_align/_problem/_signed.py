@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-_MARK = "±"
+_MARK = "±"  # no group's name has it
 
 
 def signed_matrix(group: str) -> str:

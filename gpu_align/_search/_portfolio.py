@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from gpu_align._errors import InputError
-from gpu_align._problem import AlignmentProblem, Hypotheses, concatenate
+from gpu_align._problem import AlignmentProblem, Family, Hypotheses, concatenate
 from gpu_align._search._annealing import Annealing
 from gpu_align._search._beam import BeamDescent
 from gpu_align._search._descent import CoordinateDescent
@@ -70,8 +70,9 @@ class Portfolio(Search):
         generations = 6 if starts > 8 else 3
         breeding = Recombination(population, population, generations)
         beam = BeamDescent()
-        work = sum(n**3 for n in problem.sizes.values()) * problem.models
-        rounds = int(_REFINEMENT_WORK / max(work * beam.width * beam.expansions, 1))
+        work = sum(_assignment_work(family) for family in problem.families.values())
+        work *= problem.models * beam.width * beam.expansions
+        rounds = int(_REFINEMENT_WORK / max(work, 1))
         beam = replace(beam, rounds=min(max(rounds, 2), beam.rounds))
         if patient:
             beam = BeamDescent(patience=10**6, rounds=10**6)
@@ -118,6 +119,12 @@ class Portfolio(Search):
             return _Stage(number, self.searches[number].init(run, None), pool)
         refinement = self.refinements[number - len(self.searches)]
         return _Stage(number, refinement.init(run, pool), pool)
+
+
+def _assignment_work(family: Family) -> int:
+    """Return n^3 of the root's assignment, and of each child's inside every pair of root units."""
+    pairs = family.root.size**2
+    return family.root.size**3 + sum(pairs * child.size**3 for child in family.children)
 
 
 def _agree(run: Run, pool: Hypotheses, found: Hypotheses) -> bool:

@@ -173,8 +173,10 @@ class PermutationSpec:
             self._check_norm_scale(scale)
 
     def _check_parent(self, group: Group) -> None:
-        if "^" in group.name:
-            raise SpecError(f"group {group.name!r}: a name cannot contain '^', which marks a power")
+        if not {"^", "±"}.isdisjoint(group.name):
+            raise SpecError(
+                f"group {group.name!r}: a name cannot contain '^' or '±', marks of a power and a sign"
+            )
         if group.parent is None:
             return
         if group.parent not in self.groups:
