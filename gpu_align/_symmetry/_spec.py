@@ -175,7 +175,8 @@ class PermutationSpec:
     def _check_parent(self, group: Group) -> None:
         if not {"^", "±"}.isdisjoint(group.name):
             raise SpecError(
-                f"group {group.name!r}: a name cannot contain '^' or '±', marks of a power and a sign"
+                f"group {group.name!r}: a name cannot contain '^' or '±', which mark powers and "
+                "signs"
             )
         if group.parent is None:
             return
