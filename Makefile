@@ -1,5 +1,6 @@
 # make demo   train four small digit classifiers, align them with every search, write demo/report.html
 # make test   the whole test suite
+# make proofs the kernels without a GPU: Triton and NVRTC installed, every variant compiled
 # make check  what CI runs before the tests: lint, format, types
 # Each makes its own virtual environment on first use and needs only Python >= 3.11 and make.
 
@@ -8,13 +9,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test proofs check bench clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/gpu-align demo --out demo
 
 test: $(VENV)/test.stamp
 	$(BIN)/pytest -q -n auto
+
+proofs: $(VENV)/proofs.stamp
+	$(BIN)/pytest -q -n auto -m 'not gpu' -k 'kernel or row_distance or auction'
+	$(BIN)/python -m bench.compile_kernels
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -34,6 +39,10 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt $(VENV)/bin/python
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt $(VENV)/bin/python
 	$(PIP) -e '.[test]'
+	touch $@
+
+$(VENV)/proofs.stamp: pyproject.toml constraints.txt $(VENV)/bin/python
+	$(PIP) -e '.[test,kernels-check]'
 	touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/bin/python

@@ -6,8 +6,10 @@ import platform
 import subprocess
 from pathlib import Path
 
+import torch
+
 from gpu_align._atomic import atomic_write
-from gpu_align._backend import versions
+from gpu_align._backend import version, versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -15,9 +17,12 @@ RESULTS = Path(__file__).parent / "results"
 def facts() -> dict[str, object]:
     """Return what a figure depends on besides the code: processor, cores, versions, commit."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    kernels = {name: version(name) for name in ("triton", "cupy-cuda13x", "cupy-cuda12x")}
+    found = versions() | {name: number for name, number in kernels.items() if number}
     return {
-        "machine": {"cores": os.cpu_count(), "processor": _processor(), "gpu": None},
-        "versions": versions(),
+        "machine": {"cores": os.cpu_count(), "processor": _processor(), "gpu": gpu},
+        "versions": found | ({"cuda": torch.version.cuda} if gpu else {}),
         "commit": commit.stdout.strip(),
     }
 

@@ -32,8 +32,8 @@ def backends() -> tuple[Backend, ...]:
         Backend("scipy", True, f"SciPy {version('scipy')}: assignment on the CPU"),
         _library("lapx", "assignment on the CPU, mostly faster than SciPy", "fast"),
         _cuda(),
-        _library("triton", "row-distance kernels on the GPU", "cuda"),
-        _cupy(),
+        _on_gpu(_library("triton", "row-distance and annealing kernels on the GPU", "cuda")),
+        _on_gpu(_cupy()),
     )
 
 
@@ -88,7 +88,16 @@ def _cupy() -> Backend:
 
 def _cuda() -> Backend:
     if not torch.backends.cuda.is_built():
-        return Backend("cuda", False, "this build of torch is for the CPU; install a CUDA build")
+        remedy = "install a CUDA build (https://pytorch.org/get-started)"
+        return Backend("cuda", False, f"torch {torch.__version__} is for the CPU; {remedy}")
     if not torch.cuda.is_available():
         return Backend("cuda", False, "torch finds no CUDA device; check the driver (nvidia-smi)")
-    return Backend("cuda", True, torch.cuda.get_device_name())
+    return Backend("cuda", True, f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+
+
+def _on_gpu(library: Backend) -> Backend:
+    """Return a library of the GPU as usable only where there is one."""
+    if library.available and not _cuda().available:
+        detail = f"installed ({library.detail}), but needs the CUDA device above"
+        return Backend(library.name, False, detail)
+    return library

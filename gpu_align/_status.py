@@ -11,6 +11,8 @@ class Status(Enum):
     NOT_FINITE = (
         "the cost matrix has NaN or infinite entries; check the weights for NaN or overflow"
     )
+    ROUND_LIMIT = "the solver's bound on rounds was spent; allow more, or choose ScipyAssignment()"
+    INEXACT = "the solver's own certificate failed, which is a bug; choose ScipyAssignment()"
     CONVERGED = "no group can be improved with the others fixed"
     COMPLETED = "the search has run its course"
     SWEEP_BUDGET = "the budget of sweeps was spent; allow more for a better optimum"

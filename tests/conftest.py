@@ -1,13 +1,27 @@
 """Fixtures shared by all tests."""
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import settings
 
+# Without a GPU Triton's kernels run in its interpreter. Triton reads this when it is imported,
+# which nothing here has done yet.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 settings.register_profile("gpu_align", deadline=None, derandomize=True)
 settings.load_profile("gpu_align")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(scope="session", autouse=True)

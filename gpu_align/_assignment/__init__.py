@@ -1,5 +1,6 @@
 """Batched linear assignment problems: exact solvers, certificates and the k best matchings."""
 
+from gpu_align._assignment._auction import AuctionAssignment
 from gpu_align._assignment._auto import AutoAssignment, solve
 from gpu_align._assignment._k_best import k_best
 from gpu_align._assignment._lapx import LapxAssignment
@@ -15,6 +16,7 @@ __all__ = [
     "AbstractAssignmentSolver",
     "AssignmentProblem",
     "AssignmentSolution",
+    "AuctionAssignment",
     "AutoAssignment",
     "LapxAssignment",
     "ScipyAssignment",

@@ -1,8 +1,9 @@
-"""The one place which chooses a CPU solver, and the front door of the package."""
+"""The one place which chooses a solver, and the front door of the package."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
+from gpu_align._assignment._auction import AuctionAssignment, missing_for_auction
 from gpu_align._assignment._lapx import LapxAssignment, find_lapx
 from gpu_align._assignment._potentials import certify as certify_solution
 from gpu_align._assignment._problem import (
@@ -18,16 +19,31 @@ from gpu_align._status import Status
 # Batches of 2000 on two threads: n = 8 1.7, n = 24 2.2. Rank one, n <= 128: 0.3 to 0.8.
 _LAPX_MIN_N = 16
 
+_FAILED = (Status.NOT_FINITE, Status.ROUND_LIMIT, Status.INEXACT)
+
 
 @final
 @dataclass(frozen=True)
 class AutoAssignment(AbstractAssignmentSolver):
-    """The fastest exact solver that is installed; `select` says which and why."""
+    """The fastest exact solver that is installed; `select` says which and why.
+
+    Costs on a CUDA device are solved there, where CuPy is installed; see `AuctionAssignment`.
+    """
 
     name: ClassVar[str] = "auto"
 
     def select(self, problem: AssignmentProblem) -> tuple[AbstractAssignmentSolver, str]:
         """Return the solver that `solve` would take for `problem`, and a sentence that says why."""
+        if problem.cost.device.type == "cuda":
+            missing = missing_for_auction(problem)
+            if missing is None:
+                return AuctionAssignment(), "the costs are on a CUDA device: auction on the device"
+            solver, reason = self._select_cpu(problem)
+            return solver, f"no auction on the device, {missing}; on the CPU {reason}"
+        return self._select_cpu(problem)
+
+    def _select_cpu(self, problem: AssignmentProblem) -> tuple[AbstractAssignmentSolver, str]:
+        """The same among the solvers on the CPU."""
         if find_lapx() is None:
             return ScipyAssignment(), (
                 "lapx >= 0.11 isn't installed (pip install gpu-align[fast]): SciPy"
@@ -61,7 +77,7 @@ def solve(
         problem: b problems of up to n rows.
         solver: None for `AutoAssignment()`.
         certify: also compute feasible potentials, and with them the duality gap, which proves
-            the matching optimal (`Status.OPTIMAL`).
+            the matching optimal (`Status.OPTIMAL`). A solver that gives its own keeps them.
         throw: raise where a problem failed; otherwise its status says why.
 
     Returns:
@@ -72,7 +88,7 @@ def solve(
         UnavailableError: the library of an explicitly chosen solver isn't installed.
     """
     solution = (solver or AutoAssignment()).solve(problem)
-    if certify:
+    if certify and solution.duality_gap is None:
         solution = certify_solution(problem, solution)
     if throw:
         _raise_failures(solution)
@@ -84,7 +100,7 @@ def _raise_failures(solution: AssignmentSolution) -> None:
     failures = [
         f"problem {index} of the batch: {status.value}"
         for index, status in enumerate(solution.status)
-        if status is Status.NOT_FINITE
+        if status in _FAILED
     ]
     if failures:
         raise GpuAlignError(

@@ -61,7 +61,10 @@ def k_best(
     costs = to_numpy(problem)
     whole = _round_to_integers(costs)
     device = problem.cost.device
-    rounded = AssignmentProblem(torch.from_numpy(whole.cost).to(device), sizes=problem.sizes)
+    # The work is NumPy's, and the device's solver has fewer bits: by default it isn't asked.
+    at = "cpu" if solver is None else device
+    sizes = None if problem.sizes is None else problem.sizes.to(at)
+    rounded = AssignmentProblem(torch.from_numpy(whole.cost).to(at), sizes=sizes)
     best = solve(rounded, solver).col_ind.cpu().numpy()
 
     batch, n = problem.batch, problem.n

@@ -102,7 +102,7 @@ def _check_matching(col_ind: NDArray[np.int64], costs: CostBatch) -> None:
 
 def _certified_status(status: Status, optimal: bool) -> Status:
     """The status of a solution once its gap is known."""
-    if status is Status.NOT_FINITE:
+    if status in (Status.NOT_FINITE, Status.ROUND_LIMIT, Status.INEXACT):
         return status
     if optimal:
         return Status.OPTIMAL

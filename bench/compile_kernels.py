@@ -1,0 +1,176 @@
+"""Compile every variant of the Triton kernels ahead of time for sm_80 and sm_90; no GPU needed.
+
+    python -m bench.compile_kernels [--record] [--sample] [NAME ...]
+
+Prints registers, shared memory and spills of each, and fails where one spills or needs more shared
+memory than a block can have. NAME keeps the kernels whose name begins so; --sample compiles one
+variant of each kernel; --record writes results/compile_kernels.json.
+"""
+
+import contextlib
+import io
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from bench.record import record
+from gpu_align.kernels import _streamed
+from gpu_align.kernels._launch import TRITON_DTYPES
+from gpu_align.kernels._tiles import TILES, UPDATE_TILES
+from gpu_align.kernels.row_distance import row_distance_kernel
+from gpu_align.kernels.row_update import row_update_kernel
+from gpu_align.kernels.sinkhorn import RESIDENT, resident_kernel
+
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
+"""Architecture -> shared memory that one block can have, in bytes."""
+
+TABLE = {"first_ptr": "*i64", "problems": "i32", "groups": "i32", "steps": "i32"}
+TABLE |= {"problem_ptr": "*i64", "group_ptr": "*i64"}
+"""Arguments of the grouped launches: a kernel has some of them."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation.
+
+    Attributes:
+        kernel: the jitted function.
+        label: what distinguishes it.
+        types: argument -> type; the other arguments are constants.
+        constants: argument -> value.
+        options: num_warps and the like.
+    """
+
+    kernel: triton.JITFunction
+    label: str
+    types: dict[str, str]
+    constants: dict[str, object]
+    options: dict[str, object]
+
+
+def variants() -> Iterator[Variant]:
+    """Yield all that the launchers can ask for."""
+    yield from _row_variants()
+    yield from _sinkhorn_variants()
+
+
+def _row_variants() -> Iterator[Variant]:
+    for dtype, tiles in TILES.items():
+        for tile in tiles:
+            for signed in (False, True):
+                types = TABLE | {"term_ptr": "*i64", "cost": "i32"}
+                constants, options = _split(tile.options())
+                constants |= {"DTYPE": TRITON_DTYPES[dtype], "SIGNED": signed}
+                label = f"{_name(dtype)} {tile.rows}x{tile.columns}x{tile.depth}"
+                label += f" {tile.precision}" if dtype == torch.float32 else ""
+                label += " signed" if signed else ""
+                yield Variant(row_distance_kernel, label, types, constants, options)
+    for dtype, tile in UPDATE_TILES.items():
+        types = TABLE | {"term_ptr": "*i64", "scale": "fp32"}
+        constants, options = _split(tile.options())
+        constants |= {"DTYPE": TRITON_DTYPES[dtype]}
+        label = f"{_name(dtype)} {tile.rows}x{tile.columns}x{tile.depth} {tile.precision}"
+        yield Variant(row_update_kernel, label, types, constants, options)
+
+
+def _sinkhorn_variants() -> Iterator[Variant]:
+    numbers = TABLE | {"temperature": "fp32", "damping": "fp32", "iterations": "i32"}
+    for block, warps in RESIDENT.items():
+        options = {"num_warps": warps, "enable_fp_fusion": True}
+        yield Variant(resident_kernel, f"n <= {block}", numbers, {"BLOCK": block}, options)
+    tile = {"OUTER": _streamed.OUTER, "INNER": _streamed.INNER}
+    options = {"num_warps": _streamed.WARPS, "enable_fp_fusion": True}
+    for kernel in (
+        _streamed.statistics_kernel,
+        _streamed.scale_kernel,
+        _streamed.column_max_kernel,
+        _streamed.blend_kernel,
+    ):
+        yield Variant(kernel, "float32", numbers, tile, options)
+    for columns in (False, True):
+        label = "float32 columns" if columns else "float32 rows"
+        constants = tile | {"COLUMNS": columns}
+        yield Variant(_streamed.scaling_kernel, label, numbers, constants, options)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _split(given: dict) -> tuple[dict, dict]:
+    """Separate the constants of a kernel from the options of its compilation."""
+    constants = {key: value for key, value in given.items() if key.isupper()}
+    return constants, {key: value for key, value in given.items() if not key.isupper()}
+
+
+def compile_variant(variant: Variant, architecture: int) -> dict[str, object]:
+    """Compile for `sm_<architecture>` and return the row of the table."""
+    types = {name: variant.types.get(name, "constexpr") for name in variant.kernel.arg_names}
+    divisible = [["tt.divisibility", 16]]
+    pointers = [n for n, name in enumerate(types) if types[name].startswith("*")]
+    attributes = {(n,): divisible for n in pointers}
+    source = ASTSource(variant.kernel, types, variant.constants, attributes)
+    log, started = io.StringIO(), time.perf_counter()
+    with contextlib.redirect_stdout(log):
+        target = GPUTarget("cuda", architecture, 32)
+        compiled = triton.compile(source, target=target, options=variant.options)
+    text = log.getvalue()
+    return {
+        "kernel": variant.kernel.__name__,
+        "variant": variant.label,
+        "sm": architecture,
+        "registers": int(re.search(r"Used (\d+) registers", text)[1]),
+        "shared": compiled.metadata.shared,
+        "spills": sum(map(int, re.findall(r"(\d+) bytes spill", text))),
+        "warps": compiled.metadata.num_warps,
+        "stages": variant.options.get("num_stages"),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def faults(row: dict) -> str:
+    """Return what is wrong with a row, or nothing."""
+    if row["spills"]:
+        return "spills"
+    if row["shared"] > SHARED_LIMIT[row["sm"]]:
+        return f"more shared memory than {SHARED_LIMIT[row['sm']]}"
+    return ""
+
+
+def main() -> None:
+    names = tuple(name for name in sys.argv[1:] if not name.startswith("--")) or ("",)
+    triton.knobs.nvidia.dump_ptxas_log = True
+    triton.knobs.compilation.always_compile = True
+    print(f"{'kernel':22} {'variant':32} sm  warps stages registers  shared spills seconds")
+    chosen = [v for v in variants() if v.kernel.__name__.startswith(names)]
+    if "--sample" in sys.argv:
+        chosen = list({variant.kernel.__name__: variant for variant in chosen}.values())
+    rows = []
+    for variant in chosen:
+        for architecture in SHARED_LIMIT:
+            row = compile_variant(variant, architecture)
+            rows.append(row)
+            print(
+                f"{row['kernel']:22} {row['variant']:32} {row['sm']} {row['warps']:5} "
+                f"{row['stages'] or '':6} {row['registers']:9} {row['shared']:7} "
+                f"{row['spills']:6} {row['seconds']:7} {faults(row)}",
+                flush=True,
+            )
+    if "--record" in sys.argv:
+        record(
+            "compile_kernels", [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        )
+    bad = [row for row in rows if faults(row)]
+    if bad or not rows:
+        sys.exit(f"{len(bad)} of {len(rows)} variants spill or need too much shared memory")
+
+
+if __name__ == "__main__":
+    main()

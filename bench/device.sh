@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# On a machine with a GPU: the device tests, then the benches of the kernels. Under 9 minutes.
+#
+#     bench/device.sh [FOLDER]
+#
+# PYTHON names the interpreter (default python3).
+# FOLDER gets the logs and a copy of the results (default bench/results/device). A part that fails
+# does not stop the others; the exit status says whether one did.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-bench/results/device}
+python=${PYTHON:-python3}
+mkdir -p "$out"
+failed=0
+
+part() { # name, seconds, command...
+    local name=$1 seconds=$2
+    shift 2
+    echo "== $name"
+    timeout "$seconds" "$@" >"$out/$name.log" 2>&1 || { echo "failed: status $?"; failed=1; }
+    tail -n "${LINES_SHOWN:-15}" "$out/$name.log"
+}
+
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || {
+    echo "$python finds no torch with a CUDA device: device figures are not yet measured"
+    exit 1
+}
+if ! "$python" -c 'import gpu_align.kernels' 2>/dev/null; then
+    "$python" -m pip install --quiet --no-deps --no-build-isolation -e . || exit 1
+fi
+nvidia-smi --query-gpu=name,driver_version,clocks.sm,memory.used --format=csv
+part tests 200 "$python" -m pytest -q -m gpu tests
+part row_distance 150 "$python" -m bench.row_distance --record
+if [ -e bench/assignment.py ]; then
+    part assignment 180 "$python" -m bench.assignment --record
+fi
+for result in row_distance assignment; do
+    [ ! -e "bench/results/$result.json" ] || cp "bench/results/$result.json" "$out/"
+done
+exit $failed

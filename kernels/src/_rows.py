@@ -1,0 +1,218 @@
+"""What the row-distance kernels read: weights laid out once per group, and hypotheses."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpu_align._errors import InputError
+
+ALIGNMENT = 16
+"""Rows are padded with zeros to a multiple of this many elements, so that loads are 16 bytes."""
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class RowTerm:
+    """One tensor of both networks (or several on the same groups), seen from one of its groups.
+
+    Axes that carry no group are flattened into the last one. A composite axis (unit * inner + r,
+    as after conv -> flatten -> linear) is two axes of the view: the units, and r in the last one.
+    An axis re-indexed by a family of inner permutations is one axis of parent * inner units.
+
+    Attributes:
+        target: [n_1, ..., n_k, d], any strides.
+        source: [m, n_1, ..., n_k, d], one slice per source model, any strides.
+        groups: the group of each of the k leading axes; a group may come twice.
+        place: which of them the rows are.
+    """
+
+    target: Tensor
+    source: Tensor
+    groups: tuple[str, ...]
+    place: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.place < len(self.groups) or self.target.dim() != len(self.groups) + 1:
+            raise InputError(
+                f"expected a target [n_1, ..., n_k, d] with k = {len(self.groups)} groups and a "
+                f"place below k, got {list(self.target.shape)} and place {self.place}"
+            )
+        if self.source.shape[1:] != self.target.shape:
+            raise InputError(
+                f"expected a source [m, {', '.join(map(str, self.target.shape))}] like the target, "
+                f"got {list(self.source.shape)}"
+            )
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The groups of the leading axes other than `place`."""
+        return (*self.groups[: self.place], *self.groups[self.place + 1 :])
+
+
+@dataclass(frozen=True)
+class PackedTerm:
+    """A term laid out for the kernel; with L the product of the other axes and d.
+
+    Attributes:
+        target: [n, L padded], row i is unit i.
+        source: [m * L, n padded], row k of a model is what all units see at position k.
+        others: the groups of the other axes.
+        sizes: their units; `L = prod(sizes) * inner`, the first group outermost.
+        inner: d.
+    """
+
+    target: Tensor
+    source: Tensor
+    others: tuple[str, ...]
+    sizes: tuple[int, ...]
+    inner: int
+
+    @property
+    def length(self) -> int:
+        """L, the length of a row."""
+        return math.prod(self.sizes) * self.inner
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """All terms of one group, laid out once and read by every launch; no hypothesis in it.
+
+    Attributes:
+        terms: at least one.
+        size: n, units of the group.
+        models: m.
+        target_norm: float32 [n], `|a_i|^2` over all terms.
+        source_norm: float32 [m, n], `|b_j|^2`.
+    """
+
+    terms: tuple[PackedTerm, ...]
+    size: int
+    models: int
+    target_norm: Tensor
+    source_norm: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.terms[0].target.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.target_norm.device
+
+
+@dataclass(frozen=True)
+class RowProblem:
+    """One group and the hypotheses whose costs are wanted.
+
+    Attributes:
+        rows: the weights of the group.
+        perms: group -> int64 [b, units], for each other group of the terms: unit j of the source
+            at place i, or ~j for its negative. Each row must be a permutation up to signs: the
+            kernel reads where it points, and `|b_j|^2` is taken from the weights as they are.
+        model: int64 [b], which source each hypothesis permutes.
+        signed: whether index vectors may carry signs.
+    """
+
+    rows: PackedRows
+    perms: Mapping[str, Tensor]
+    model: Tensor
+    signed: bool = False
+
+    def __post_init__(self) -> None:
+        check_index("model", self.model, (len(self.model),), self.rows.device)
+        for term in self.rows.terms:
+            for group, size in zip(term.others, term.sizes, strict=True):
+                if group not in self.perms:
+                    raise InputError(
+                        f"expected an index vector for each of the groups {term.others}, got only "
+                        f"{sorted(self.perms)}"
+                    )
+                shape = (len(self.model), size)
+                check_index(group, self.perms[group], shape, self.rows.device)
+
+
+def pack_rows(terms: Sequence[RowTerm], dtype: torch.dtype | None = None) -> PackedRows:
+    """Lay out the terms of one group for the kernel: once per problem, not per hypothesis.
+
+    A tensor that already lies so (contiguous, a multiple of 16 elements wide) is not copied.
+
+    Args:
+        terms: all with the same number of rows and models, on one device.
+        dtype: of the packed weights, float32, float16 or bfloat16; default that of the terms.
+
+    Raises:
+        InputError: no term, terms that do not fit together, or another dtype.
+    """
+    if not terms:
+        raise InputError("expected at least one term, got none; a group lies on some tensor")
+    found = {term.target.dtype for term in terms} | {term.source.dtype for term in terms}
+    dtype = dtype or (found.pop() if len(found) == 1 else None)
+    if dtype not in DTYPES:
+        raise InputError(
+            f"expected weights of one dtype among {DTYPES}, got {dtype or sorted(map(str, found))};"
+            " pass dtype=torch.float32, or use the CPU for float64"
+        )
+    shapes = {(t.target.shape[t.place], len(t.source), t.target.device) for t in terms}
+    if len(shapes) > 1:
+        raise InputError(
+            f"expected terms of the same rows, models and device, got (n, m, device) {shapes}"
+        )
+    size, models, _ = shapes.pop()
+    norms = [_squared_norms(term) for term in terms]
+    return PackedRows(
+        tuple(_pack(term, dtype) for term in terms),
+        size,
+        models,
+        torch.stack([a for a, _ in norms]).sum(0).float(),
+        torch.stack([b for _, b in norms]).sum(0).float(),
+    )
+
+
+def _pack(term: RowTerm, dtype: torch.dtype) -> PackedTerm:
+    rows = term.target.movedim(term.place, 0)
+    columns = term.source.movedim(term.place + 1, -1)
+    sizes, inner = tuple(rows.shape[1:-1]), rows.shape[-1]
+    length = math.prod(sizes) * inner
+    return PackedTerm(
+        _padded(rows.reshape(len(rows), length).to(dtype)),
+        _padded(columns.reshape(len(columns) * length, len(rows)).to(dtype)),
+        term.others,
+        sizes,
+        inner,
+    )
+
+
+def _padded(matrix: Tensor) -> Tensor:
+    missing = -matrix.shape[1] % ALIGNMENT
+    padded = F.pad(matrix, (0, missing)) if missing else matrix.contiguous()
+    return padded if padded.data_ptr() % 16 == 0 else padded.clone()
+
+
+def _squared_norms(term: RowTerm) -> tuple[Tensor, Tensor]:
+    """Return `|a_i|^2` [n] and `|b_j|^2` [m, n] in float64."""
+    a = term.target.movedim(term.place, 0).flatten(1)
+    b = term.source.movedim(term.place + 1, 1).flatten(2)
+    norm = torch.linalg.vector_norm
+    return norm(a, dim=1, dtype=torch.float64) ** 2, norm(b, dim=2, dtype=torch.float64) ** 2
+
+
+def check_index(name: str, index: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    """Check an index vector without looking at its values.
+
+    Raises:
+        InputError: it is not int64 of this shape, contiguous along its last axis, on this device.
+    """
+    wrong = index.dtype != torch.int64 or index.shape != shape or index.device != device
+    if wrong or (index.dim() > 0 and index.shape[-1] > 1 and index.stride(-1) != 1):
+        raise InputError(
+            f"expected {name!r} as int64 {list(shape)} on {device}, contiguous along its last "
+            f"axis, got {index.dtype} {list(index.shape)} on {index.device} with strides "
+            f"{index.stride()}"
+        )

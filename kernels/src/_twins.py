@@ -1,0 +1,129 @@
+"""Plain twins of the Triton kernels in torch: what they compute, and their oracles.
+
+They need neither Triton nor a GPU, work in any floating-point dtype, and store permuted copies.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ._rows import RowTerm
+
+
+def row_distance_reference(
+    terms: Sequence[RowTerm],
+    perms: Mapping[str, Tensor],
+    model: Tensor,
+    *,
+    cost: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return the similarity or row-distance cost of one group by gathers and matrix products.
+
+    `S[w, i, j] = sum_t <A_t[i], (pi_w B_t)[j]>`, `C = |a_i|^2 + |b_j|^2 - 2 S`.
+
+    Args:
+        terms: the tensors of the group.
+        perms: group -> int64 [b, units], ~j for the negative of unit j.
+        model: int64 [b].
+        cost: return C instead of S.
+        dtype: of the computation.
+
+    Returns:
+        [b, n, n].
+    """
+    rows = terms[0].target.shape[terms[0].place]
+    total = torch.zeros(len(model), rows, rows, dtype=dtype, device=model.device)
+    for term in terms:
+        target = term.target.movedim(term.place, 0).flatten(1).to(dtype)
+        source = _moved(term, perms, model, dtype).flatten(2)
+        similarity = target @ source.transpose(1, 2)
+        if cost:
+            norms = target.square().sum(1)[:, None] + source.square().sum(2)[:, None, :]
+            total += norms - 2 * similarity
+        else:
+            total += similarity
+    return total
+
+
+def row_distance_update_reference(
+    parent: Tensor,
+    parent_index: Tensor,
+    terms: Sequence[RowTerm],
+    perms: Mapping[str, Tensor],
+    model: Tensor,
+    *,
+    moved: str,
+    before: Tensor,
+    cost: bool = False,
+) -> Tensor:
+    """Return what `row_distance_reference` gives, from the matrices of the parents.
+
+    Args:
+        parent: [p, n, n], at the index vectors `before`.
+        parent_index: int64 [b], the parent of each hypothesis.
+        terms: the tensors of the group.
+        perms: group -> int64 [b, units].
+        model: int64 [b].
+        moved: the group in which hypotheses and parents differ.
+        before: int64 [b, units], index vector of `moved` in the parents.
+        cost: whether `parent` is a cost and not a similarity.
+
+    Returns:
+        [b, n, n] in the dtype of `parent`.
+    """
+    total = parent[parent_index].clone()
+    for term in terms:
+        if moved in term.others:
+            target = term.target.movedim(term.place, 0).flatten(1).to(parent.dtype)
+            change = _moved(term, perms, model, parent.dtype)
+            change = change - _moved(term, {**perms, moved: before}, model, parent.dtype)
+            total += (-2 if cost else 1) * (target @ change.flatten(2).transpose(1, 2))
+    return total
+
+
+def annealing_step_reference(
+    similarity: Tensor, soft: Tensor, temperature: float, damping: float, iterations: int
+) -> None:
+    """Move `P <- (1 - d) P + d Sinkhorn(S / (T std S))` in place.
+
+    The deviation is over all n^2 entries (n^2 - 1 in the denominator) and at least 1e-6 of the
+    largest entry: where all units are alike the spread is rounding noise. Rows, then columns, of
+    the logits are shifted to a maximum of 0, so that no sum underflows.
+
+    Args:
+        similarity: S, [b, n, n].
+        soft: P, [b, n, n], changed.
+        temperature: T, in units of the standard deviation.
+        damping: d.
+        iterations: pairs of a row and a column scaling, at least 1.
+
+    Source: Gold & Rangarajan, "A graduated assignment algorithm for graph matching" (1996).
+    """
+    if similarity.numel() == 0:
+        return
+    entries = similarity[0].numel()
+    deviation = similarity.flatten(1).std(dim=1, correction=1 if entries > 1 else 0)
+    floor = 1e-6 * similarity.abs().amax((1, 2)) + 1e-30
+    logits = similarity / (temperature * torch.maximum(deviation, floor))[:, None, None]
+    logits = logits - logits.amax(2, keepdim=True)
+    logits = logits - logits.amax(1, keepdim=True)
+    kernel = logits.exp_()
+    column = torch.ones_like(kernel[:, :1])
+    for _ in range(iterations):
+        row = 1 / (kernel @ column.transpose(1, 2))
+        column = 1 / (row.transpose(1, 2) @ kernel)
+    soft.lerp_(kernel.mul_(row).mul_(column).to(soft.dtype), damping)
+
+
+def _moved(term: RowTerm, perms: Mapping[str, Tensor], model: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the source rows with the other axes re-indexed, [b, n, ..., d]."""
+    moved = term.source.movedim(term.place + 1, 1).to(dtype)[model]
+    for axis, group in enumerate(term.others, start=2):
+        shape = [len(model)] + [1] * (moved.dim() - 1)
+        shape[axis] = perms[group].shape[1]
+        index = perms[group].reshape(shape)
+        moved = moved.take_along_dim(torch.where(index < 0, ~index, index), axis)
+        moved = moved * torch.where(index < 0, -1, 1).to(dtype)
+    return moved

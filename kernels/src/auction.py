@@ -1,0 +1,302 @@
+"""Many linear assignment problems at once on a CUDA device: the launcher of ``auction.cu``.
+
+CuPy compiles the kernels and launches them; memory is PyTorch's, the stream is PyTorch's current
+one, and nothing here waits for the device. ``kernels/README.md`` has the method and its limits.
+"""
+
+import importlib.resources
+import re
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpu_align._errors import InputError
+
+STATS = ("auction_rounds", "forest_rounds", "forest_phases", "row_scans")
+"""What is counted for each problem; ``row_scans / n`` is how often its matrix was read."""
+
+KERNELS = ("auction_warp", "auction_shared", "auction_block", "auction_grid")
+"""One kernel per size of the team that shares a problem, in the order of ``KERNEL``."""
+
+_DEVICE = "cuda"
+_WARP_ROWS = 32
+_GRID_ROWS = 2048
+_BOX_BYTES, _VECTOR_BYTES = 96, 36
+_WARP_BIN_BYTES, _BLOCK_BIN_BYTES = 8 * 64, 8 * 240
+
+
+class AuctionStatus(IntEnum):
+    """How a problem ended, as the kernels write it."""
+
+    SOLVED = 0
+    NOT_FINITE = 1
+    ROUND_LIMIT = 2
+    INEXACT = 3
+
+
+@dataclass(frozen=True, eq=False)
+class AuctionResult:
+    """What `auction` found; all tensors lie on the device of the costs.
+
+    Attributes:
+        col_ind: [b, n], int64; a permutation in every line, the identity on padding and where a
+            problem failed.
+        row_dual: [b, n], float64; feasible with `col_dual`. Zero on padding, NaN on failure.
+        col_dual: [b, n], float64.
+        objective: [b], float64; NaN on failure.
+        duality_gap: [b], float64; certified on the costs as given, NaN on failure.
+        status: [b], int64; `AuctionStatus`.
+        stats: [b, 4], int64; see `STATS`.
+    """
+
+    col_ind: Tensor
+    row_dual: Tensor
+    col_dual: Tensor
+    objective: Tensor
+    duality_gap: Tensor
+    status: Tensor
+    stats: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a batch is laid on a device.
+
+    Attributes:
+        kernel: index into `KERNELS`.
+        blocks: of the launch.
+        threads: of a block.
+        shared_bytes: dynamic shared memory of a block.
+        teams: problems in flight which need scratch memory.
+        team_bytes: bytes of a team in scratch memory, or of a warp in shared memory.
+        team_blocks: blocks of a team (`auction_grid`).
+    """
+
+    kernel: int
+    blocks: int
+    threads: int
+    shared_bytes: int = 0
+    teams: int = 0
+    team_bytes: int = 0
+    team_blocks: int = 1
+
+
+def source() -> str:
+    """Return the device code as one text, its own includes resolved."""
+    folder = importlib.resources.files("gpu_align.kernels")
+    included: set[str] = set()
+
+    def text_of(name: str) -> str:
+        if name in included:
+            return ""
+        included.add(name)
+        text = folder.joinpath(name).read_text(encoding="utf-8").replace("#pragma once\n", "")
+        return re.sub(r'^#include "(.+)"\n', lambda m: text_of(m[1]), text, flags=re.MULTILINE)
+
+    return text_of("auction.cu")
+
+
+def compile_options(kernel: int) -> tuple[str, ...]:
+    """Return the NVRTC options, but for the architecture, that build one of `KERNELS`."""
+    return ("--std=c++17", f"-DKERNEL={kernel}")
+
+
+def plan(batch: int, n: int, shared_limit: int, multiprocessors: int) -> Plan:
+    """Choose the kernel and its launch for `batch` problems of up to `n` rows.
+
+    Args:
+        batch: at least 1.
+        n: at least 1.
+        shared_limit: bytes of shared memory that a block may have.
+        multiprocessors: of the device.
+
+    Returns:
+        A warp per problem up to 32 rows; a block while the vectors fit shared memory, with the
+        matrix beside them where it fits; else, and for few large problems, blocks that share one.
+    """
+    padded = -(-n // 4) * 4
+    matrix, vectors = 4 * n * padded, _BOX_BYTES + _VECTOR_BYTES * padded
+    if n <= _WARP_ROWS:
+        each = vectors + _WARP_BIN_BYTES + matrix
+        warps = max(1, min(8, shared_limit // each, batch // multiprocessors))
+        blocks = -(-batch // warps)
+        return Plan(0, blocks, 32 * warps, shared_bytes=warps * each, team_bytes=each)
+    vectors += _BLOCK_BIN_BYTES
+    if vectors + matrix <= shared_limit:
+        return Plan(1, batch, 128 if n <= 64 else 256, shared_bytes=vectors + matrix)
+    if vectors <= shared_limit and (n < _GRID_ROWS or 4 * batch > multiprocessors):
+        threads, resident = (512, 2) if n <= 1024 else (1024, 1)
+        blocks = min(batch, resident * multiprocessors)
+        return Plan(2, blocks, threads, vectors, teams=blocks, team_bytes=matrix)
+    teams = min(batch, multiprocessors)
+    share = multiprocessors // teams
+    return Plan(3, teams * share, 512, teams=teams, team_bytes=vectors + matrix, team_blocks=share)
+
+
+def auction(
+    cost: Tensor,
+    *,
+    maximize: bool = False,
+    sizes: Tensor | None = None,
+    col_dual: Tensor | None = None,
+    col_ind: Tensor | None = None,
+    max_rounds: int = 200_000,
+) -> AuctionResult:
+    """Solve every problem of a batch exactly on integers of 28 bits, and certify the result.
+
+    Launches one kernel on PyTorch's current stream; the first call for a size compiles it.
+
+    Args:
+        cost: [b, n, n], float32 or float64, on a CUDA device.
+        maximize: the largest sum is wanted.
+        sizes: [b], int64, 0 to n: problem p is cost[p, :sizes[p], :sizes[p]]; or None.
+        col_dual: [b, n], float64: start from these duals of the columns, such as those of a
+            similar problem; or None. Pays while costs moved by less than a tenth of their
+            standard deviation. Any values do.
+        col_ind: [b, n], int64: the matching that belongs to `col_dual`, or None.
+        max_rounds: bound on the rounds of each stage.
+
+    Returns:
+        The solution of each problem. The matching is optimal for the costs rounded to 28 bits of
+        their range; `duality_gap` is what it may lack on the costs themselves.
+
+    Raises:
+        InputError: a tensor has the wrong shape, dtype or device.
+    """
+    batch, n = _check(cost, sizes, col_dual, col_ind)
+    result = _empty_result(batch, n, cost.device)
+    if batch == 0 or n == 0:
+        return _fill_trivial(result)
+    chosen = plan(batch, n, *_limits(cost.device))
+    inputs = [None if x is None else x.detach().contiguous() for x in (sizes, col_dual, col_ind)]
+    cost = cost.detach().contiguous()
+    arguments: list[int | float] = [cost.data_ptr(), int(cost.dtype == torch.float64)]
+    arguments += [0 if x is None else x.data_ptr() for x in inputs]
+    arguments += [batch, n, -1.0 if maximize else 1.0, max_rounds]
+    arguments += [x.data_ptr() for x in vars(result).values()]
+    _launch(chosen, arguments, cost.device)
+    return result
+
+
+def _check(
+    cost: Tensor, sizes: Tensor | None, col_dual: Tensor | None, col_ind: Tensor | None
+) -> tuple[int, int]:
+    """Raise InputError for what the kernels cannot read; return b and n."""
+    if cost.ndim != 3 or cost.shape[1] != cost.shape[2]:
+        raise InputError(f"cost: expected shape [b, n, n]; got {list(cost.shape)}.")
+    if cost.dtype not in (torch.float32, torch.float64) or cost.device.type != _DEVICE:
+        raise InputError(
+            f"cost: expected float32 or float64 on a CUDA device; got {cost.dtype} on "
+            f"{cost.device}. Convert it with .float() and .cuda()."
+        )
+    batch, n = cost.shape[:2]
+    wanted = (
+        ("sizes", sizes, (batch,), torch.int64),
+        ("col_dual", col_dual, (batch, n), torch.float64),
+        ("col_ind", col_ind, (batch, n), torch.int64),
+    )
+    for name, tensor, shape, dtype in wanted:
+        if tensor is None:
+            continue
+        if (tuple(tensor.shape), tensor.dtype, tensor.device) != (shape, dtype, cost.device):
+            raise InputError(
+                f"{name}: expected {dtype} of shape {list(shape)} on {cost.device}; got "
+                f"{tensor.dtype} of shape {list(tensor.shape)} on {tensor.device}."
+            )
+    return batch, n
+
+
+def _empty_result(batch: int, n: int, device: torch.device) -> AuctionResult:
+    """Allocate the outputs, in the order in which the kernels take them."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    return AuctionResult(
+        col_ind=empty(batch, n, dtype=torch.int64),
+        row_dual=empty(batch, n),
+        col_dual=empty(batch, n),
+        objective=empty(batch),
+        duality_gap=empty(batch),
+        status=empty(batch, dtype=torch.int64),
+        stats=empty(batch, len(STATS), dtype=torch.int64),
+    )
+
+
+def _fill_trivial(result: AuctionResult) -> AuctionResult:
+    """Solve problems without rows."""
+    for tensor in vars(result).values():
+        tensor.zero_()
+    return result
+
+
+def _limits(device: torch.device) -> tuple[int, int]:
+    """Return the shared memory that a block may have, and the number of multiprocessors."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    return properties.shared_memory_per_block_optin, properties.multi_processor_count
+
+
+def _launch(chosen: Plan, arguments: list[int | float], device: torch.device) -> None:
+    """Launch a planned kernel with its scratch memory."""
+    scratch_bytes = chosen.teams * chosen.team_bytes
+    scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
+    arrivals = torch.zeros(chosen.teams, dtype=torch.int64, device=device)
+    match chosen.kernel:
+        case 0:
+            arguments = [*arguments, chosen.team_bytes]
+        case 2:
+            arguments = [*arguments, scratch.data_ptr(), chosen.team_bytes // 4]
+        case 3:
+            arguments = [*arguments, scratch.data_ptr(), chosen.team_bytes]
+            arguments += [arrivals.data_ptr(), chosen.team_blocks]
+    _call(chosen, arguments, device)
+
+
+def _call(chosen: Plan, arguments: list[int | float], device: torch.device) -> None:
+    """Hand a launch to CuPy, on PyTorch's current stream."""
+    import cupy
+
+    with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(_CurrentStream(device)):
+        _kernel(chosen.kernel, device.index, chosen.shared_bytes)(
+            (chosen.blocks,), (chosen.threads,), tuple(arguments), shared_mem=chosen.shared_bytes
+        )
+
+
+@dataclass(frozen=True)
+class _CurrentStream:
+    """PyTorch's current stream, handed over by the CUDA stream protocol."""
+
+    device: torch.device
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, torch.cuda.current_stream(self.device).cuda_stream
+
+
+def _kernel(kernel: int, device_index: int, shared_bytes: int) -> Any:
+    """Return a compiled kernel that may use so much shared memory on a device."""
+    compiled, granted = _compiled(kernel, device_index)
+    if shared_bytes > granted[0]:
+        compiled.max_dynamic_shared_size_bytes = shared_bytes
+        granted[0] = shared_bytes
+    return compiled
+
+
+@cache
+def _compiled(kernel: int, device_index: int) -> tuple[Any, list[int]]:
+    """Compile one kernel, once per process and device; with the shared memory it has been granted.
+
+    The launch of `auction_grid` is cooperative: its blocks wait for each other.
+    """
+    import cupy
+
+    raw = cupy.RawKernel(
+        source(),
+        KERNELS[kernel],
+        options=compile_options(kernel),
+        enable_cooperative_groups=KERNELS[kernel] == "auction_grid",
+    )
+    return raw, [48 * 1024]

@@ -1,0 +1,149 @@
+// The auction: free rows bid for their cheapest column, all at once, at falling epsilon.
+//
+// Bertsekas, "The auction algorithm: a distributed relaxation method for the assignment problem",
+// Annals of Operations Research 14, 1988. It only prepares the forest: each phase is cut when
+// few rows are left, because nearly all rounds of a complete auction serve its last rows.
+//
+// No overflow: q <= R = 2**29 and epsilon <= R / 10. An owned column costs its row at most epsilon
+// more than any other, so once the smallest price is 0 no price exceeds R + epsilon. While two
+// columns are free, the second best entry of a row is at most R + (R + epsilon), so a bid is at
+// most 2R + 2 epsilon, and q + price stays below 2**31.
+
+#pragma once
+#include "auction_team.cuh"
+
+// Make the smallest price 0; where `shift_rows`, move the rows' potentials with it.
+template <class Team>
+__device__ void lower_prices(Team& team, const Problem& s, bool shift_rows) {
+  if (team.rank == 0) s.box->least = LARGEST;
+  team.sync();
+  int least = LARGEST;
+  for (int j = team.rank; j < s.n; j += team.size) least = min(least, s.price[j]);
+  least = reduce<Team::LANES>(least, Lesser());
+  if (lane_of(team) == 0) atomicMin(&s.box->least, least);
+  team.sync();
+  least = s.box->least;
+  for (int j = team.rank; j < s.n; j += team.size) {
+    s.price[j] -= least;
+    if (shift_rows) s.potential[j] -= least;
+  }
+}
+
+// Append to `list` the free rows; returns how many. Takes `count[0]`, which must be 0.
+template <class Team>
+__device__ int gather_free_rows(Team& team, const Problem& s, int* list) {
+  for (int i = team.rank; i < s.n; i += team.size) {
+    if (s.col[i] < 0) list[atomicAdd(&s.box->count[0], 1)] = i;
+  }
+  team.sync();
+  return s.box->count[0];
+}
+
+template <class Team>
+__device__ void reset_counts(const Team& team, const Problem& s) {
+  if (team.rank < 3) s.box->count[team.rank] = 0;
+  if (team.size < 3 && team.rank == 0) s.box->count[1] = s.box->count[2] = 0;
+}
+
+// Free the rows whose column costs over epsilon more than their cheapest; returns rows read.
+template <class Team>
+__device__ void drop_costly_pairs(const Team& team, const Problem& s, int epsilon) {
+  for (int i = worker_of(team); i < s.n; i += workers_of(team)) {
+    const int j = s.col[i];
+    if (j < 0) continue;
+    const Best best = scan_row(team, s, i);
+    if (lane_of(team) == 0 && s.q[i * s.row_stride + j] + s.price[j] > best.low + epsilon) {
+      s.col[i] = NONE;
+      s.owner[j] = NONE;
+    }
+  }
+}
+
+// Every listed row bids. While it waits for the outcome, col[i] = ~(column bid for).
+template <class Team>
+__device__ void place_bids(const Team& team, const Problem& s, const int* list, int m, int epsilon) {
+  for (int k = worker_of(team); k < m; k += workers_of(team)) {
+    const int i = list[k];
+    const Best best = scan_row(team, s, i);
+    if (lane_of(team) == 0) {
+      const u32 bid = s.price[best.at] + (best.second - best.low) + epsilon;
+      s.col[i] = ~best.at;
+      // Equal bids: the lowest row wins. A bid is above the price, so above all before it.
+      atomicMax(&s.key[best.at], static_cast<u64>(bid) << 32 | static_cast<u32>(~i));
+    }
+  }
+}
+
+// Winners take their columns; losers and the rows they replace go to `next`.
+template <class Team>
+__device__ void award_columns(
+    const Team& team, const Problem& s, const int* list, int m, int* next, int* count) {
+  for (int k = team.rank; k < m; k += team.size) {
+    const int i = list[k], j = ~s.col[i];
+    const u64 best = s.key[j];
+    if (static_cast<int>(~static_cast<u32>(best)) != i) {
+      next[atomicAdd(count, 1)] = i;
+      continue;
+    }
+    const int loser = s.owner[j];
+    s.owner[j] = i;
+    s.price[j] = static_cast<int>(best >> 32);
+    s.col[i] = j;
+    if (loser >= 0) {
+      s.col[loser] = NONE;
+      next[atomicAdd(count, 1)] = loser;
+    }
+  }
+}
+
+// One phase at a fixed epsilon, until `cut` rows are free or `limit` rounds have passed.
+template <class Team>
+__device__ void auction_phase(
+    Team& team, const Problem& s, int epsilon, int cut, int limit, bool has_pairs, i64* stats) {
+  lower_prices(team, s, false);
+  for (int j = team.rank; j < s.n; j += team.size) s.key[j] = 0;
+  reset_counts(team, s);
+  team.sync();
+  if (has_pairs) {
+    drop_costly_pairs(team, s, epsilon);
+    stats[SCANS] += s.n;
+    team.sync();
+  }
+  int *list = s.list, *next = s.mark;
+  int m = gather_free_rows(team, s, list);
+  for (int round = 0; m > cut && round < limit; ++round) {
+    const int now = (round + 1) % 3;
+    // Round after next counts here; nobody reads it any more.
+    if (team.rank == 0) s.box->count[(round + 2) % 3] = 0;
+    place_bids(team, s, list, m, epsilon);
+    team.sync();
+    stats[BID_ROUNDS] += 1;
+    stats[SCANS] += m;
+    award_columns(team, s, list, m, next, &s.box->count[now]);
+    team.sync();
+    m = s.box->count[now];
+    int* swap = list;
+    list = next;
+    next = swap;
+  }
+  team.sync();
+}
+
+// Phases from 0.2 standard deviations down to 0.001, each epsilon a fifth of the one before; a
+// warm start needs the last phase only.
+template <class Team>
+__device__ void auction(
+    Team& team, const Problem& s, double deviation, bool warm, i64 limit, i64* stats) {
+  const int last = max(1, static_cast<int>(rint(1e-3 * deviation)));
+  int epsilon = warm ? last : max(1, static_cast<int>(rint(0.2 * deviation)));
+  const int cut = max(1, s.n / 32);
+  // Where all matchings nearly tie, a phase would last for thousands of rounds; elsewhere one
+  // that is cut too early leaves a forest of too many trees.
+  const int rounds = static_cast<int>(min(limit, 256ll + s.n));
+  for (bool has_pairs = warm;; has_pairs = true) {
+    epsilon = max(epsilon, last);
+    auction_phase(team, s, epsilon, cut, rounds, has_pairs, stats);
+    if (epsilon == last) break;
+    epsilon = max(1, static_cast<int>(rint(epsilon / 5.0)));
+  }
+}

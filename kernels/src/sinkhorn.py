@@ -1,0 +1,163 @@
+"""One step of deterministic annealing for many groups at once, fused (Triton).
+
+    P <- (1 - d) P + d Sinkhorn(S / (T std S))
+
+in place, for [b, n, n] of several groups. Up to n = RESIDENT one program keeps a matrix in
+registers through all iterations: one launch. Larger matrices are streamed: each half-iteration is
+a launch that reads S once and makes its exponentials anew, so no second matrix is stored.
+`_twins.annealing_step_reference` is the twin; kernels/README.md has layout and limits.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gpu_align._errors import InputError
+
+from ._descriptors import check_matrices
+from ._launch import Table, locate, on_device
+from ._streamed import (
+    M_FIELDS,
+    M_SIMILARITY,
+    M_SIZE,
+    M_SOFT,
+    TINY,
+    MatrixRow,
+    Streamed,
+    floats,
+)
+
+__all__ = ["AnnealingStep", "annealing_step"]
+
+RESIDENT = {16: 1, 32: 4, 64: 8}
+"""Largest n of each size class that fits one program -> warps. Not yet tuned on a device."""
+
+
+@triton.jit
+def resident_kernel(
+    first_ptr: tl.tensor,
+    group_ptr: tl.tensor,
+    groups: tl.tensor,
+    steps: tl.tensor,
+    temperature: tl.tensor,
+    damping: tl.tensor,
+    iterations: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """The whole step of one matrix of at most BLOCK units."""
+    number, w = locate(first_ptr, groups, steps, tl.program_id(0).to(tl.int64))
+    group = group_ptr + number * M_FIELDS
+    size = tl.load(group + M_SIZE)
+    units, entries = size.to(tl.int32), (size * size).to(tl.float32)
+    i = tl.arange(0, BLOCK)
+    inside = (i[:, None] < units) & (i[None, :] < units)
+    position, start = i[:, None] * units + i[None, :], w * size * size
+    similarity_ptr = floats(group + M_SIMILARITY) + start
+    similarity = tl.load(similarity_ptr + position, mask=inside, other=0.0)
+    mean = tl.sum(tl.sum(similarity, 1), 0) / entries
+    centred = tl.where(inside, similarity - mean, 0.0)
+    deviation = tl.sqrt(tl.sum(tl.sum(centred * centred, 1), 0) / tl.maximum(entries - 1, 1.0))
+    largest = tl.max(tl.max(tl.abs(similarity), 1), 0)
+    scale = 1 / (temperature * tl.maximum(deviation, 1e-6 * largest + TINY))
+    logits = tl.where(inside, similarity, float("-inf"))
+    row_max = tl.where(i < units, tl.max(logits, 1), 0.0)
+    logits = (logits - row_max[:, None]) * scale
+    column_max = tl.where(i < units, tl.max(logits, 0), 0.0)
+    kernel = tl.exp(logits - column_max[None, :])
+    row = tl.zeros((BLOCK,), tl.float32)
+    column = tl.zeros((BLOCK,), tl.float32) + 1
+    for _ in range(iterations):
+        sums = tl.where(i < units, tl.sum(kernel * column[None, :], 1), 1.0)
+        row = tl.where(i < units, 1 / sums, 0.0)
+        sums = tl.where(i < units, tl.sum(kernel * row[:, None], 0), 1.0)
+        column = tl.where(i < units, 1 / sums, 0.0)
+    soft_ptr = floats(group + M_SOFT) + start + position
+    soft = tl.load(soft_ptr, mask=inside, other=0.0)
+    moved = soft + damping * (kernel * row[:, None] * column[None, :] - soft)
+    tl.store(soft_ptr, moved, mask=inside)
+
+
+class AnnealingStep:
+    """Prepared launches of an annealing step of several groups: tables uploaded, memory held.
+
+    S may be overwritten in place between launches, P is.
+    """
+
+    def __init__(self, similarity: Sequence[Tensor], soft: Sequence[Tensor]) -> None:
+        """See `annealing_step`."""
+        if len(similarity) != len(soft):
+            raise InputError(f"expected as many S as P, got {len(similarity)} and {len(soft)}")
+        self._held = (tuple(similarity), tuple(soft))
+        classes: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for s, p in zip(similarity, soft, strict=True):
+            if s.dim() != 3 or s.shape[1] != s.shape[2] or s.device != similarity[0].device:
+                raise InputError(f"expected S [b, n, n], all on one device, got {list(s.shape)}")
+            check_matrices("similarity", s, tuple(s.shape), s.device)
+            check_matrices("soft", p, tuple(s.shape), s.device)
+            if s.numel():
+                block = next((block for block in RESIDENT if s.shape[1] <= block), 0)
+                classes.setdefault(block, []).append((s, p))
+        streamed = classes.pop(0, [])
+        self._resident = {block: _resident_table(pairs) for block, pairs in classes.items()}
+        self._streamed = Streamed(streamed) if streamed else None
+
+    def launch(self, temperature: float, damping: float, iterations: int) -> None:
+        """Launch on torch's current stream, without waiting.
+
+        Args:
+            temperature: T > 0, in units of the standard deviation of each S.
+            damping: d, above 0 and at most 1.
+            iterations: pairs of a row and a column scaling, at least 1.
+        """
+        if not (temperature > 0 and 0 < damping <= 1 and iterations >= 1):
+            raise InputError(
+                "expected temperature > 0, 0 < damping <= 1 and iterations >= 1, got "
+                f"{temperature}, {damping} and {iterations}"
+            )
+        for block, table in self._resident.items():
+            with on_device(table.first.device):
+                resident_kernel[(table.programs,)](
+                    *table.arguments,
+                    float(temperature),
+                    float(damping),
+                    iterations,
+                    BLOCK=block,
+                    num_warps=RESIDENT[block],
+                    enable_fp_fusion=True,
+                )
+        if self._streamed:
+            self._streamed.launch(float(temperature), float(damping), iterations)
+
+
+def _resident_table(pairs: Sequence[tuple[Tensor, Tensor]]) -> Table:
+    rows = [
+        MatrixRow(s.shape[1], len(s), s.data_ptr(), p.data_ptr(), 0, 0, 0, 0, 0, 0)
+        for s, p in pairs
+    ]
+    return Table([len(s) for s, _ in pairs], rows, [], pairs[0][0].device)
+
+
+def annealing_step(
+    similarity: Sequence[Tensor],
+    soft: Sequence[Tensor],
+    temperature: float,
+    damping: float = 0.5,
+    iterations: int = 10,
+) -> None:
+    """Move P of many groups and hypotheses one annealing step, in place.
+
+    Args:
+        similarity: S, float32 [b, n, n] of each group, contiguous; b and n may differ.
+        soft: P, of the same shapes, changed.
+        temperature: T > 0, in units of the standard deviation of each S.
+        damping: d, the share of the new matrix, above 0 and at most 1.
+        iterations: pairs of a row and a column scaling, at least 1.
+
+    Raises:
+        InputError: shapes, dtypes, devices or numbers that do not fit.
+
+    Source: Gold & Rangarajan, "A graduated assignment algorithm for graph matching" (1996).
+    """
+    AnnealingStep(similarity, soft).launch(temperature, damping, iterations)

@@ -1,0 +1,441 @@
+"""The assignment kernels, built for the host: judged by SciPy and by their certificates."""
+
+import math
+import types
+
+import numpy as np
+import pytest
+import torch
+from auction_host import (
+    COMPILER,
+    PLAN,
+    TSAN_WARP,
+    HostDevice,
+    build,
+    build_sanitized,
+    run_sanitized,
+)
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+
+from gpu_align._assignment import (
+    AssignmentProblem,
+    AuctionAssignment,
+    AutoAssignment,
+    _auction,
+    solve,
+)
+from gpu_align._errors import InputError, UnavailableError
+from gpu_align.kernels import auction as launcher
+from gpu_align.kernels.auction import AuctionResult, AuctionStatus, auction
+
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++")
+
+KINDS = ("uniform", "aligned", "planted", "rank_one", "dead_units", "few_integers", "integers")
+KINDS += ("constant_rows", "constant", "tied", "outliers", "sorted_products")
+KERNELS = {"shared": 227 * 1024, "block": 40_000, "grid": 1_000}
+"""Kernel -> the shared memory that makes the launcher choose it at 65 to 257 rows."""
+
+GAP = 3e-9
+"""Largest certified gap, of the range of the costs and for each row: 2**-28 is the worst case."""
+
+
+def make_cost(kind: str, n: int, seed: int = 0) -> torch.Tensor:
+    rng = np.random.default_rng(1000 * seed + n)
+    a, b = rng.standard_normal((2, n, n))
+    alive = rng.random((2, n, 1)) > 0.4
+    numbers = np.arange(1.0, n + 1)
+    cost = {
+        "uniform": lambda: rng.random((n, n)),
+        "aligned": lambda: -(a @ b.T),
+        "planted": lambda: -(a[rng.permutation(n)] @ (a + 0.5 * b).T),
+        "rank_one": lambda: a[:, :1] * b[:1],
+        "dead_units": lambda: -((a * alive[0]) @ (b * alive[1]).T),
+        "few_integers": lambda: rng.integers(0, 4, (n, n)).astype(float),
+        "integers": lambda: rng.integers(-1000, 1000, (n, n)).astype(float),
+        "constant_rows": lambda: np.repeat(a[:, :1], n, axis=1),
+        "constant": lambda: np.full((n, n), 3.7),
+        "tied": lambda: a[:, :1] + b[:1],
+        "outliers": lambda: np.where(rng.random((n, n)) < 1 / n, 1e6 * a, a),
+        "sorted_products": lambda: np.outer(numbers, numbers),
+    }[kind]()
+    return torch.from_numpy(np.ascontiguousarray(cost))
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("auction"))
+
+
+@pytest.fixture
+def device(library, monkeypatch):
+    """The launcher of `auction`, with the host in the place of a GPU."""
+    host = HostDevice(library)
+    monkeypatch.setattr(launcher, "_DEVICE", "cpu")
+    monkeypatch.setattr(launcher, "_limits", host.limits)
+    monkeypatch.setattr(launcher, "plan", host.plan)
+    monkeypatch.setattr(launcher, "_call", host.call)
+    return host
+
+
+def check(cost: torch.Tensor, result: AuctionResult, p: int, maximize: bool = False) -> None:
+    """Problem p is solved: SciPy agrees within the gap, and both certificates hold."""
+    n = len(cost)
+    assert AuctionStatus(int(result.status[p])) is AuctionStatus.SOLVED
+    sign = -1.0 if maximize else 1.0
+    c = sign * cost.double().numpy()
+    col = result.col_ind[p, :n].numpy()
+    u, v = sign * result.row_dual[p, :n].numpy(), sign * result.col_dual[p, :n].numpy()
+    assert np.array_equal(np.sort(col), np.arange(n))
+    spread, peak = float(np.ptp(c)), float(np.abs(c).max())
+    rounding = 2.3e-16 * n * n * peak  # of plain sums
+    total, gap = float(c[np.arange(n), col].sum()), float(result.duality_gap[p])
+    assert sign * float(result.objective[p]) == pytest.approx(total, abs=rounding)
+    assert (u[:, None] + v <= c + 4e-16 * peak + 1e-16 * np.abs(v)).all()
+    assert 0 <= gap <= GAP * n * spread
+    assert total - u.sum() - v.sum() == pytest.approx(gap, abs=4 * rounding + GAP * gap)
+    best = float(c[linear_sum_assignment(c)].sum())
+    assert -rounding <= total - best <= gap + rounding
+    check_integers(c, col, v)
+
+
+def check_integers(c: np.ndarray, col: np.ndarray, v: np.ndarray) -> None:
+    """On the rounded costs primal and dual are equal: integers, so to the last bit."""
+    shift = 29 - math.frexp(np.ptp(c))[1] if np.ptp(c) > 0 else 0
+    if abs(shift) > 1000:
+        return  # the duals themselves are rounded there
+    q = [[round(x) for x in row] for row in np.ldexp(c - c.min(), shift).tolist()]
+    price = [round(-x) for x in np.ldexp(v, shift).tolist()]
+    primal = sum(row[j] for row, j in zip(q, col.tolist(), strict=True))
+    lows = (min(x + y for x, y in zip(row, price, strict=True)) for row in q)
+    assert primal == sum(lows) - sum(price)
+    assert max(max(row) for row in q) <= 2**29
+    assert np.ptp(c) == 0 or max(max(row) for row in q) >= 2**28 - 1
+    assert 0 <= min(price) <= max(price) <= 1.1 * 2**29
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_blocks_and_grid_against_scipy(device, kind, kernel):
+    device.shared_limit = KERNELS[kernel]
+    for n in (100, 129) if kernel == "shared" else (129, 257):
+        cost = make_cost(kind, n)
+        check(cost, auction(cost[None]), 0)
+    assert {launcher.KERNELS[k] for k in device.kernels} == {f"auction_{kernel}"}
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("maximize", [False, True], ids=["min", "max"])
+def test_small_problems_against_scipy(device, kind, dtype, maximize):
+    for n in (1, 2, 3, 5, 31, 32, 33, 64):
+        cost = torch.stack([make_cost(kind, n, seed) for seed in range(3)]).to(dtype)
+        result = auction(cost, maximize=maximize)
+        for p in range(3):
+            check(cost[p], result, p, maximize)
+    assert set(device.kernels) == {0, 1}
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["uniform", "aligned", "few_integers", "dead_units"])
+def test_512_rows_of_float32(device, kind):
+    cost = make_cost(kind, 512).float()
+    result = auction(cost[None])
+    assert device.kernels == [2]
+    check(cost, result, 0)
+
+
+@needs_compiler
+def test_all_blocks_compute_the_same(device):
+    cost = torch.stack([make_cost(kind, 65) for kind in KINDS])
+    results = []
+    for limit in (227 * 1024, 10_000, 1_000):
+        device.shared_limit = limit
+        results.append(auction(cost))
+    assert device.kernels == [1, 2, 3]
+    for name, first in vars(results[0]).items():
+        for other in results[1:]:
+            assert torch.equal(first, getattr(other, name)), name
+
+
+def train_mlp(seed: int, width: int) -> list[torch.Tensor]:
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    x = torch.tensor(digits.data / 16, dtype=torch.float32)
+    y = torch.tensor(digits.target)
+    torch.manual_seed(seed)
+    layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(width, 10))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3, weight_decay=1e-4)
+    for _ in range(4):
+        for part in torch.randperm(len(x)).split(128):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[part]), y[part]).backward()
+            optimizer.step()
+    return [p.detach().double() for name, p in model.named_parameters() if "weight" in name]
+
+
+@needs_compiler
+def test_trained_weights(device):
+    n = 128
+    a, b = train_mlp(0, n), train_mlp(1, n)
+    first = -(a[0] @ b[0].T + a[1].T @ b[1])
+    second = -(a[1] @ b[1].T + a[2].T @ b[2])
+    result = auction(torch.stack([first, second]).float())
+    check(first.float(), result, 0)
+    check(second.float(), result, 1)
+    report_work(f"trained, first layer {n}", result.stats[:1], n)
+    report_work(f"trained, second layer {n}", result.stats[1:], n)
+
+
+@needs_compiler
+@pytest.mark.parametrize("maximize", [False, True], ids=["min", "max"])
+@pytest.mark.parametrize("padding", [math.nan, math.inf, -1e30])
+@pytest.mark.parametrize("n", [32, 70])
+def test_padding_has_no_influence(device, maximize, padding, n):
+    sizes = torch.tensor([n, 0, 1, n - 3, 5, n // 2])
+    cost = torch.full((len(sizes), n, n), padding, dtype=torch.float64)
+    for p, size in enumerate(sizes.tolist()):
+        cost[p, :size, :size] = make_cost("aligned", size, p)
+    result = auction(cost, maximize=maximize, sizes=sizes)
+    for p, size in enumerate(sizes.tolist()):
+        if size:
+            check(cost[p, :size, :size], result, p, maximize)
+        assert result.col_ind[p, size:].tolist() == list(range(size, n))
+        assert not torch.cat([result.row_dual[p, size:], result.col_dual[p, size:]]).any()
+    assert (result.status[1], result.objective[1], result.duality_gap[1]) == (0, 0, 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e308])
+@pytest.mark.parametrize("n", [20, 40])
+def test_a_failed_problem_leaves_the_others_alone(device, bad, n):
+    cost = torch.stack([make_cost("aligned", n, seed) for seed in range(4)])
+    cost[1, 3, 5] = bad
+    cost[3, n - 1, n - 1] = -bad
+    result = auction(cost)
+    check(cost[0], result, 0)
+    check(cost[2], result, 2)
+    for p in (1, 3):
+        assert AuctionStatus(int(result.status[p])) is AuctionStatus.NOT_FINITE
+        assert torch.equal(result.col_ind[p], torch.arange(n))
+        values = (result.objective, result.duality_gap, result.row_dual, result.col_dual)
+        assert all(bool(value[p].isnan().all()) for value in values)
+
+
+@needs_compiler
+@pytest.mark.parametrize("n", [20, 60])
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1.0, 1e30, 1e290])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_scales_and_offsets(device, n, scale, offset):
+    cost = (make_cost("aligned", n) + offset) * scale
+    result = auction(cost[None])
+    assert int(result.status[0]) == AuctionStatus.SOLVED
+    best = float(cost.numpy()[linear_sum_assignment(cost.numpy())].sum())
+    spread = float(cost.max() - cost.min())
+    assert float(result.duality_gap[0]) <= GAP * n * spread
+    assert float(result.objective[0]) - best <= GAP * n * spread + 1e-15 * abs(best)
+    if offset == 0 and scale == 1.0:
+        check(cost, result, 0)
+
+
+@needs_compiler
+def test_integer_costs_have_no_gap(device):
+    for kind in ("few_integers", "integers", "sorted_products"):
+        for n in (30, 90):
+            result = auction(make_cost(kind, n)[None])
+            assert result.duality_gap.tolist() == [0.0]
+
+
+@needs_compiler
+@pytest.mark.parametrize("n", [32, 200])
+@pytest.mark.parametrize("maximize", [False, True], ids=["min", "max"])
+def test_warm_starts(device, n, maximize):
+    cost = make_cost("aligned", n)
+    cold = auction(cost[None], maximize=maximize)
+    noise = make_cost("aligned", n, seed=1)
+    work = {}
+    for change in (0.0, 0.001, 0.01, 0.2):
+        moved = cost + change * noise
+        warm = auction(moved[None], maximize=maximize, col_dual=cold.col_dual, col_ind=cold.col_ind)
+        check(moved, warm, 0, maximize)
+        work[change] = warm.stats[0].tolist()
+    assert work[0.0][:3] == [0, 0, 0]
+    assert work[0.001][3] < cold.stats[0, 3]
+    prices_only = auction(cost[None], maximize=maximize, col_dual=cold.col_dual)
+    check(cost, prices_only, 0, maximize)
+
+
+@needs_compiler
+@pytest.mark.parametrize("n", [25, 50])
+@pytest.mark.parametrize("dual", [0.0, math.nan, math.inf, 1e300, -1e-300])
+def test_any_warm_start_is_harmless(device, n, dual):
+    cost = make_cost("aligned", n)
+    col_dual = torch.zeros(1, n, dtype=torch.float64)
+    col_dual[0, ::2] = dual
+    for columns in ([0] * n, [-5] * n, [2**40] * n, list(range(n))):
+        result = auction(cost[None], col_dual=col_dual, col_ind=torch.tensor([columns]))
+        check(cost, result, 0)
+
+
+@needs_compiler
+def test_rounds_are_bounded(device):
+    cost = torch.stack([make_cost("sorted_products", 90), make_cost("planted", 90)])
+    result = auction(cost, max_rounds=1)
+    assert result.status.tolist() == [AuctionStatus.ROUND_LIMIT, AuctionStatus.SOLVED]
+    assert torch.equal(result.col_ind[0], torch.arange(90))
+    assert bool(result.objective[0].isnan())
+    check(cost[1], result, 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("kind", "n", "most"),
+    [
+        ("uniform", 64, 90),
+        ("uniform", 256, 199),
+        ("uniform", 512, 339),
+        ("aligned", 64, 70),
+        ("aligned", 256, 141),
+        ("aligned", 512, 190),
+        ("planted", 512, 1),
+    ],
+)
+def test_rounds_do_not_grow(device, kind, n, most):
+    """They don't depend on the machine; `most` is about the worst seen in the method's study."""
+    cost = torch.stack([make_cost(kind, n, seed) for seed in range(4)])
+    stats = auction(cost).stats.double()
+    rounds = stats[:, :2].sum(1)
+    report_work(f"{kind} {n}", stats, n)
+    assert float(rounds.mean()) <= most
+
+
+def report_work(label: str, stats: torch.Tensor, n: int) -> None:
+    """Print a row of the table in kernels/README.md; see there."""
+    bids, forest, phases, scans = stats.double().mean(0).tolist()
+    print(f"\n{label}: rounds {bids + forest:.0f} = {bids:.0f} + {forest:.0f}", end="")
+    print(f", phases {phases:.0f}, passes {scans / n:.0f}")
+
+
+@needs_compiler
+def test_threads_of_warps_blocks_and_grids_do_not_race(device, tmp_path):
+    """Real threads, barriers and shuffles under the thread sanitizer, bit for bit the same."""
+    try:
+        program = build_sanitized(tmp_path)
+    except AssertionError as error:
+        if "tsan" not in str(error):
+            raise
+        pytest.skip("g++ has no thread sanitizer")
+    for n in (7, 21):
+        kinds = ("aligned", "few_integers", "constant")
+        cost = torch.stack([make_cost(kind, n) for kind in kinds])
+        expected = {k: host_outputs(device, cost, k) for k in range(4)}
+        for kernel, blocks, warps, team in ((0, 2, 2, 1), (1, 2, 2, 1), (2, 1, 2, 1), (3, 4, 1, 2)):
+            chosen = launcher.Plan(kernel, blocks, warps * TSAN_WARP, 100_000, blocks, 20_000, team)
+            found, report = run_sanitized(program, chosen, cost.numpy())
+            assert report == ""
+            assert np.array_equal(found, expected[kernel])
+
+
+def host_outputs(device: HostDevice, cost: torch.Tensor, kernel: int) -> np.ndarray:
+    """What one thread computes, by a kernel of our choice."""
+    chosen = launcher.Plan(kernel, 1, 1, 100_000, 1, 20_000)
+    result = launcher._empty_result(*cost.shape[:2], cost.device)
+    arguments: list[int | float] = [cost.data_ptr(), 1, 0, 0, 0, *cost.shape[:2], 1.0, 10**6]
+    arguments += [tensor.data_ptr() for tensor in vars(result).values()]
+    launcher._launch(chosen, arguments, cost.device)
+    parts = (result.col_ind, result.col_dual.view(torch.int64), result.status, result.stats)
+    return torch.cat([part.flatten() for part in parts]).numpy()
+
+
+@pytest.mark.parametrize("limit", [163 * 1024, 227 * 1024], ids=["sm_80", "sm_90"])
+def test_plans_fit_the_device(limit):
+    for n in (1, 32, 33, 64, 150, 500, 1024, 2047, 2048, 4096, 4097, 16384):
+        for batch in (1, 7, 128, 4096, 100_000):
+            chosen = PLAN(batch, n, limit, 132)
+            assert 0 < chosen.shared_bytes <= limit or chosen.kernel == 3
+            assert 32 <= chosen.threads <= (512 if chosen.kernel != 2 else 1024)
+            assert chosen.blocks >= 1
+            if chosen.kernel == 3:
+                assert chosen.blocks == chosen.teams * chosen.team_blocks <= 132
+            for size in (chosen.team_bytes, chosen.shared_bytes):
+                assert size % 16 == 0
+    assert PLAN(100_000, 32, limit, 132).kernel == 0
+    assert PLAN(128, 128, limit, 132).kernel == 1
+    assert PLAN(128, 4096, limit, 132).kernel == 2
+    assert PLAN(1, 16384, limit, 132).kernel == 3
+    assert PLAN(1, 16384, limit, 132).team_blocks == 132
+
+
+def test_the_source_is_whole():
+    text = launcher.source()
+    assert "#include" not in text
+    for name in launcher.KERNELS:
+        assert text.count(f" {name}(PARAMETERS") == 1
+
+
+@pytest.mark.usefixtures("device")
+@needs_compiler
+@pytest.mark.parametrize("shape", [(0, 0, 0), (0, 4, 4), (3, 0, 0)])
+def test_nothing_to_solve(shape):
+    result = auction(torch.zeros(shape))
+    assert result.col_ind.shape == shape[:2]
+    assert not result.status.any()
+    assert not result.objective.any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cost": torch.zeros(3, 3)}, r"cost: expected shape \[b, n, n\]"),
+        ({"cost": torch.zeros(1, 3, 3)}, "on a CUDA device; got torch.float32 on cpu"),
+    ],
+)
+def test_the_launcher_checks_its_arguments(arguments, message):
+    with pytest.raises(InputError, match=message):
+        auction(**arguments)
+
+
+@pytest.mark.parametrize("name", ["sizes", "col_dual", "col_ind"])
+def test_the_launcher_checks_its_options(monkeypatch, name):
+    monkeypatch.setattr(launcher, "_DEVICE", "cpu")
+    with pytest.raises(InputError, match=f"{name}: expected torch"):
+        auction(torch.zeros(1, 3, 3), **{name: torch.zeros(3, dtype=torch.int32)})
+
+
+def test_an_explicit_choice_never_falls_back():
+    problem = AssignmentProblem(make_cost("aligned", 5)[None])
+    with pytest.raises(UnavailableError, match=r"not on a CUDA device.*\.cuda\(\)"):
+        solve(problem, AuctionAssignment())
+    with pytest.raises(InputError, match="max_rounds: expected at least 1"):
+        AuctionAssignment(max_rounds=0)
+    assert AutoAssignment().select(problem)[0].name in ("scipy", "lapx")
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["with CuPy", "without"])
+def test_auto_says_why(monkeypatch, there):
+    monkeypatch.setattr(_auction, "find_cupy", lambda: there)
+    cost = types.SimpleNamespace(device=torch.device("cuda", 0))
+    problem = types.SimpleNamespace(cost=cost, n=64, batch=10)
+    solver, reason = AutoAssignment().select(problem)
+    assert isinstance(solver, AuctionAssignment) == there
+    assert ("on a CUDA device" in reason) == there
+    assert there or "pip install 'gpu-align[cuda]'" in reason
+
+
+@needs_compiler
+def test_the_solver_class(device, monkeypatch):
+    monkeypatch.setattr("gpu_align._assignment._auction.missing_for_auction", lambda _: None)
+    cost = torch.stack([make_cost("aligned", 40), make_cost("integers", 40)])
+    cost = torch.cat([cost, torch.full((1, 40, 40), math.nan)])
+    problem = AssignmentProblem(cost)
+    solution = solve(problem, AuctionAssignment(), certify=True, throw=False)
+    assert [status.name for status in solution.status] == ["SOLVED", "OPTIMAL", "NOT_FINITE"]
+    assert solution.stats["solver"] == "auction"
+    again = AuctionAssignment().solve(problem, warm_start=solution)
+    assert again.stats["auction_rounds"].tolist()[:2] == [0, 0]
+    assert torch.equal(again.col_ind, solution.col_ind)
+    hard = AssignmentProblem(make_cost("sorted_products", 90)[None])
+    stopped = AuctionAssignment(max_rounds=1).solve(hard)
+    assert [status.name for status in stopped.status] == ["ROUND_LIMIT"]

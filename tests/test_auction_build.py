@@ -1,0 +1,16 @@
+"""The assignment kernels, compiled by NVRTC for real devices; needs no GPU."""
+
+import pytest
+
+pytest.importorskip("cuda.bindings", reason="needs cuda-bindings and nvidia-cuda-nvrtc")
+
+
+def test_every_kernel_compiles_without_spills() -> None:
+    from bench.compile_auction import compile_all, faults, table
+
+    rows = compile_all()
+    print("\n" + table(rows))
+    assert len(rows) == 8
+    for row in rows:
+        assert faults(row) == "", row["log"]
+        assert "warning" not in row["log"], row["log"]

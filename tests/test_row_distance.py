@@ -1,0 +1,398 @@
+"""The row-distance kernels against float64, and their launchers' checks."""
+
+import itertools
+
+import pytest
+import torch
+from networks import mlp
+from torch import Tensor
+from triton_devices import DEVICES, INTERPRETED, assert_float32_grade, mend_interpreter
+
+pytest.importorskip("triton")
+
+from gpu_align import AlignmentProblem, discover
+from gpu_align._errors import InputError
+from gpu_align.kernels._tiles import TILES, Tile, choose_tile
+from gpu_align.kernels._twins import row_distance_reference, row_distance_update_reference
+from gpu_align.kernels.row_distance import RowDistance, RowProblem, RowTerm, pack_rows, row_distance
+from gpu_align.kernels.row_update import RowUpdate, row_distance_update
+
+SMALL = Tile(16, 16, 16, 4, 2, "ieee")
+"""Several tiles in every direction at the sizes of the tests."""
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    if INTERPRETED:
+        mend_interpreter(monkeypatch)
+    return torch.device(request.param)
+
+
+class Case:
+    """Random terms of the group `g` and hypotheses of the others."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        shapes: list[tuple[str, int]],
+        sizes: dict[str, int],
+        *,
+        batch: int = 3,
+        models: int = 2,
+        signed: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """A shape is the term's groups, one letter each, and its inner size d."""
+        self.terms = []
+        for letters, inner in shapes:
+            shape = [*(sizes[letter] for letter in letters), inner]
+            target = torch.randn(shape, device=device).to(dtype)
+            source = torch.randn([models, *shape], device=device).to(dtype)
+            self.terms.append(RowTerm(target, source, tuple(letters), letters.index("g")))
+        self.perms = {g: shuffled(batch, n, signed, device) for g, n in sizes.items()}
+        self.model = torch.arange(batch, device=device) % max(models, 1)
+        self.signed = signed
+
+    def problem(self, **perms: Tensor) -> RowProblem:
+        return RowProblem(
+            pack_rows(self.terms), {**self.perms, **perms}, self.model, signed=self.signed
+        )
+
+    def reference(self, cost: bool, dtype: torch.dtype, **perms: Tensor) -> Tensor:
+        perms = {**self.perms, **perms}
+        return row_distance_reference(self.terms, perms, self.model, cost=cost, dtype=dtype)
+
+    def check(self, found: Tensor, cost: bool) -> None:
+        exact = self.reference(cost, torch.float64)
+        assert_float32_grade(found, exact, self.reference(cost, torch.float32))
+
+
+def shuffled(batch: int, size: int, signed: bool, device: torch.device) -> Tensor:
+    perm = torch.rand(batch, size).argsort(1)
+    if signed:
+        perm = torch.where(torch.rand(batch, size) < 0.5, ~perm, perm)
+    return perm.to(device)
+
+
+SIZES = {"g": 33, "h": 21, "k": 5, "l": 3}
+
+SHAPES = {
+    "unary": [("g", 7)],
+    "linear": [("gh", 1)],
+    "transposed": [("hg", 1), ("gk", 1), ("g", 1)],
+    "convolution": [("gh", 9), ("hg", 9)],
+    "composite": [("hg", 4)],
+    "three groups": [("hkg", 2), ("gkh", 1), ("hgk", 3)],
+    "four groups": [("khgl", 2)],
+    "quadratic": [("gg", 3)],
+}
+
+
+def test_twin_is_the_sum_of_squared_row_distances() -> None:
+    case = Case(torch.device("cpu"), [("gh", 3), ("hg", 2)], {"g": 6, "h": 5}, signed=True)
+    expected = torch.zeros(3, 6, 6, dtype=torch.float64)
+    for term, w, i, j in itertools.product(case.terms, range(3), range(6), range(6)):
+        a = term.target.movedim(term.place, 0)[i].double()
+        b = term.source[case.model[w]].movedim(term.place, 0)[j].double()
+        for h in range(5):
+            unit = int(case.perms["h"][w, h])
+            row = b[unit] if unit >= 0 else -b[~unit]
+            expected[w, i, j] += (a[h] - row).square().sum()
+    torch.testing.assert_close(case.reference(True, torch.float64), expected)
+
+
+@pytest.mark.parametrize("cost", [False, True], ids=["similarity", "cost"])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_float32_grade(device: torch.device, shapes: list[tuple[str, int]], cost: bool) -> None:
+    case = Case(device, shapes, SIZES)
+    (found,) = row_distance([case.problem()], cost=cost)
+    case.check(found, cost)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1, 15, 16, 35])
+def test_sizes_and_dtypes(device: torch.device, size: int, dtype: torch.dtype) -> None:
+    case = Case(device, [("gh", 3), ("g", 5)], {"g": size, "h": 7}, dtype=dtype, batch=2)
+    for cost in (False, True):
+        (found,) = row_distance([case.problem()], cost=cost, tile=SMALL)
+        case.check(found, cost)
+
+
+@pytest.mark.parametrize("dtype", TILES, ids=str)
+def test_every_tile_of_the_table(device: torch.device, dtype: torch.dtype) -> None:
+    case = Case(device, [("gh", 3)], {"g": 70, "h": 23}, dtype=dtype, batch=1)
+    problem = case.problem()
+    for tile in TILES[dtype]:
+        (found,) = row_distance([problem], tile=tile)
+        case.check(found, False)
+
+
+@pytest.mark.parametrize("name", ["linear", "convolution", "three groups", "four groups"])
+def test_signs(device: torch.device, name: str) -> None:
+    case = Case(device, SHAPES[name], SIZES, signed=True)
+    for cost in (False, True):
+        (found,) = row_distance([case.problem()], cost=cost)
+        case.check(found, cost)
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_batch(device: torch.device, batch: int) -> None:
+    case = Case(device, [("gh", 2)], SIZES, batch=batch, models=1)
+    (found,) = row_distance([case.problem()], cost=True)
+    case.check(found, True)
+    parent = torch.zeros(1, 33, 33, device=device)
+    index = torch.zeros(batch, dtype=torch.int64, device=device)
+    update = RowUpdate(case.problem(), parent, index, "h", case.perms["h"])
+    (found,) = row_distance_update([update])
+    assert found.shape == (batch, 33, 33)
+    assert not found.any()
+
+
+def test_nothing_to_do() -> None:
+    assert row_distance([]) == []
+    assert row_distance_update([]) == []
+
+
+def test_any_strides(device: torch.device) -> None:
+    target = torch.randn(9, 4, 21, 33, device=device)[::2].permute(3, 2, 1, 0)
+    source = torch.randn(33, 2, 21, 4, 5, device=device).movedim(0, 1)
+    case = Case(device, [("gh", 1)], SIZES, batch=4)
+    case.terms = [RowTerm(target.flatten(2), source.flatten(3), ("g", "h"), 0)]
+    case.perms["h"] = case.perms["h"][:1].expand(4, 21)
+    case.model = (torch.arange(8, device=device) // 2 % 2)[::2]
+    with pytest.raises(InputError, match="contiguous along"):
+        case.problem()
+    case.model = case.model.contiguous()
+    (found,) = row_distance([case.problem()])
+    case.check(found, False)
+
+
+def test_groups_of_any_size_in_one_launch(device: torch.device) -> None:
+    cases = [
+        Case(device, shapes, {**SIZES, "g": size}, batch=batch)
+        for shapes, size, batch in [
+            ([("gh", 1)], 17, 2),
+            ([("hg", 9), ("g", 4)], 40, 1),
+            ([("gkh", 2)], 1, 3),
+            ([("gh", 1)], 9, 0),
+            ([("hg", 3)], 64, 2),
+        ]
+    ]
+    problems = [case.problem() for case in cases]
+    out = [torch.full_like(matrix, torch.nan) for matrix in RowDistance(problems).out]
+    found = row_distance(problems, cost=True, out=out)
+    for case, matrix, given in zip(cases, found, out, strict=True):
+        assert matrix.data_ptr() == given.data_ptr()
+        case.check(matrix, True)
+
+
+def test_a_prepared_launch_reads_index_vectors_anew(device: torch.device) -> None:
+    case = Case(device, [("gh", 2)], SIZES)
+    plan = RowDistance([case.problem()])
+    plan.launch()
+    case.perms["h"].copy_(shuffled(3, 21, False, device))
+    (found,) = plan.launch()
+    case.check(found, False)
+
+
+@pytest.mark.parametrize("changes", [0, 2, 5, 21])
+@pytest.mark.parametrize("cost", [False, True], ids=["similarity", "cost"])
+@pytest.mark.parametrize("name", ["convolution", "three groups"])
+def test_update(device: torch.device, name: str, cost: bool, changes: int) -> None:
+    case = Case(device, [*SHAPES[name], ("g", 3)], SIZES, batch=4, signed=True)
+    case.model = torch.zeros_like(case.model)
+    before = case.perms["h"].clone()
+    parents = case.reference(cost, torch.float64)[[1, 3]].float()
+    index = torch.tensor([0, 1, 1, 0], device=device)
+    before = before[torch.tensor([1, 3, 3, 1], device=device)].contiguous()
+    case.perms = {g: p[torch.tensor([1, 3, 3, 1], device=device)] for g, p in case.perms.items()}
+    after = before.clone()
+    after[:, :changes] = ~before[:, :changes].flip(1)
+    update = RowUpdate(case.problem(h=after), parents, index, "h", before)
+    (found,) = row_distance_update([update], cost=cost)
+    exact = case.reference(cost, torch.float64, h=after)
+    twin = row_distance_update_reference(
+        parents,
+        index,
+        case.terms,
+        {**case.perms, "h": after},
+        case.model,
+        moved="h",
+        before=before,
+        cost=cost,
+    )
+    assert_float32_grade(found, exact, twin)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_update_of_half_precision_weights(device: torch.device, dtype: torch.dtype) -> None:
+    case = Case(device, [("gh", 3)], SIZES, dtype=dtype)
+    parent = case.reference(False, torch.float64).float()
+    after = case.perms["h"].roll(1, 1)
+    index = torch.arange(3, device=device)
+    update = RowUpdate(case.problem(h=after), parent, index, "h", case.perms["h"])
+    (found,) = row_distance_update([update])
+    exact = case.reference(False, torch.float64, h=after)
+    assert_float32_grade(found, exact, case.reference(False, torch.float32, h=after))
+
+
+def test_agrees_with_the_alignment_problem(device: torch.device) -> None:
+    model = mlp([6, 20, 12, 4])
+    spec = discover(model, torch.randn(2, 6))
+    states = [{k: v + torch.randn_like(v) for k, v in model.state_dict().items()} for _ in "abc"]
+    problem = AlignmentProblem(states[:2], states[2], spec)
+    hypotheses = problem.random(2, torch.Generator().manual_seed(0))
+    for group in problem.groups:
+        terms = [
+            RowTerm(term.target.to(device), term.source.to(device), term.groups, place)
+            for term in problem.touching(group)
+            for place, name in enumerate(term.groups)
+            if name == group
+        ]
+        perms = {name: perm.to(device) for name, perm in hypotheses.perms.items()}
+        rows = RowProblem(pack_rows(terms), perms, hypotheses.model.to(device))
+        (found,) = row_distance([rows])
+        similarity = problem.similarity(group, hypotheses.perms, hypotheses.model)
+        expected = similarity - problem.unary[group][hypotheses.model]
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_tile_keeps_the_device_busy() -> None:
+    tiles = TILES[torch.float32]
+    assert choose_tile([(4096, 1)], torch.float32, 132) is tiles[0]
+    assert choose_tile([(512, 1)], torch.float32, 132) is tiles[2]
+    assert choose_tile([(512, 64)], torch.float32, 132) is tiles[0]
+    assert choose_tile([(64, 1000)], torch.float32, 132) is tiles[1]
+    assert choose_tile([], torch.float32, 132) is tiles[-1]
+
+
+def test_aligned_weights_are_not_copied() -> None:
+    target, source = torch.randn(32, 16), torch.randn(1, 16, 32)
+    rows = pack_rows([RowTerm(target[..., None], source.mT[..., None], ("g", "h"))])
+    assert rows.terms[0].target.data_ptr() == target.data_ptr()
+    assert rows.terms[0].source.data_ptr() == source.data_ptr()
+
+
+def test_bad_input() -> None:
+    target, source = torch.randn(4, 3, 2), torch.randn(1, 4, 3, 2)
+    with pytest.raises(InputError, match="place below k"):
+        RowTerm(target, source, ("g", "h"), 2)
+    with pytest.raises(InputError, match="like the target"):
+        RowTerm(target, source[0], ("g", "h"))
+    with pytest.raises(InputError, match="at least one term"):
+        pack_rows([])
+    term = RowTerm(target, source, ("g", "h"))
+    with pytest.raises(InputError, match="one dtype among"):
+        pack_rows([RowTerm(target.double(), source.double(), ("g", "h"))])
+    with pytest.raises(InputError, match="same rows"):
+        pack_rows([term, RowTerm(target, source, ("g", "h"), 1)])
+    rows, model = pack_rows([term]), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(InputError, match="index vector for each"):
+        RowProblem(rows, {}, model)
+    with pytest.raises(InputError, match=r"int64 \[2, 3\]"):
+        RowProblem(rows, {"h": torch.zeros(1, 3, dtype=torch.int64)}, model)
+    with pytest.raises(InputError, match="int64"):
+        RowProblem(rows, {"h": torch.zeros(2, 3, dtype=torch.int32)}, model)
+    good = RowProblem(rows, {"h": torch.arange(3).expand(2, 3)}, model)
+    with pytest.raises(InputError, match="'out' as contiguous float32"):
+        row_distance([good], out=[torch.zeros(2, 4, 5)])
+    with pytest.raises(InputError, match="1 outputs"):
+        row_distance([good], out=[])
+    half = RowProblem(pack_rows([term], torch.float16), good.perms, model)
+    with pytest.raises(InputError, match="one dtype and device"):
+        row_distance([good, half])
+
+
+def test_bad_updates() -> None:
+    terms = [RowTerm(torch.randn(4, 3, 3, 1), torch.randn(1, 4, 3, 3, 1), ("g", "h", "h"))]
+    perm, model = torch.arange(3).expand(2, 3), torch.zeros(2, dtype=torch.int64)
+    problem = RowProblem(pack_rows(terms), {"h": perm}, model)
+    parent = torch.zeros(1, 4, 4)
+    with pytest.raises(InputError, match="once among at most two"):
+        RowUpdate(problem, parent, model, "h", perm)
+    with pytest.raises(InputError, match="another group"):
+        RowUpdate(problem, parent, model, "k", perm)
+    with pytest.raises(InputError, match="'parent'"):
+        RowUpdate(problem, parent.double(), model, "h", perm)
+
+
+@pytest.mark.gpu
+class TestOnTheDevice:
+    """What the interpreter cannot show."""
+
+    device = torch.device("cuda")
+
+    @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+    def test_no_host_synchronisation(self) -> None:
+        case = Case(self.device, SHAPES["convolution"], SIZES, models=1)
+        problem, before = case.problem(), case.perms["h"]
+        after, index = before.roll(1, 1), torch.arange(3, device=self.device)
+        parent = row_distance([problem])[0]
+        update = RowUpdate(case.problem(h=after), parent, index, "h", before)
+        row_distance_update([update])  # compiled before the mode is set
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            row_distance([problem], cost=True)
+            row_distance_update([update])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def test_current_stream(self) -> None:
+        case = Case(self.device, [("gh", 8)], {"g": 512, "h": 256}, models=1)
+        problem = case.problem()
+        late = shuffled(3, 256, False, self.device)
+        stream = torch.cuda.Stream()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(200_000_000)
+            case.perms["h"].copy_(late)
+            (found,) = row_distance([problem])
+        stream.synchronize()
+        case.check(found, False)
+
+    def test_graph_and_determinism(self) -> None:
+        case = Case(self.device, SHAPES["convolution"], SIZES)
+        plan = RowDistance([case.problem()])
+        first = plan.launch()[0].clone()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            plan.launch()
+        for _ in range(3):
+            plan.out[0].fill_(torch.nan)
+            graph.replay()
+            assert torch.equal(plan.out[0], first)
+
+    @pytest.mark.parametrize("length", [64, 2048, 18432])
+    def test_long_rows(self, length: int) -> None:
+        case = Case(self.device, [("hg", 1)], {"g": 300, "h": length}, batch=2)
+        for tile in TILES[torch.float32]:
+            for cost in (False, True):
+                (found,) = row_distance([case.problem()], cost=cost, tile=tile)
+                case.check(found, cost)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+    def test_long_rows_of_half_precision(self, dtype: torch.dtype) -> None:
+        # Tensor cores add in their own way: beside torch's product of the same dtype.
+        case = Case(self.device, [("hg", 1)], {"g": 300, "h": 18432}, dtype=dtype, batch=1)
+        target, source = case.terms[0].target[..., 0].mT, case.terms[0].source[0, ..., 0]
+        plain = torch.mm(target, source[case.perms["h"][0]], out_dtype=torch.float32)
+        for tile in TILES[dtype]:
+            (found,) = row_distance([case.problem()], tile=tile)
+            assert_float32_grade(found, case.reference(False, torch.float64), plain[None])
+
+    def test_offsets_beyond_32_bits(self) -> None:
+        if torch.cuda.mem_get_info()[0] < 32 * 2**30:
+            pytest.skip("needs 32 GiB of free device memory")
+        size, batch, models = 4096, 144, 144
+        target = torch.randn(size, size, 1, device=self.device)
+        source = torch.randn(models, size, size, device=self.device).mT[..., None]
+        perms = {"h": shuffled(batch, size, False, self.device)}
+        model = torch.arange(batch, device=self.device)
+        rows = pack_rows([RowTerm(target, source, ("g", "h"))])
+        (found,) = row_distance([RowProblem(rows, perms, model)])
+        for w in (0, 127, 128, 143):
+            moved = source[w, ..., 0][:, perms["h"][w]]
+            exact = target[..., 0].double() @ moved.double().T
+            plain = target[..., 0] @ moved.T
+            assert_float32_grade(found[w], exact, plain)
