@@ -244,9 +244,9 @@ def test_agrees_with_the_alignment_problem(device: torch.device) -> None:
     hypotheses = problem.random(2, torch.Generator().manual_seed(0))
     for group in problem.groups:
         terms = [
-            RowTerm(term.target.to(device), term.source.to(device), term.groups, place)
+            RowTerm(term.target.to(device), term.source.to(device), term.matrices, place)
             for term in problem.touching(group)
-            for place, name in enumerate(term.groups)
+            for place, name in enumerate(term.matrices)
             if name == group
         ]
         perms = {name: perm.to(device) for name, perm in hypotheses.perms.items()}
