@@ -202,8 +202,8 @@ def _with_noise(state: StateDict, generator: torch.Generator) -> dict[str, Tenso
 
 
 def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    draw = torch.randn((2, *tensor.shape), generator=generator, dtype=torch.float64)
-    draw = draw.to(tensor.device)
+    draw = torch.randn((2, *tensor.shape), generator=generator, dtype=torch.float32)
+    draw = draw.to(tensor.device, torch.float64)
     added = draw[1].abs() if bool((tensor >= 0).all()) else draw[1]
     return tensor.double() * torch.exp(0.1 * draw[0]) + 0.1 * added
 
