@@ -7,7 +7,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from gpu_align._backend import choose_device, versions
+from gpu_align._backend import Engine, choose_engine, versions
 from gpu_align._certificate import cost_matrix, group_reports
 from gpu_align._checkpoint import load_checkpoint
 from gpu_align._errors import InputError
@@ -102,7 +102,7 @@ def align(
     sources = list(source) if isinstance(source, list | tuple) else [source]
     if not sources:
         raise InputError("expected at least one source to align, got an empty list")
-    chosen, reason = choose_device(device)
+    engine = choose_engine(device)
     states = [_state_dict(network) for network in sources]
     target_state = _state_dict(target)
     model = next((n for n in (target, *sources) if isinstance(n, nn.Module)), None)
@@ -129,7 +129,7 @@ def align(
         spec,
         search=search,
         metric=metric,
-        device=f"{chosen} ({reason})",
+        engine=engine,
         seed=seed,
         budget=budget,
         progress=progress,
@@ -145,14 +145,14 @@ def align_state_dicts(
     *,
     search: Search | None,
     metric: str | Metric,
-    device: str,
+    engine: Engine,
     seed: int,
     budget: Budget | None,
     progress: ProgressCallback | None,
     checks: Sequence[FunctionCheck | None],
 ) -> list[AlignmentResult]:
     """Align state dicts whose spec is known; `checks` compare each source before and after."""
-    problem = AlignmentProblem(sources, target, spec, metric=metric)
+    problem = AlignmentProblem(sources, target, spec, metric=metric, engine=engine)
     if search is None:
         patient = budget is not None and budget.seconds is not None
         search = Portfolio.for_problem(problem, patient=patient)
@@ -183,7 +183,7 @@ def align_state_dicts(
                 seconds=outcome.seconds,
                 assignments=outcome.assignments,
                 seed=seed,
-                device=device,
+                device=str(engine),
                 versions=versions(),
                 log10_symmetries=spec.log10_symmetries,
                 origin=spec.origin,

@@ -10,6 +10,8 @@ from gpu_align._errors import InputError, UnavailableError
 
 DEVICES = ("auto", "cpu", "cuda")
 
+_TRITON = ("triton", "row-distance and annealing kernels on the GPU", "cuda")
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -32,13 +34,40 @@ def backends() -> tuple[Backend, ...]:
         Backend("scipy", True, f"SciPy {version('scipy')}: assignment on the CPU"),
         _library("lapx", "assignment on the CPU, mostly faster than SciPy", "fast"),
         _cuda(),
-        _on_gpu(_library("triton", "row-distance and annealing kernels on the GPU", "cuda")),
+        _on_gpu(_library(*_TRITON)),
         _on_gpu(_cupy()),
     )
 
 
-def choose_device(device: str) -> tuple[torch.device, str]:
-    """Return the device to compute on, and why.
+@dataclass(frozen=True)
+class Engine:
+    """What computes a search.
+
+    Attributes:
+        device: where its tensors lie.
+        kernels: whether the Triton kernels compute costs and annealing steps; else torch does.
+        waits: whether assignments are solved on the host. If not, they are solved on the device
+            and nothing is read back within a sweep.
+        reason: why this one.
+    """
+
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
+    kernels: bool = False
+    waits: bool = True
+    reason: str = "asked for"
+
+    def __str__(self) -> str:
+        return f"{self.device.type} ({self.reason})"
+
+
+CPU = Engine()
+"""Torch and SciPy or lapx."""
+
+
+def choose_engine(device: str) -> Engine:
+    """Return what to compute with, and why.
+
+    "auto" takes the CUDA device where there is one and CuPy is installed, else the CPU.
 
     Raises:
         InputError: `device` is not one of `DEVICES`.
@@ -46,14 +75,27 @@ def choose_device(device: str) -> tuple[torch.device, str]:
     """
     if device not in DEVICES:
         raise InputError(f"expected a device among {DEVICES}, got {device!r}")
-    if device == "cuda":
-        raise UnavailableError(
-            "device 'cuda' was asked for, but this release computes on the CPU only; use "
-            "--device auto or --device cpu"
-        )
     if device == "cpu":
-        return torch.device("cpu"), "asked for"
-    return torch.device("cpu"), "auto: this release computes on the CPU only"
+        return CPU
+    cuda, cupy, triton = _cuda(), _on_gpu(_cupy()), _on_gpu(_library(*_TRITON))
+    missing = next((backend for backend in (cuda, cupy) if not backend.available), None)
+    if missing is not None:
+        why = f"{missing.name}: {missing.detail}"
+        if device == "cuda":
+            raise UnavailableError(
+                f"device 'cuda' was asked for, but cannot be used. {why}. Or use --device cpu"
+            )
+        return Engine(reason=f"auto, as there is no {why}")
+    products = (
+        "Triton kernels" if triton.available else f"torch products, as triton is {triton.detail}"
+    )
+    asked = "asked for" if device == "cuda" else "auto"
+    return Engine(
+        torch.device("cuda", torch.cuda.current_device()),
+        kernels=triton.available,
+        waits=False,
+        reason=f"{asked}: {cuda.detail}, {products}",
+    )
 
 
 def version(package: str) -> str | None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from gpu_align._random import RandomStream
+
 # Without a GPU Triton's kernels run in its interpreter. Triton reads this when it is imported,
 # which nothing here has done yet.
 if not torch.cuda.is_available():
@@ -41,6 +43,11 @@ def seeded() -> None:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def stream() -> RandomStream:
+    return RandomStream(0)
 
 
 @pytest.fixture

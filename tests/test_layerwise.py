@@ -24,12 +24,13 @@ from torch import Tensor
 
 from gpu_align import AlignmentProblem, KBest, LayerwiseBeam, Noise, Rounding, run_search
 from gpu_align._problem import picked
+from gpu_align._random import RandomStream
 from gpu_align._search import Candidates, Run
 
 
 def run_of(problem: AlignmentProblem | None = None) -> Run:
     problem = problem or problem_of(pair("mlp"))
-    return Run(problem, torch.Generator().manual_seed(0))
+    return Run(problem, RandomStream(0))
 
 
 def optimum(cost: Tensor) -> float:
@@ -186,7 +187,7 @@ class NotUndone(Candidates):
 
     def propose(self, run: Run, cost: Tensor) -> Tensor:
         batch, size, _ = cost.shape
-        order = torch.rand(batch, self.count, size, generator=run.generator).argsort(dim=2)
+        order = run.random.permutation(run.owners(batch), self.count, size)
         shuffled = cost[torch.arange(batch)[:, None, None], order]
         return run.assign(-shuffled.flatten(0, 1)).reshape(batch, self.count, size)
 

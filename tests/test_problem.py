@@ -43,6 +43,7 @@ from gpu_align._problem import (
     picked,
     to_matrix,
 )
+from gpu_align._random import RandomStream
 
 MODEL = torch.zeros(5, dtype=torch.int64)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -89,10 +90,10 @@ def networks(request: pytest.FixtureRequest) -> Pair:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_objective_equals_numpy(
-    networks: Pair, metric: str, dtype: torch.dtype, generator: torch.Generator
+    networks: Pair, metric: str, dtype: torch.dtype, stream: RandomStream
 ) -> None:
     problem = problem_of(networks, metric=metric, dtype=dtype)
-    batch = problem.random(5, generator)
+    batch = problem.random(5, stream)
     expected = torch.tensor(oracle_objectives(networks, batch.perms, metric), dtype=torch.float64)
     slack = TOLERANCE[dtype] * float(problem.constant.abs())
     assert torch.allclose(batch.objective, expected, rtol=0, atol=slack)
@@ -109,9 +110,9 @@ def test_tensor_distances_add_up(networks: Pair, generator: torch.Generator) -> 
     assert sum(parts.values()) == pytest.approx(problem.distance(permutation))
 
 
-def test_batch_equals_one_by_one(networks: Pair, generator: torch.Generator) -> None:
+def test_batch_equals_one_by_one(networks: Pair, stream: RandomStream) -> None:
     problem = problem_of(networks)
-    batch = problem.random(5, generator)
+    batch = problem.random(5, stream)
     matrix = list(problem.sizes)[-1]
     together = problem.similarity(matrix, batch.perms, MODEL)
     for index in range(5):
@@ -122,10 +123,13 @@ def test_batch_equals_one_by_one(networks: Pair, generator: torch.Generator) -> 
 
 
 def test_chunks_change_nothing(
-    networks: Pair, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+    networks: Pair,
+    generator: torch.Generator,
+    stream: RandomStream,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     problem = problem_of(networks)
-    batch, soft = problem.random(5, generator), random_soft(problem, generator)
+    batch, soft = problem.random(5, stream), random_soft(problem, generator)
     whole = {m: problem.similarity(m, batch.perms, MODEL) for m in problem.sizes}
     gradient = problem.soft_similarity(soft, MODEL)
     for module in (_terms, _sibling_term):
@@ -137,9 +141,9 @@ def test_chunks_change_nothing(
         assert torch.allclose(matrix, gradient[group])
 
 
-def test_gain_is_the_difference_of_objectives(networks: Pair, generator: torch.Generator) -> None:
+def test_gain_is_the_difference_of_objectives(networks: Pair, stream: RandomStream) -> None:
     problem = problem_of(networks)
-    batch, other = problem.random(5, generator), problem.random(5, generator)
+    batch, other = problem.random(5, stream), problem.random(5, stream)
     for group in problem.groups:
         similarity = problem.similarities(group, batch.perms, MODEL)
         after = {matrix: other.perms[matrix] for matrix in problem.families[group].matrices}
@@ -148,11 +152,9 @@ def test_gain_is_the_difference_of_objectives(networks: Pair, generator: torch.G
         assert torch.allclose(batch.objective - moved, gain, rtol=1e-10, atol=1e-10)
 
 
-def test_similarity_is_the_derivative_of_the_form(
-    networks: Pair, generator: torch.Generator
-) -> None:
+def test_similarity_is_the_derivative_of_the_form(networks: Pair, stream: RandomStream) -> None:
     problem = problem_of(networks)
-    batch = problem.random(1, generator)
+    batch = problem.random(1, stream)
     matrices = matrices_of(networks.spec, hypothesis(networks.spec, batch.perms, 0))
     expected = form_gradient(networks.spec, matrices, networks.source, networks.target)
     for matrix in problem.sizes:
@@ -186,9 +188,9 @@ def test_soft_similarity_is_the_gradient(networks: Pair, generator: torch.Genera
         assert torch.allclose(matrix, soft[group].grad, rtol=1e-9, atol=1e-9)
 
 
-def test_soft_permutations_agree_with_hard_ones(networks: Pair, generator: torch.Generator) -> None:
+def test_soft_permutations_agree_with_hard_ones(networks: Pair, stream: RandomStream) -> None:
     problem = problem_of(networks)
-    batch = problem.random(5, generator)
+    batch = problem.random(5, stream)
     soft = {matrix: to_matrix(p, problem.dtype) for matrix, p in batch.perms.items()}
     value = problem.constant[MODEL] - 2 * problem.soft_objective(soft, MODEL)
     assert torch.allclose(value, batch.objective, rtol=1e-10)
@@ -203,11 +205,13 @@ def test_soft_permutations_agree_with_hard_ones(networks: Pair, generator: torch
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "groupnorm", "recurrent", "trilinear", *FAMILIES])
-def test_several_models_equal_several_problems(name: str, generator: torch.Generator) -> None:
+def test_several_models_equal_several_problems(
+    name: str, generator: torch.Generator, stream: RandomStream
+) -> None:
     one, other = pair(name), pair(name, seed=3)
     sources = [one.source, other.source, other.target]
     problem = AlignmentProblem(sources, one.target, one.spec)
-    batch, soft = problem.random(2, generator), random_soft(problem, generator, batch=6)
+    batch, soft = problem.random(2, stream), random_soft(problem, generator, batch=6)
     assert batch.model.tolist() == [0, 0, 1, 1, 2, 2]
     hard = {m: problem.similarity(m, batch.perms, batch.model) for m in problem.sizes}
     gradient = problem.soft_similarity(soft, batch.model)
@@ -226,11 +230,11 @@ def test_several_models_equal_several_problems(name: str, generator: torch.Gener
             assert torch.allclose(single[matrix], gradient[matrix][chosen])
 
 
-def test_evidence_enters_linearly(generator: torch.Generator) -> None:
+def test_evidence_enters_linearly(generator: torch.Generator, stream: RandomStream) -> None:
     networks = pair("mlp")
     evidence = torch.rand(5, 5, generator=generator)
     problem = problem_of(networks, evidence={"2": evidence})
-    batch = problem.random(5, generator)
+    batch = problem.random(5, stream)
     expected = oracle_objectives(networks, batch.perms)
     for index, perm in enumerate(batch.perms["2"]):
         extra = float(evidence[torch.arange(5), perm].double().sum())
@@ -280,7 +284,7 @@ def test_signs_have_matrices_where_the_metric_sees_them(metric: str) -> None:
     problem = problem_of(pair("signed"), metric=metric)
     signed = {"a±", "b±"} if metric in ODD else set()
     assert set(problem.sizes) == {"a", "b"} | signed
-    found = problem.permutation(problem.random(1, torch.Generator().manual_seed(0)))
+    found = problem.permutation(problem.random(1, RandomStream(0)))
     assert set(found.signs) == {matrix[0] for matrix in signed}
 
 
@@ -387,18 +391,21 @@ def test_large_float64_weights_are_finite() -> None:
 
 
 def test_best_keeps_distinct_hypotheses_of_each_model() -> None:
-    perms = torch.tensor([[0, 1, 2], [1, 0, 2], [0, 1, 2], [2, 1, 0], [1, 0, 2], [1, 0, 2]])
+    one, two, three = [0, 1, 2], [1, 0, 2], [2, 1, 0]
     batch = Hypotheses(
-        {"g": perms},
-        torch.tensor([0, 0, 0, 0, 1, 1]),
-        torch.tensor([1.0, 3.0, 1.0, 2.0, 5.0, 4.0], dtype=torch.float64),
-        torch.arange(6),
+        {"g": torch.tensor([one, two, one, three, two, two, one, two])},
+        torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]),
+        torch.tensor([1.0, 3.0, 1.0, 2.0, 5.0, 4.0, 6.0, 7.0], dtype=torch.float64),
+        torch.arange(8),
+        models=2,
     )
     best = batch.best(3)
-    assert best.origin.tolist() == [0, 3, 1, 5, 4]
-    assert best.model.tolist() == [0, 0, 0, 1, 1]
+    assert best.origin.tolist() == [0, 3, 1, 5, 6, 4]
+    assert best.model.tolist() == [0, 0, 0, 1, 1, 1]
     assert batch.best().objective.tolist() == [1.0, 4.0]
-    assert len(concatenate([batch, best])) == 11
+    joined = concatenate([batch, best])
+    assert joined.origin.tolist() == [0, 1, 2, 3, 0, 3, 1, 4, 5, 6, 7, 5, 6, 4]
+    assert joined.slots.tolist() == [*range(7), *range(7)]
 
 
 @given(st.lists(st.permutations(range(4)), min_size=1, max_size=30), st.data())

@@ -10,6 +10,7 @@ from test_problem import problem_of
 
 from gpu_align import AlignmentProblem, FrankWolfe, Recombination, Status, run_search
 from gpu_align._problem import Hypotheses, is_signed, to_matrix, unsigned
+from gpu_align._random import RandomStream
 from gpu_align._search import Run, _recombination
 from gpu_align._search._frank_wolfe import maximize_polynomial
 from gpu_align._search._relaxed import sinkhorn, soft_starts, soften, to_hypotheses
@@ -104,7 +105,7 @@ def test_line_search_is_batched(degree: int, seed: int) -> None:
 @pytest.mark.parametrize("name", ["shallow", "mlp", "groupnorm", "trilinear", *RELATED])
 def test_frank_wolfe_never_falls(name: str) -> None:
     problem = problem_of(pair(name))
-    run = Run(problem, torch.Generator().manual_seed(0))
+    run = Run(problem, RandomStream(0))
     search = FrankWolfe(starts=3)
     state, heights = search.init(run, None), []
     for _ in range(5):
@@ -119,7 +120,7 @@ def test_frank_wolfe_never_falls(name: str) -> None:
 def test_frank_wolfe_of_one_group_is_exact() -> None:
     problem = problem_of(pair("shallow"))
     outcome = run_search(FrankWolfe(), problem)
-    best = problem.random(500, torch.Generator().manual_seed(0)).objective.min()
+    best = problem.random(500, RandomStream(0)).objective.min()
     assert outcome.status is Status.CONVERGED
     assert float(outcome.best.objective) <= float(best) + 1e-9
 
@@ -127,8 +128,8 @@ def test_frank_wolfe_of_one_group_is_exact() -> None:
 @pytest.mark.parametrize("name", ["mlp", *FAMILIES])
 def test_starts_are_doubly_stochastic_and_distinct(name: str) -> None:
     problem = problem_of(pair(name))
-    run = Run(problem, torch.Generator().manual_seed(0))
-    soft = soft_starts(run, 3, noise=1.0, exact_first=True)
+    run = Run(problem, RandomStream(0))
+    soft = soft_starts(run, torch.arange(3), noise=1.0, exact_first=True)
     assert_soft(soft)
     for name, matrix in soft.items():
         barycentre = 0 if is_signed(name) else 1 / problem.sizes[name]
@@ -139,8 +140,8 @@ def test_starts_are_doubly_stochastic_and_distinct(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet", *FAMILIES])
 def test_rounding_of_permutation_matrices_gives_them_back(name: str) -> None:
     problem = problem_of(pair(name))
-    run = Run(problem, torch.Generator().manual_seed(0))
-    batch = problem.random(4, run.generator)
+    run = Run(problem, RandomStream(0))
+    batch = problem.random(4, run.random)
     soft = {
         matrix: 0.7 * to_matrix(perm, torch.float64) + 0.3 / problem.sizes[matrix]
         for matrix, perm in batch.perms.items()
@@ -158,7 +159,7 @@ def test_softened_families_are_doubly_stochastic(name: str, temperature: float) 
     similarity = similarities(problem, seed=1)
     for family in problem.families.values():
         own = {matrix: similarity[matrix] for matrix in family.matrices}
-        soft = soften(family, own, temperature, iterations=500)
+        soft = soften(family, own, torch.tensor(temperature), iterations=500)
         assert_soft(soft, atol=1e-3)
         for child in family.children:
             units = child.size * soft[family.root.group]
@@ -168,13 +169,13 @@ def test_softened_families_are_doubly_stochastic(name: str, temperature: float) 
 @pytest.mark.parametrize("name", ["mlp", *FAMILIES])
 def test_softened_families_are_the_assignment_when_cold(name: str) -> None:
     problem = problem_of(pair(name))
-    run = Run(problem, torch.Generator().manual_seed(0))
-    hidden, noise = problem.random(2, run.generator).perms, similarities(problem, seed=2)
+    run = Run(problem, RandomStream(0))
+    hidden, noise = problem.random(2, run.random).perms, similarities(problem, seed=2)
     for family in problem.families.values():
         # Sinkhorn converges quickly only where the best assignment is clearly the best.
         own = {m: to_matrix(hidden[m], problem.dtype) + 0.1 * noise[m] for m in family.matrices}
         best = family.assign(own, run.match)
-        for matrix, soft in soften(family, own, 0.02, iterations=50).items():
+        for matrix, soft in soften(family, own, torch.tensor(0.02), iterations=50).items():
             assert torch.allclose(soft, to_matrix(best[matrix], soft.dtype), atol=1e-3)
 
 
@@ -187,7 +188,7 @@ def test_softened_signs_weigh_both() -> None:
     weights = [torch.exp((plain + turn * signed) / unit) for turn in (1, -1)]
     added = sinkhorn((weights[0] + weights[1]).log(), 50)
     lean = (weights[0] - weights[1]) / (weights[0] + weights[1])
-    soft = soften(family, {"a": plain, "a±": signed}, 0.7, iterations=50)
+    soft = soften(family, {"a": plain, "a±": signed}, torch.tensor(0.7), iterations=50)
     assert torch.allclose(soft["a"], added)
     assert torch.allclose(soft["a±"], added * lean)
 
@@ -204,6 +205,6 @@ def test_recombination_breeds_as_many_generations_as_asked(
         return to_hypotheses(*arguments)
 
     monkeypatch.setattr(_recombination, "to_hypotheses", counted)
-    start = problem.random(4, torch.Generator().manual_seed(0)) if given else None
+    start = problem.random(4, RandomStream(0)) if given else None
     run_search(Recombination(4, 4, generations), problem, start=start)
     assert len(born) == generations

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gpu_align._align import align_state_dicts, function_check
-from gpu_align._backend import choose_device
+from gpu_align._backend import choose_engine
 from gpu_align._checkpoint import load_checkpoint
 from gpu_align._cli._model import choose_spec, load_model
 from gpu_align._cli._options import (
@@ -143,7 +143,7 @@ def align(
     chosen_search = make_search(search, width, starts)
     chosen_metric = as_metric(metric)
     budget = Budget(sweeps=sweeps, seconds=seconds)
-    chosen_device, reason = choose_device(device)
+    engine = choose_engine(device)
     with display(quiet=quiet) as screen, stdout_to_stderr():
         screen.stage("reading checkpoints")
         source_file, target_file = load_checkpoint(source), load_checkpoint(target)
@@ -159,7 +159,7 @@ def align(
             symmetries,
             search=chosen_search,
             metric=chosen_metric,
-            device=f"{chosen_device} ({reason})",
+            engine=engine,
             seed=seed,
             budget=budget,
             progress=screen.search,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gpu_align._problem._signed import picked, signed_matrix, with_sign
+from gpu_align._random import RandomStream
 from gpu_align._symmetry._spec import PermutationSpec
 
 Matcher = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -83,21 +84,23 @@ class Family:
             for matrix in member.matrices
         }
 
-    def random(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw vectors uniformly, matrix -> int64 [batch, n]."""
-        root = torch.rand(batch, self.root.size, generator=generator).argsort(1)
-        inner = {}
+    def random(self, owners: Tensor, random: RandomStream) -> dict[str, Tensor]:
+        """Draw vectors uniformly, matrix -> int64 [b, n].
+
+        Args:
+            owners: int64 [b], whose numbers are drawn; equal owners draw alike.
+            random: the stream.
+        """
+        root = random.permutation(owners, self.root.size)
+        perms = {self.root.group: root}
         for child in self.children:
-            shape = (batch, self.root.size, child.size)
-            inner[child.group] = torch.rand(shape, generator=generator).argsort(2)
-        perms = {self.root.group: root} | {
-            child.group: self._flat(root, inner[child.group]) for child in self.children
-        }
+            inner = random.permutation(owners, self.root.size, child.size)
+            perms[child.group] = self._flat(root, inner)
         signed = {}
         for member in self.members:
             if member.signed:
                 perm = perms[member.group]
-                negative = torch.rand(perm.shape, generator=generator) < 0.5
+                negative = random.uniform(owners, perm.shape[1]) < 0.5
                 signed[signed_matrix(member.group)] = with_sign(perm, negative)
         return perms | signed
 

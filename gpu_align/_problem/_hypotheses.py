@@ -6,38 +6,66 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gpu_align._random import RandomStream
+
 
 @dataclass(frozen=True)
 class Hypotheses:
     """A batch of b hypotheses; for several models each belongs to one.
+
+    Models are in order and each has as many hypotheses as the others.
 
     Attributes:
         perms: matrix -> int64 [b, n]; j puts unit j of the source at place i, `~j` negates it too.
         model: int64 [b], which source each hypothesis permutes.
         objective: float64 [b], squared distance to the target; lower is better.
         origin: int64 [b], a mark that follows a hypothesis and its descendants.
+        models: number of sources.
     """
 
     perms: Mapping[str, Tensor]
     model: Tensor
     objective: Tensor
     origin: Tensor
+    models: int = 1
 
     def __len__(self) -> int:
         return len(self.model)
 
+    @property
+    def each(self) -> int:
+        """Number of hypotheses of each model."""
+        return len(self) // max(self.models, 1)
+
+    @property
+    def slots(self) -> Tensor:
+        """Number of each hypothesis within its model, int64 [b]."""
+        return torch.arange(self.each, device=self.model.device).repeat(self.models)
+
     def select(self, index: Tensor) -> "Hypotheses":
-        """Return the hypotheses at `index` (int64 or bool [k])."""
-        return Hypotheses(
-            {name: perm[index] for name, perm in self.perms.items()},
-            self.model[index],
-            self.objective[index],
-            self.origin[index],
+        """Return the hypotheses at `index` (int64 [k]); of a part of the batch also unbalanced."""
+        return replace(
+            self,
+            perms={name: perm.index_select(0, index) for name, perm in self.perms.items()},
+            model=self.model.index_select(0, index),
+            objective=self.objective.index_select(0, index),
+            origin=self.origin.index_select(0, index),
         )
 
     def marked(self, origin: int) -> "Hypotheses":
         """Return the batch with one mark on all its hypotheses."""
         return replace(self, origin=torch.full_like(self.model, origin))
+
+    def spread(self, width: int) -> "Hypotheses":
+        """Return each hypothesis `width` times, next to each other."""
+        index = torch.arange(len(self), device=self.model.device)
+        return self.select(index.repeat_interleave(width))
+
+    def first(self, width: int) -> "Hypotheses":
+        """Return the first `width` of each model, the last one again where there are fewer."""
+        index = torch.arange(width, device=self.model.device).clamp_max(self.each - 1)
+        start = torch.arange(self.models, device=index.device)[:, None] * self.each
+        return self.select((start + index).flatten())
 
     def put(self, index: Tensor, perms: Mapping[str, Tensor], objective: Tensor) -> "Hypotheses":
         """Return a copy with the vectors of some matrices and the objective replaced at `index`."""
@@ -48,52 +76,68 @@ class Hypotheses:
             objective=self.objective.index_copy(0, index, objective),
         )
 
+    def chosen(self, other: "Hypotheses", wins: Tensor) -> "Hypotheses":
+        """Return the batch with the hypotheses of another one where `wins`, bool [b]."""
+        return replace(
+            self,
+            perms={n: torch.where(wins[:, None], other.perms[n], p) for n, p in self.perms.items()},
+            objective=torch.where(wins, other.objective, self.objective),
+            origin=torch.where(wins, other.origin, self.origin),
+        )
+
     def fingerprint(self) -> Tensor:
         """Return a 64-bit hash of each hypothesis, int64 [b]: equal permutations hash alike."""
         total = torch.zeros_like(self.model)
-        generator = torch.Generator().manual_seed(0x5EED)
+        stream = RandomStream(0x5EED)
+        owner = torch.zeros(1, dtype=torch.int64, device=total.device)
         for perm in self.perms.values():
-            weights = torch.randint(
-                -(2**62), 2**62, perm.shape[1:], generator=generator, dtype=torch.int64
-            ).to(perm.device)
-            total = total + (perm * (2 * weights + 1)).sum(1)  # wraps modulo 2^64
+            odd = stream.words(owner, perm.shape[1]) | 1
+            total = total + (perm * odd).sum(1)  # wraps modulo 2^64
         return total
 
     def best(self, width: int = 1) -> "Hypotheses":
-        """Return the `width` best distinct hypotheses of each model, best first, models in order.
+        """Return the `width` best distinct hypotheses of each model, best first.
 
         Where a model has fewer distinct ones the last places repeat its worst duplicates, so that
         every model keeps the same number.
         """
-        models = int(self.model.max()) + 1 if len(self) else 0
-        fingerprint = self.fingerprint()
-        chosen = []
-        for model in range(models):
-            member = (self.model == model).nonzero().flatten()
-            member = member[self.objective[member].argsort(stable=True)]
-            chosen.append(member[_distinct_first(fingerprint[member])][:width])
-        return self.select(torch.cat(chosen)) if chosen else self
+        shape = (self.models, self.each)
+        order = self.objective.reshape(shape).argsort(dim=1, stable=True)
+        order = order.gather(1, _distinct_first(self.fingerprint().reshape(shape).gather(1, order)))
+        start = torch.arange(self.models, device=order.device)[:, None] * self.each
+        return self.select((start + order[:, :width]).flatten())
 
 
 def _distinct_first(fingerprint: Tensor) -> Tensor:
-    """Return an order in which the first occurrence of each value comes before repetitions."""
-    order = fingerprint.argsort(stable=True)
-    repeated = torch.zeros_like(fingerprint, dtype=torch.bool)
-    repeated[order[1:]] = fingerprint[order[1:]] == fingerprint[order[:-1]]
-    return repeated.to(torch.int8).argsort(stable=True)
+    """Return an order with first occurrences before repetitions, [m, k] -> int64 [m, k]."""
+    order = fingerprint.argsort(dim=1, stable=True)
+    ordered = fingerprint.gather(1, order)
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    repeated = torch.zeros_like(again).scatter(1, order, again)
+    return repeated.to(torch.int8).argsort(dim=1, stable=True)
 
 
 def concatenate(parts: Sequence[Hypotheses]) -> Hypotheses:
-    """Join batches of hypotheses of one problem."""
+    """Join batches of hypotheses of one problem, model by model."""
+    models = parts[0].models
+
+    def join(tensors: Sequence[Tensor]) -> Tensor:
+        apart = [tensor.reshape(models, -1, *tensor.shape[1:]) for tensor in tensors]
+        return torch.cat(apart, dim=1).flatten(0, 1)
+
     return Hypotheses(
-        {name: torch.cat([part.perms[name] for part in parts]) for name in parts[0].perms},
-        torch.cat([part.model for part in parts]),
-        torch.cat([part.objective for part in parts]),
-        torch.cat([part.origin for part in parts]),
+        {name: join([part.perms[name] for part in parts]) for name in parts[0].perms},
+        join([part.model for part in parts]),
+        join([part.objective for part in parts]),
+        join([part.origin for part in parts]),
+        models,
     )
 
 
-def in_chunks(function: Callable[[Tensor], Tensor], batch: int, chunk: int) -> Tensor:
-    """Apply `function` to index ranges of at most `chunk` elements and join the results."""
-    ranges = torch.arange(batch).split(max(chunk, 1))
-    return torch.cat([function(index) for index in ranges]) if batch else function(torch.arange(0))
+def in_chunks(function: Callable[[slice], Tensor], batch: int, chunk: int) -> Tensor:
+    """Apply `function` to ranges of at most `chunk` hypotheses and join the results."""
+    step = max(chunk, 1)
+    if batch <= step:
+        return function(slice(0, batch))
+    return torch.cat([function(slice(i, min(i + step, batch))) for i in range(0, batch, step)])

@@ -6,14 +6,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gpu_align._backend import CPU, Engine
 from gpu_align._errors import InputError
 from gpu_align._permutation import Permutation
 from gpu_align._problem._family import families_of, gain_of
 from gpu_align._problem._form import AnyTerm, build_form, check_weights
 from gpu_align._problem._hypotheses import Hypotheses
+from gpu_align._problem._kernel_products import kernel_products
 from gpu_align._problem._metric import Metric, as_metric
 from gpu_align._problem._sibling_term import SiblingTerm
 from gpu_align._problem._signed import index_of, is_signed, sign_of, unsigned, with_sign
+from gpu_align._problem._terms import Term
+from gpu_align._random import RandomStream
 from gpu_align._symmetry._spec import PermutationSpec, StateDict, TensorSpec
 
 
@@ -31,6 +35,7 @@ class AlignmentProblem:
         metric: scales the tensors.
         families: name of the root -> Family, in topological order.
         groups: names of the roots: what a search takes one after another.
+        engine: what computes.
         sizes: matrix -> n.
         models: number of sources.
         constant: float64 [m].
@@ -51,6 +56,7 @@ class AlignmentProblem:
         metric: str | Metric = "l2",
         evidence: Mapping[str, Tensor] | None = None,
         dtype: torch.dtype | None = None,
+        engine: Engine = CPU,
     ) -> None:
         """Build the form.
 
@@ -62,6 +68,7 @@ class AlignmentProblem:
             evidence: group -> [n, n], extra similarity of target unit i and source unit j, for
                 instance a correlation of activations.
             dtype: of the computation; default float64 if any counted tensor has it, else float32.
+            engine: what computes; terms and hypotheses lie on its device.
 
         Raises:
             SpecError: names or shapes do not fit the spec.
@@ -85,10 +92,11 @@ class AlignmentProblem:
             check_weights(spec, state, role)
         self._sources, self._target = sources, target
         self.dtype = dtype or _compute_dtype(spec, [*sources, target])
+        self.engine = engine
         form = build_form(spec, families, target, sources, self.metric, self.dtype)
-        self.constant = form.constant
-        self._all_terms = form.terms
-        self.terms = tuple(term for term in form.terms if len(term.matrices) > 1)
+        self.constant = form.constant.to(engine.device)
+        self._all_terms = tuple(term.to(engine.device) for term in form.terms)
+        self.terms = tuple(term for term in self._all_terms if len(term.matrices) > 1)
         self.unary = {matrix: self._unary(matrix) for matrix in self.sizes}
         self.evidence = dict(evidence or {})
         self._root_of = {m: root for root, f in self.families.items() for m in f.matrices}
@@ -99,11 +107,17 @@ class AlignmentProblem:
                     f"evidence for {name!r} has shape {list(extra.shape)}, expected [n, n] for one "
                     f"of the groups {self.sizes}"
                 )
-            self.unary[name] = self.unary[name] + extra.to(self.dtype)
+            self.unary[name] = self.unary[name] + extra.to(engine.device, self.dtype)
+        self._kernels = kernel_products(self) if engine.kernels else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where terms and hypotheses lie."""
+        return self.engine.device
 
     def _unary(self, matrix: str) -> Tensor:
         size = self.sizes[matrix]
-        total = torch.zeros(self.models, size, size, dtype=self.dtype)
+        total = torch.zeros(self.models, size, size, dtype=self.dtype, device=self.device)
         for term in self._singles(matrix):
             total += term.target @ term.source.transpose(1, 2)
         return total
@@ -134,6 +148,7 @@ class AlignmentProblem:
             metric=metric,
             evidence=self.evidence,
             dtype=self.dtype,
+            engine=self.engine,
         )
 
     def touching(self, matrix: str) -> tuple[AnyTerm, ...]:
@@ -181,26 +196,34 @@ class AlignmentProblem:
         perms = self.completed(perms)
         if model is None:
             batch = next((len(perm) for perm in perms.values()), 1)
-            model = torch.zeros(batch, dtype=torch.int64)
+            model = torch.zeros(batch, dtype=torch.int64, device=self.device)
         objective = self.objective(perms, model)
-        return Hypotheses(perms, model, objective, origin=torch.zeros_like(model))
+        return Hypotheses(perms, model, objective, torch.zeros_like(model), self.models)
 
     def completed(self, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the vectors of exactly the matrices of this problem; missing signs are 1."""
         return {matrix: perms.get(matrix, perms[unsigned(matrix)]) for matrix in self.sizes}
 
+    def model_index(self, width: int) -> Tensor:
+        """Return the model of each of `width` hypotheses per model, int64 [m * width]."""
+        return torch.arange(self.models, device=self.device).repeat_interleave(width)
+
     def identity(self, width: int = 1) -> Hypotheses:
         """Return `width` hypotheses per model that move nothing."""
-        model = torch.arange(self.models).repeat_interleave(width)
-        perms = {m: torch.arange(n).expand(len(model), n) for m, n in self.sizes.items()}
+        model = self.model_index(width)
+        perms = {
+            matrix: torch.arange(size, device=self.device).expand(len(model), size)
+            for matrix, size in self.sizes.items()
+        }
         return self.hypotheses(perms, model)
 
-    def random(self, width: int, generator: torch.Generator) -> Hypotheses:
-        """Return `width` hypotheses per model drawn uniformly."""
-        model = torch.arange(self.models).repeat_interleave(width)
+    def random(self, width: int, random: RandomStream) -> Hypotheses:
+        """Return `width` hypotheses per model drawn uniformly, the same ones for each model."""
+        model = self.model_index(width)
+        slots = torch.arange(width, device=self.device).repeat(self.models)
         perms: dict[str, Tensor] = {}
         for family in self.families.values():
-            perms |= family.random(len(model), generator)
+            perms |= family.random(slots, random)
         return self.hypotheses(perms, model)
 
     def objective(self, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
@@ -213,7 +236,7 @@ class AlignmentProblem:
         return self.constant[model] - 2 * inner
 
     def _unary_inner(self, matrix: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        rows, perm = torch.arange(self.sizes[matrix]), perms[matrix]
+        rows, perm = torch.arange(self.sizes[matrix], device=self.device), perms[matrix]
         entries = self.unary[matrix][model[:, None], rows, index_of(perm)]
         return (entries * sign_of(perm)).sum(1, dtype=torch.float64)
 
@@ -230,11 +253,49 @@ class AlignmentProblem:
             the source at place i. For a group that is not quadratic, moving it from p to q
             changes D by `-2 sum_i (S[i, q_i] - S[i, p_i])`.
         """
-        total = self.unary[matrix][model]
-        for term in self.touching(matrix):
+        if self._kernels is None:
+            total, terms = self.unary[matrix][model], self.touching(matrix)
+        else:
+            total = self._kernels.similarity(matrix, perms, model)
+            terms = tuple(t for t in self.touching(matrix) if isinstance(t, SiblingTerm))
+        for term in terms:
             for place, name in enumerate(term.matrices):
                 if name == matrix:
                     total += term.similarity(place, perms, model)
+        return total
+
+    def updated_similarity(
+        self,
+        matrix: str,
+        similarity: Tensor,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        model: Tensor,
+    ) -> Tensor:
+        """Return `similarity(matrix, after, model)`, made from that at `before` where it pays.
+
+        Only the places at which other matrices have changed are multiplied anew.
+
+        Args:
+            matrix: which of `sizes`.
+            similarity: [b, n, n] at `before`; not changed.
+            before, after: matrix -> int64 [b, n].
+            model: int64 [b].
+        """
+        terms = self.touching(matrix)
+        siblings = any(isinstance(term, SiblingTerm) for term in terms)
+        if self._kernels is not None and not siblings:
+            return self._kernels.updated(matrix, similarity, before, after, model)
+        if siblings or not self.engine.waits:
+            return self.similarity(matrix, after, model)
+        total = similarity
+        for term in terms:
+            assert isinstance(term, Term)
+            for place in (n for n, name in enumerate(term.matrices) if name == matrix):
+                change = term.change(place, before, after, model)
+                if change is None:
+                    return self.similarity(matrix, after, model)
+                total = total + change
         return total
 
     def similarities(
@@ -298,9 +359,23 @@ class AlignmentProblem:
             total += (gradient * soft[term.matrices[0]]).sum((1, 2), dtype=torch.float64)
         return total
 
-    def soft_similarity(self, soft: Mapping[str, Tensor], model: Tensor) -> dict[str, Tensor]:
-        """Return the gradient of F at doubly stochastic matrices, matrix -> [b, n, n]."""
-        gradient = {matrix: unary[model] for matrix, unary in self.unary.items()}
+    def soft_similarity(
+        self,
+        soft: Mapping[str, Tensor],
+        model: Tensor,
+        out: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the gradient of F at doubly stochastic matrices, matrix -> [b, n, n].
+
+        Args:
+            soft: matrix -> [b, n, n].
+            model: int64 [b].
+            out: matrix -> [b, n, n] to write to; default new memory.
+        """
+        gradient = {
+            matrix: torch.index_select(unary, 0, model, out=None if out is None else out[matrix])
+            for matrix, unary in self.unary.items()
+        }
         for term in self.terms:
             for place, matrix in enumerate(term.matrices):
                 gradient[matrix] += term.soft_similarity(place, soft, model)
@@ -344,7 +419,7 @@ class AlignmentProblem:
             perm = permutation.perms[unsigned(matrix)]
             if is_signed(matrix) and (sign := permutation.signs.get(unsigned(matrix))) is not None:
                 perm = with_sign(perm, sign < 0)
-            found[matrix] = perm[None]
+            found[matrix] = perm[None].to(self.device)
         return found
 
 

@@ -1,7 +1,7 @@
 """Terms on which several children of one group lie: query heads and dimensions inside a head."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,10 @@ class SiblingTerm:
     target: Tensor
     source: Tensor
 
+    def to(self, device: torch.device) -> "SiblingTerm":
+        """Return the term on a device."""
+        return replace(self, target=self.target.to(device), source=self.source.to(device))
+
     def rows(self, place: int) -> tuple[Tensor, Tensor]:
         """Return target [n, ..., d] and source [m, n, ..., d] with the units at `place` leading."""
         target, source = self.target[None], self.source
@@ -47,9 +51,9 @@ class SiblingTerm:
     def inner(self, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return `<A, pi.B>` for each hypothesis, float64 [b]."""
 
-        def of(index: Tensor) -> Tensor:
-            vectors = self._vectors(perms, index)
-            moved = self._moved(model[index], self._root(vectors), vectors)
+        def of(part: slice) -> Tensor:
+            vectors = self._vectors(perms, part)
+            moved = self._moved(model[part], self._root(vectors), vectors)
             return (moved * self.target).flatten(1).sum(1, dtype=torch.float64)
 
         return in_chunks(of, len(model), self._chunk(pairs=False))
@@ -61,21 +65,21 @@ class SiblingTerm:
         it does not meet the other siblings; `pair_similarity` looks beyond.
         """
 
-        def of(index: Tensor) -> Tensor:
-            vectors = self._vectors(perms, index)
+        def of(part: slice) -> Tensor:
+            vectors = self._vectors(perms, part)
             root = self._root(vectors)
-            still = torch.arange(self.target.shape[place + 1])
+            still = torch.arange(self.target.shape[place + 1], device=root.device)
             if place >= self.siblings:
                 vectors[place] = still.expand_as(vectors[place])
-                moved = self._moved(model[index], root, vectors).movedim(place + 2, 1)
+                moved = self._moved(model[part], root, vectors).movedim(place + 2, 1)
                 target = self.target.movedim(place + 1, 0).flatten(1)
                 return target @ moved.flatten(2).transpose(1, 2)
             size = len(still)
             vectors[place] = (root[..., None] * size + still).flatten(1)
-            moved = self._moved(model[index], root, vectors).movedim(place + 2, 2)
+            moved = self._moved(model[part], root, vectors).movedim(place + 2, 2)
             target = self.target.movedim(place + 1, 1).flatten(2)
             blocks = target @ moved.flatten(3).transpose(2, 3)
-            spread = blocks.new_zeros(len(index), len(target), len(target), size, size)
+            spread = blocks.new_zeros(len(root), len(target), len(target), size, size)
             where = root[:, :, None, None, None].expand(-1, -1, 1, size, size)
             spread.scatter_(2, where, blocks[:, :, None])
             return _join(spread)
@@ -101,24 +105,25 @@ class SiblingTerm:
             [b, n, n].
         """
 
-        def of(index: Tensor) -> Tensor:
-            root = torch.arange(len(self.target)).expand(len(index), -1)
+        def of(part: slice) -> Tensor:
+            batch, device = len(model[part]), model.device
+            root = torch.arange(len(self.target), device=device).expand(batch, -1)
             vectors = [
-                torch.arange(len(self.target) * size).expand(len(index), -1)
+                torch.arange(len(self.target) * size, device=device).expand(batch, -1)
                 for size in self.target.shape[1 : self.siblings + 1]
             ]
-            others = [perms[name][index] for name in self.matrices[self.siblings :]]
-            source = self._moved(model[index], root, [*vectors, *others])
-            return self._of_pairs(place, [matrix[index] for matrix in guess], source)
+            others = [perms[name][part] for name in self.matrices[self.siblings :]]
+            source = self._moved(model[part], root, [*vectors, *others])
+            return self._of_pairs(place, [matrix[part] for matrix in guess], source)
 
         return in_chunks(of, len(model), self._chunk(pairs=True))
 
     def soft_similarity(self, place: int, soft: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return the gradient at doubly stochastic matrices, matrix -> [b, n, n]."""
 
-        def of(index: Tensor) -> Tensor:
-            matrices = [soft[name][index] for name in self.matrices]
-            source = self.source[model[index]]
+        def of(part: slice) -> Tensor:
+            matrices = [soft[name][part] for name in self.matrices]
+            source = self.source[model[part]]
             for number in range(self.siblings, len(matrices)):
                 if number != place:
                     source = _mix(matrices[number], source, number + 2)
@@ -131,8 +136,8 @@ class SiblingTerm:
 
         return in_chunks(of, len(model), self._chunk(pairs=True))
 
-    def _vectors(self, perms: Mapping[str, Tensor], index: Tensor) -> list[Tensor]:
-        return [perms[name][index] for name in self.matrices]
+    def _vectors(self, perms: Mapping[str, Tensor], part: slice) -> list[Tensor]:
+        return [perms[name][part] for name in self.matrices]
 
     def _root(self, vectors: list[Tensor]) -> Tensor:
         """Return where the root's units go, as the first sibling tells: int64 [b, R]."""

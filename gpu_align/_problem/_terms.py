@@ -7,10 +7,14 @@ import torch
 from torch import Tensor
 
 from gpu_align._problem._hypotheses import in_chunks
-from gpu_align._problem._signed import index_of, is_signed, picked, sign_of
+from gpu_align._problem._signed import index_of, is_signed, sign_of, with_sign
 
 CHUNK_ELEMENTS = 2**26
 """Largest number of elements of one permuted copy of a term (256 MiB in float32)."""
+
+
+_FEW = 0.25
+"""Share of changed rows up to which a similarity is updated and not computed anew."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,12 @@ class Term:
     source: Tensor
     _layouts: dict[int, Layout] = field(default_factory=dict, repr=False, compare=False)
 
+    def to(self, device: torch.device) -> "Term":
+        """Return the term on a device; itself if it lies there."""
+        if self.target.device == device:
+            return self
+        return Term(self.matrices, self.target.to(device), self.source.to(device))
+
     def rows(self, place: int) -> tuple[Tensor, Tensor]:
         """Return target [n, ..., d] and source [m, n, ..., d] with axis `place` leading."""
         return self.target.movedim(place, 0), self.source.movedim(place + 1, 1)
@@ -57,7 +67,17 @@ class Term:
 
     def inner(self, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return `<A, pi.B>` for each hypothesis, float64 [b]."""
-        return picked(self.similarity(0, perms, model), perms[self.matrices[0]])
+
+        def of(part: slice) -> Tensor:
+            others = [(matrix, perms[matrix][part]) for matrix in self.others(0)]
+            moved = gather_rows(layout.source, model[part][:, None], others)
+            moved = moved.reshape(-1, layout.target.shape[1], len(layout.target))
+            perm = perms[self.matrices[0]][part]
+            moved = moved.take_along_dim(index_of(perm)[:, None], 2).mul_(layout.target.T)
+            return (moved.sum(1, dtype=torch.float64) * sign_of(perm)).sum(1)
+
+        layout = self._layout(0)
+        return in_chunks(of, len(model), self._chunk)
 
     def similarity(self, place: int, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return `d<A, pi.B> / dP` of the matrix at `place`, the others permuted.
@@ -71,26 +91,63 @@ class Term:
             [b, n, n].
         """
 
-        def of(index: Tensor) -> Tensor:
-            others = [(matrix, perms[matrix][index]) for matrix in self._others(place)]
-            moved = gather_rows(layout.source, model[index][:, None], others)
-            return layout.target @ moved.reshape(len(index), -1, len(layout.target))
+        def of(part: slice) -> Tensor:
+            others = [(matrix, perms[matrix][part]) for matrix in self.others(place)]
+            moved = gather_rows(layout.source, model[part][:, None], others)
+            return layout.target @ moved.reshape(-1, layout.target.shape[1], len(layout.target))
 
         layout = self._layout(place)
         return in_chunks(of, len(model), self._chunk)
 
+    def change(
+        self,
+        place: int,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        model: Tensor,
+    ) -> Tensor | None:
+        """Return by how much `similarity` differs between two states of the other matrices.
+
+        Only the rows of the layout that have changed are multiplied. Looks at the values of the
+        index vectors, so on a device it would wait.
+
+        Returns:
+            [b, n, n]; None where so much has changed that computing it anew is faster.
+        """
+        layout, names = self._layout(place), self.others(place)
+        old, new = (_numbered([perms[name] for name in names]) for perms in (before, after))
+        moved = old != new
+        most = int(moved.sum(1).max()) if len(model) else 0
+        if most > _FEW * moved.shape[1]:
+            return None
+        places = moved.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        size, units = len(layout.target), moved.shape[1]
+        target = layout.target.reshape(size, units, -1)
+        depth = target.shape[2]
+
+        def of(part: slice) -> Tensor:
+            chosen, first = places[part], model[part][:, None] * units
+            rows = layout.source.reshape(-1, depth, size)
+            difference = _signed_rows(rows, first, new[part].gather(1, chosen))
+            difference -= _signed_rows(rows, first, old[part].gather(1, chosen))
+            columns = target.movedim(1, 0)[chosen].movedim(1, 2).flatten(2)  # [b, n, most * d]
+            return columns @ difference.reshape(len(chosen), -1, size)
+
+        chunk = CHUNK_ELEMENTS // max(most * depth * size, 1)
+        return in_chunks(of, len(model), chunk)
+
     def soft_similarity(self, place: int, soft: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return the same at doubly stochastic matrices, matrix -> [b, n, n]."""
 
-        def of(index: Tensor) -> Tensor:
-            sizes = [soft[matrix].shape[1] for matrix in self._others(place)]
+        def of(part: slice) -> Tensor:
+            sizes = [soft[matrix].shape[1] for matrix in self.others(place)]
             moved = layout.source.reshape(len(self.source), *sizes, -1)
-            moved = moved if len(moved) == 1 else moved[model[index]]
-            for axis, matrix in enumerate(self._others(place), start=1):
+            moved = moved if len(moved) == 1 else moved[model[part]]
+            for axis, matrix in enumerate(self.others(place), start=1):
                 leading = moved.movedim(axis, 1)
-                mixed = soft[matrix][index] @ leading.flatten(2)
-                moved = mixed.reshape(len(index), *leading.shape[1:]).movedim(1, axis)
-            return layout.target @ moved.reshape(len(index), -1, len(layout.target))
+                mixed = soft[matrix][part] @ leading.flatten(2)
+                moved = mixed.reshape(-1, *leading.shape[1:]).movedim(1, axis)
+            return layout.target @ moved.reshape(-1, layout.target.shape[1], len(layout.target))
 
         layout = self._layout(place)
         return in_chunks(of, len(model), self._chunk)
@@ -99,7 +156,8 @@ class Term:
     def _chunk(self) -> int:
         return CHUNK_ELEMENTS // max(self.target.numel(), 1)
 
-    def _others(self, place: int) -> tuple[str, ...]:
+    def others(self, place: int) -> tuple[str, ...]:
+        """Return the matrices of the axes other than `place`."""
         return (*self.matrices[:place], *self.matrices[place + 1 :])
 
     def _layout(self, place: int) -> Layout:
@@ -112,6 +170,21 @@ class Term:
                 target.reshape(size, -1).contiguous(), last.reshape(rows, -1).contiguous()
             )
         return self._layouts[place]
+
+
+def _numbered(perms: Sequence[Tensor]) -> Tensor:
+    """Return one index vector for several axes, `~j` where an odd number of units is negated."""
+    total = perms[0]
+    for perm in perms[1:]:
+        unit = index_of(total)[:, :, None] * perm.shape[1] + index_of(perm)[:, None, :]
+        negative = (total < 0)[:, :, None] ^ (perm < 0)[:, None, :]
+        total = with_sign(unit, negative).flatten(1)
+    return total
+
+
+def _signed_rows(rows: Tensor, first: Tensor, perm: Tensor) -> Tensor:
+    """Return rows [., d, n] that an index vector names, negated where it says so: [b, k, d, n]."""
+    return rows[first + index_of(perm)] * sign_of(perm)[..., None, None]
 
 
 def gather_rows(source: Tensor, rows: Tensor, perms: Sequence[tuple[str, Tensor]]) -> Tensor:

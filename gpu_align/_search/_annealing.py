@@ -3,14 +3,31 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from gpu_align._errors import InputError
-from gpu_align._problem import Hypotheses
+from gpu_align._problem import Hypotheses, concatenate
+from gpu_align._search._cooling import Cooling
 from gpu_align._search._descent import Descent, descend, start_descent
-from gpu_align._search._relaxed import soft_starts, soften, to_hypotheses
+from gpu_align._search._relaxed import soft_starts, to_hypotheses
 from gpu_align._search._search import Run, Search, State
+
+
+@dataclass(frozen=True)
+class _Wave:
+    """The starts that cool at present; all of them, where they fit into memory.
+
+    Attributes:
+        slots: int64 [k] of each wave, the numbers of its starts.
+        cooling: the present wave.
+        rounded: what the waves before it have become.
+        event: of the random numbers of all starts.
+    """
+
+    slots: list[Tensor]
+    cooling: Cooling
+    rounded: tuple[Hypotheses, ...]
+    event: int
 
 
 @dataclass(frozen=True)
@@ -53,46 +70,30 @@ class Annealing(Search):
 
     def init(self, run: Run, start: Hypotheses | None) -> State:
         """See `Search.init`; hypotheses to begin from only join the result."""
-        soft = soft_starts(run, self.starts, self.noise, exact_first=False)
         hypotheses = run.problem.identity() if start is None else start
-        return State(self.name, hypotheses, soft, expected=self.steps + 6)
+        waves = list(run.waves(self.starts))
+        wave = _Wave(waves, self._heated(run, waves[0], run.random.event), (), run.random.event)
+        return State(self.name, hypotheses, wave, expected=self.steps * len(waves) + 6)
+
+    def _heated(self, run: Run, slots: Tensor, event: int) -> Cooling:
+        """Return some of the starts; all waves draw as if they were one, at the same event."""
+        run.random.event = event
+        soft = soft_starts(run, slots, self.noise, exact_first=False)
+        return Cooling(soft, run.problem.model_index(len(slots)), self.damping, self.iterations)
 
     def step(self, run: Run, state: State) -> State:
         """Cool by one step; after the last one, round and descend sweep by sweep."""
         if isinstance(state.memory, Descent):
             return descend(run, state, "random")
-        soft = state.memory
-        assert isinstance(soft, dict)
-        model = torch.arange(run.problem.models).repeat_interleave(self.starts)
-        fraction = (state.sweep - 1) / (self.steps - 1)
-        temperature = self.hot * (self.cold / self.hot) ** fraction
-        cool(run, soft, model, temperature, self.damping, self.iterations)
-        if state.sweep < self.steps:
-            return replace(state, memory=soft)
-        hypotheses = to_hypotheses(run, soft, model)
+        wave = state.memory
+        assert isinstance(wave, _Wave)
+        number = (state.sweep - 1) % self.steps
+        wave.cooling.step(run, self.hot * (self.cold / self.hot) ** (number / (self.steps - 1)))
+        if number < self.steps - 1:
+            return state
+        rounded = (*wave.rounded, to_hypotheses(run, wave.cooling.soft, wave.cooling.model))
+        if len(rounded) < len(wave.slots):
+            cooling = self._heated(run, wave.slots[len(rounded)], wave.event)
+            return replace(state, memory=replace(wave, cooling=cooling, rounded=rounded))
+        hypotheses = concatenate(rounded)
         return replace(state, hypotheses=hypotheses, memory=start_descent(run, hypotheses))
-
-
-def cool(
-    run: Run,
-    soft: dict[str, Tensor],
-    model: Tensor,
-    temperature: float,
-    damping: float,
-    iterations: int,
-) -> None:
-    """Move all groups one step towards the assignments of this temperature, in place.
-
-    Args:
-        run: the running search.
-        soft: matrix -> [b, n, n], changed.
-        model: int64 [b].
-        temperature: in units of the standard deviation of each similarity.
-        damping: share of the new matrix.
-        iterations: Sinkhorn iterations.
-    """
-    similarity = run.problem.soft_similarity(soft, model)
-    for family in run.problem.families.values():
-        own = {matrix: similarity[matrix] for matrix in family.matrices}
-        for matrix, goal in soften(family, own, temperature, iterations).items():
-            soft[matrix].lerp_(goal, damping)

@@ -19,18 +19,21 @@ class _Beam:
     """The beam between two sweeps.
 
     Attributes:
-        descent: the children on their way down.
-        last: int64 [b], the group that was perturbed; it is looked at last in the first sweep,
-            so that its neighbours can answer the perturbation before it is undone. None later.
+        kept: the beam at the last pruning.
+        descent: the children on their way down, the beam before them.
+        last: int64 [each] on the host, the group that was perturbed; it is looked at last in the
+            first sweep, so that its neighbours can answer the perturbation before it is undone.
+            None later.
         round: how many rounds of perturbation have begun.
-        idle: rounds since the best distance of any model fell.
+        idle: int64 [m], rounds since the best distance of each model fell.
         best: float64 [m], best distance of each model at the last pruning.
     """
 
+    kept: Hypotheses
     descent: Descent
     last: Tensor | None
     round: int
-    idle: int
+    idle: Tensor
     best: Tensor
 
 
@@ -73,15 +76,16 @@ class BeamDescent(Search):
     def init(self, run: Run, start: Hypotheses | None) -> State:
         """See `Search.init`."""
         hypotheses = run.problem.identity() if start is None else start
-        best = torch.full((run.problem.models,), torch.inf, dtype=torch.float64)
-        beam = _Beam(start_descent(run, hypotheses), None, round=0, idle=0, best=best)
-        return State(self.name, hypotheses, beam)
+        best = torch.full_like(run.problem.constant, torch.inf)
+        idle = torch.zeros_like(best, dtype=torch.int64)
+        descent = start_descent(run, hypotheses)
+        return State(self.name, hypotheses, _Beam(hypotheses, descent, None, 0, idle, best))
 
     def step(self, run: Run, state: State) -> State:
         """Do one sweep of all children; prune and expand once all have converged."""
         beam = state.memory
         assert isinstance(beam, _Beam)
-        order = draw_order(run, len(beam.descent.hypotheses), self.order)
+        order = draw_order(run, beam.descent.hypotheses.each, self.order)
         if beam.last is not None:
             is_last = order == beam.last[:, None]
             order = order.gather(1, is_last.to(torch.int8).argsort(dim=1, stable=True))
@@ -92,35 +96,49 @@ class BeamDescent(Search):
         return self._next_round(run, replace(state, hypotheses=descent.hypotheses), beam)
 
     def _next_round(self, run: Run, state: State, beam: _Beam) -> State:
-        kept = state.hypotheses.best(min(self.width, len(state.hypotheses) // run.problem.models))
+        kept = state.hypotheses.best(min(self.width, state.hypotheses.each))
+        if beam.round:
+            # What a model has found does not depend on how long the others take.
+            kept = beam.kept.first(kept.each).chosen(kept, (beam.idle < self.patience)[kept.model])
         best = kept.best().objective
-        improved = bool((best < beam.best - run.tolerance(torch.arange(len(best)))).any())
-        idle = 0 if improved else beam.idle + 1
+        improved = best < beam.best - run.tolerance(run.problem.model_index(1))
+        idle = torch.where(improved, 0, beam.idle + 1)
         state = replace(state, hypotheses=kept)
-        if self.expansions == 1 or idle >= self.patience:
+        busy = (idle < self.patience).cpu()
+        if self.expansions == 1 or not bool(busy.any()):
             return replace(state, finished=Status.CONVERGED)
         if beam.round >= self.rounds:
             return replace(state, finished=Status.COMPLETED)
-        descent, last = self._expand(run, kept, self.noise[beam.round % len(self.noise)])
-        return replace(state, memory=_Beam(descent, last, beam.round + 1, idle, best))
+        noise = self.noise[beam.round % len(self.noise)]
+        descent, last = self._expand(run, kept, noise, busy)
+        return replace(state, memory=_Beam(kept, descent, last, beam.round + 1, idle, best))
 
-    def _expand(self, run: Run, kept: Hypotheses, noise: float) -> tuple[Descent, Tensor]:
-        """Return the hypotheses and their perturbed children, models in order."""
-        groups = run.problem.groups
-        parents = torch.arange(len(kept)).repeat_interleave(self.expansions - 1)
-        children = kept.select(parents)
-        moved = torch.randint(len(groups), (len(children),), generator=run.generator)
-        stale = torch.zeros(len(children), len(groups), dtype=torch.bool)
+    def _expand(
+        self, run: Run, kept: Hypotheses, noise: float, busy: Tensor
+    ) -> tuple[Descent, Tensor]:
+        """Return the beam and its perturbed children, and which group each had perturbed.
+
+        Args:
+            run: the running search.
+            kept: the beam.
+            noise: see `perturb`.
+            busy: bool [m] on the host, the models that are still to be improved.
+        """
+        groups, models, each = run.problem.groups, run.problem.models, kept.each
+        children = kept.spread(self.expansions - 1)
+        born = torch.arange(children.each)
+        moved = run.random.below(len(groups), born)
+        stale = torch.zeros(models, each + children.each, len(groups), dtype=torch.bool)
         for number, group in enumerate(groups):
-            chosen = (moved == number).nonzero().flatten()
-            if len(chosen):
-                children = perturb(run, children, group, chosen, noise)
-                for neighbour in (group, *run.problem.neighbours(group)):
-                    stale[chosen, groups.index(neighbour)] = True
+            slots = (moved == number).nonzero().flatten()
+            chosen = (busy.nonzero() * children.each + slots).flatten()
+            for part in run.parts(group, chosen):
+                children = perturb(run, children, group, part, noise)
+            for neighbour in (group, *run.problem.neighbours(group)):
+                stale[:, each + slots, groups.index(neighbour)] = busy[:, None]
         joined = concatenate([kept, children])
-        stale = torch.cat([torch.zeros(len(kept), len(groups), dtype=torch.bool), stale])
-        last = torch.cat([torch.zeros(len(kept), dtype=torch.int64), moved])
-        return Descent(joined, stale), last
+        last = torch.cat([torch.zeros(each, dtype=torch.int64), moved])
+        return Descent(joined, run.upload(stale.flatten(0, 1))), last
 
 
 def perturb(
@@ -132,9 +150,10 @@ def perturb(
         run: the running search.
         hypotheses: the batch.
         group: the group that is assigned.
-        chosen: int64 [c], which hypotheses.
+        chosen: int64 [c] on the host, which hypotheses.
         noise: standard deviation of the noise, in units of that of the costs.
     """
-    part = hypotheses.select(chosen)
-    moved, gain = best_move(run, group, part, noise)
-    return hypotheses.put(chosen, moved, part.objective - gain)
+    index = run.upload(chosen)
+    part, owners = hypotheses.select(index), hypotheses.slots[index]
+    moved, gain = best_move(run, group, part, noise=noise, owners=owners)
+    return hypotheses.put(index, moved, part.objective - gain)

@@ -63,7 +63,7 @@ class Noise(Candidates):
     def propose(self, run: Run, cost: Tensor) -> Tensor:
         """See `Candidates.propose`."""
         batch, size, _ = cost.shape
-        noise = self.scale * run.normal(batch, self.count, size, size)
+        noise = self.scale * run.normal(run.owners(batch), self.count, size, size)
         noise[:, 0] = 0
         noisy = cost[:, None] + deviation(cost)[:, None, None, None] * noise
         return run.assign(-noisy.flatten(0, 1)).reshape(batch, self.count, size)
@@ -93,8 +93,8 @@ class Rounding(Candidates):
         """See `Candidates.propose`."""
         batch, size, _ = cost.shape
         rounded = self._rounded(cost)
-        order = torch.rand(batch, self.count, size, generator=run.generator).argsort(dim=2)
-        shuffled = rounded[torch.arange(batch)[:, None, None], order]
+        order = run.random.permutation(run.owners(batch), self.count, size)
+        shuffled = rounded[torch.arange(batch, device=cost.device)[:, None, None], order]
         assigned = run.assign(-shuffled.flatten(0, 1)).reshape(batch, self.count, size)
         return torch.empty_like(assigned).scatter_(2, order, assigned)
 

@@ -1,6 +1,7 @@
 """Coordinate descent: one group at a time, its best assignment with the others fixed."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from gpu_align._errors import InputError
 from gpu_align._problem import Hypotheses
 from gpu_align._search._moves import best_move
+from gpu_align._search._recall import Recall
 from gpu_align._search._search import Run, Search, State
 from gpu_align._status import Status
 
@@ -24,10 +26,12 @@ class Descent:
         hypotheses: the batch.
         stale: bool [b, groups]; a group is stale if it, or a group it is coupled to, has moved
             since its assignment was last solved.
+        recall: what was computed at the last looks.
     """
 
     hypotheses: Hypotheses
     stale: Tensor
+    recall: Recall = field(default_factory=Recall)
 
     @property
     def converged(self) -> bool:
@@ -37,34 +41,60 @@ class Descent:
 
 def start_descent(run: Run, hypotheses: Hypotheses) -> Descent:
     """Return a descent in which every group of every hypothesis is to be looked at."""
-    stale = torch.ones(len(hypotheses), len(run.problem.groups), dtype=torch.bool)
-    return Descent(hypotheses, stale)
+    shape = (len(hypotheses), len(run.problem.groups))
+    return Descent(hypotheses, torch.ones(shape, dtype=torch.bool, device=run.problem.device))
 
 
-def draw_order(run: Run, batch: int, order: Order) -> Tensor:
-    """Return the order of the groups for one sweep of each hypothesis, int64 [b, groups]."""
+def draw_order(run: Run, each: int, order: Order) -> Tensor:
+    """Return the order of the groups for one sweep of each hypothesis of a model.
+
+    Returns:
+        int64 [each, groups] on the host, where the sweep is planned.
+    """
     count = len(run.problem.groups)
     if order == "random":
-        return torch.rand(batch, count, generator=run.generator).argsort(1)
+        return run.random.permutation(torch.arange(each), count)
     forward = torch.arange(count) if order == "forward" else torch.arange(count).flip(0)
-    return forward.expand(batch, count)
+    return forward.expand(each, count)
 
 
 def sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
     """Solve the assignment of every stale group once, in each hypothesis's own order.
 
-    Groups that are not coupled do not see each other's moves, so a group may be taken as soon as
-    no group it is coupled to is still to come before it. Of all groups that may be taken the one
-    with the most hypotheses goes first: larger batches, the same result.
-
     A move is kept only if it lowers the distance by more than rounding noise, so descent ends.
+
+    The host plans the sweep from what was stale at its beginning. On a device it looks at nothing
+    until the end: groups that have settled meanwhile are left out by the solver there.
 
     Args:
         run: the running search.
         descent: the batch.
-        order: int64 [b, groups].
+        order: int64 [each, groups], the same for each model.
     """
-    coupled = _coupling(run)
+    alive = descent.stale.any(1).cpu()
+    for number, slots in _plan(order, _coupling(run)):
+        first = torch.arange(run.problem.models)[:, None] * len(order)
+        chosen = (first + slots).flatten()
+        chosen = chosen[descent.stale[chosen, number] if run.waits else alive[chosen]]
+        for part in run.parts(run.problem.groups[number], chosen):
+            descent = _move(run, descent, number, part)
+    return descent
+
+
+def _plan(order: Tensor, coupled: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield group after group, and the hypotheses that take it now.
+
+    Groups that are not coupled do not see each other's moves, so a group may be taken as soon as
+    no group it is coupled to is still to come before it. Of all groups that may be taken the one
+    with the most hypotheses goes first: larger batches, the same result.
+
+    Args:
+        order: int64 [k, groups].
+        coupled: bool [groups, groups].
+
+    Yields:
+        Number of the group, and int64 [c].
+    """
     rank = order.argsort(1)
     waiting_for = ((rank[:, :, None] > rank[:, None, :]) & coupled).sum(2)
     pending = torch.ones_like(rank, dtype=torch.bool)
@@ -75,10 +105,7 @@ def sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
         pending[chosen, number] = False
         later = rank[chosen] > rank[chosen, number, None]
         waiting_for[chosen] -= (coupled[number] & later).long()
-        chosen = chosen[descent.stale[chosen, number]]
-        if len(chosen):
-            descent = _move(run, descent, number, chosen)
-    return descent
+        yield number, chosen
 
 
 def _coupling(run: Run) -> Tensor:
@@ -92,27 +119,34 @@ def _coupling(run: Run) -> Tensor:
 
 
 def _move(run: Run, descent: Descent, number: int, chosen: Tensor) -> Descent:
-    """Move one group of the chosen hypotheses to its best assignment."""
+    """Move one group of the chosen hypotheses, int64 [c] on the host, to its best assignment."""
     problem, group = run.problem, run.problem.groups[number]
-    part = descent.hypotheses.select(chosen)
-    moved, gain = best_move(run, group, part)
-    better = gain > run.tolerance(part.model)
+    index = run.upload(chosen)
+    part = descent.hypotheses.select(index)
     stale = descent.stale.clone()
-    stale[chosen, number] = False
+    active = None if run.waits else stale[index, number]
+    look = descent.recall.look(run, group, chosen, index, part, len(descent.hypotheses))
+    moved, gain = best_move(run, group, part, look, active=active)
+    descent.recall.keep(group, index, look)
+    better = gain > run.tolerance(part.model)
+    if active is not None:
+        better &= active
+    stale[index, number] = False
     for neighbour in problem.neighbours(group):
-        stale[chosen[better], problem.groups.index(neighbour)] = True
+        place = problem.groups.index(neighbour)
+        stale[index, place] = stale[index, place] | better
     hypotheses = descent.hypotheses.put(
-        chosen[better],
-        {matrix: perm[better] for matrix, perm in moved.items()},
-        (part.objective - gain)[better],
+        index,
+        {m: torch.where(better[:, None], perm, part.perms[m]) for m, perm in moved.items()},
+        part.objective - torch.where(better, gain, 0.0),
     )
-    return Descent(hypotheses, stale)
+    return replace(descent, hypotheses=hypotheses, stale=stale)
 
 
 def descend(run: Run, state: State, order: Order) -> State:
     """Do one sweep of a state whose memory is a Descent; it is finished once that has converged."""
     assert isinstance(state.memory, Descent)
-    descent = sweep(run, state.memory, draw_order(run, len(state.memory.hypotheses), order))
+    descent = sweep(run, state.memory, draw_order(run, state.memory.hypotheses.each, order))
     return replace(
         state,
         hypotheses=descent.hypotheses,
@@ -158,8 +192,8 @@ class CoordinateDescent(Search):
         hypotheses = run.problem.identity(self.starts)
         if self.initial == "identity":
             return hypotheses
-        perms = run.problem.random(self.starts, run.generator).perms
-        first = torch.arange(len(hypotheses)) % self.starts == 0
+        perms = run.problem.random(self.starts, run.random).perms
+        first = hypotheses.slots == 0
         mixed = {g: torch.where(first[:, None], hypotheses.perms[g], p) for g, p in perms.items()}
         return run.problem.hypotheses(mixed, hypotheses.model)
 

@@ -1,5 +1,6 @@
 """Frank-Wolfe: all groups at once in the polytope of doubly stochastic matrices."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -16,10 +17,20 @@ from gpu_align._search._search import Run, Search, State
 
 @dataclass(frozen=True)
 class _Polytope:
-    """Matrices inside the polytope: matrix -> [b, n, n], and F of each, float64 [b]."""
+    """Matrices inside the polytope.
+
+    Attributes:
+        soft: matrix -> [b, n, n].
+        objective: float64 [b], F of each.
+        moving: bool [b], which of them still gained in the last step; the others rest.
+    """
 
     soft: Mapping[str, Tensor]
     objective: Tensor
+    moving: Tensor
+
+
+_BISECTIONS = 52  # of an interval of length 1, to the last bit of float64
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class FrankWolfe(Search):
         starts: hypotheses per model; the first starts at the barycentre, the others near it.
         steps: largest number of steps before rounding.
         noise: standard deviation of the logits of the other starts.
-        rtol: ends when no hypothesis gains more than this fraction of F.
+        rtol: a hypothesis rests once it gains no more than this fraction of F.
 
     Source: Crisostomi et al., C2M3 (NeurIPS 2024), section 3; Frank & Wolfe (1956).
     """
@@ -54,15 +65,13 @@ class FrankWolfe(Search):
 
     def init(self, run: Run, start: Hypotheses | None) -> State:
         """See `Search.init`; hypotheses to begin from only join the result."""
-        model = self._model(run)
-        soft = soft_starts(run, self.starts, self.noise, exact_first=True)
+        model = run.problem.model_index(self.starts)
+        slots = torch.arange(self.starts, device=run.problem.device)
+        soft = soft_starts(run, slots, self.noise, exact_first=True)
         hypotheses = run.problem.identity() if start is None else start
-        return State(
-            self.name, hypotheses, _Polytope(soft, run.problem.soft_objective(soft, model))
-        )
-
-    def _model(self, run: Run) -> Tensor:
-        return torch.arange(run.problem.models).repeat_interleave(self.starts)
+        objective = run.problem.soft_objective(soft, model)
+        moving = torch.ones_like(model, dtype=torch.bool)
+        return State(self.name, hypotheses, _Polytope(soft, objective, moving))
 
     def step(self, run: Run, state: State) -> State:
         """Do one Frank-Wolfe step, or one sweep of descent after the last."""
@@ -70,14 +79,13 @@ class FrankWolfe(Search):
             return descend(run, state, "random")
         assert isinstance(state.memory, _Polytope)
         moved = self._advance(run, state.memory)
-        gain = (moved.objective - state.memory.objective) / moved.objective.abs().clamp_min(1e-30)
-        if state.sweep < self.steps and bool((gain > self.rtol).any()):
+        if state.sweep < self.steps and bool(moved.moving.any()):
             return replace(state, memory=moved)
-        hypotheses = to_hypotheses(run, moved.soft, self._model(run))
+        hypotheses = to_hypotheses(run, moved.soft, run.problem.model_index(self.starts))
         return replace(state, hypotheses=hypotheses, memory=start_descent(run, hypotheses))
 
     def _advance(self, run: Run, point: _Polytope) -> _Polytope:
-        problem, model = run.problem, self._model(run)
+        problem, model = run.problem, run.problem.model_index(self.starts)
         gradient = problem.soft_similarity(point.soft, model)
         direction = {}
         for family in problem.families.values():
@@ -92,45 +100,68 @@ class FrankWolfe(Search):
         degree = max((len(term.matrices) for term in problem.terms), default=1)
         nodes = torch.linspace(0, 1, degree + 1, dtype=torch.float64)
         later = [
-            problem.soft_objective(along(node.expand(len(model))), model) for node in nodes[1:]
+            problem.soft_objective(along(torch.full_like(point.objective, node)), model)
+            for node in nodes[1:].tolist()
         ]
         step = maximize_polynomial(nodes, torch.stack([point.objective, *later], dim=1))
-        soft = along(step)
-        return _Polytope(soft, problem.soft_objective(soft, model))
+        soft = along(torch.where(point.moving, step, 0.0))
+        objective = problem.soft_objective(soft, model)
+        gain = (objective - point.objective) / objective.abs().clamp_min(1e-30)
+        return _Polytope(soft, objective, point.moving & (gain > self.rtol))
 
 
 def maximize_polynomial(nodes: Tensor, values: Tensor) -> Tensor:
     """Return where on [0, 1] the interpolating polynomials are largest.
 
     Args:
-        nodes: float64 [k + 1], distinct.
+        nodes: float64 [k + 1], distinct, on the host.
         values: float64 [b, k + 1], one polynomial of degree k per row.
 
     Returns:
         float64 [b].
     """
-    degree = len(nodes) - 1
-    powers = torch.arange(degree + 1)
-    coefficients = torch.linalg.solve(nodes[:, None] ** powers, values.T).T
-    candidates = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(len(values), 2)
-    slope = (coefficients * powers)[:, 1:]
-    if degree > 1:
-        candidates = torch.cat([candidates, _roots(slope)], dim=1)
-    heights = (candidates[..., None] ** powers * coefficients[:, None]).sum(-1)
+    powers = torch.arange(len(nodes))
+    fit = torch.linalg.inv(nodes[:, None] ** powers)
+    coefficients = torch.zeros_like(values)
+    for power, row in enumerate(fit.tolist()):
+        for node, weight in enumerate(row):
+            coefficients[:, power] += weight * values[:, node]
+    slope = [power * coefficients[:, power] for power in range(1, len(nodes))]
+    ends = [torch.zeros_like(values[:, 0]), torch.ones_like(values[:, 0])]
+    candidates = torch.stack([*ends, *_roots(slope)], dim=1)
+    heights = _evaluated(list(coefficients.T[:, :, None]), candidates)
     return candidates.gather(1, heights.argmax(1, keepdim=True))[:, 0]
 
 
-def _roots(coefficients: Tensor) -> Tensor:
-    """Return the real parts, clamped to [0, 1], of all roots; [b, k + 1] -> [b, k].
+def _roots(coefficients: list[Tensor]) -> list[Tensor]:
+    """Return points in [0, 1] among which are all roots there; lowest power first, [b] each.
 
-    A clamped or complex root is only one more candidate for the maximum, so it does no harm. A
-    leading coefficient of zero is replaced by a tiny one, whose extra root lies far outside.
+    Between two neighbouring roots of the derivative there is at most one root: it is bisected.
+    Where there is none, the point returned is only one more candidate.
     """
-    leading = coefficients[:, -1:]
-    tiny = 1e-12 * coefficients.abs().amax(1, keepdim=True).clamp_min(1e-30)
-    leading = torch.where(leading.abs() < tiny, tiny, leading)
-    size = coefficients.shape[1] - 1
-    companion = torch.zeros(len(coefficients), size, size, dtype=coefficients.dtype)
-    companion[:, 1:, :-1] = torch.eye(size - 1, dtype=coefficients.dtype)
-    companion[:, :, -1] = -coefficients[:, :-1] / leading
-    return torch.linalg.eigvals(companion).real.clamp(0, 1)
+    if len(coefficients) < 2:
+        return []
+    slope = [power * c for power, c in enumerate(coefficients)][1:]
+    zero = torch.zeros_like(coefficients[0])
+    inner = _roots(slope)
+    turns = torch.stack(inner, dim=1).sort(dim=1).values.unbind(1) if inner else ()
+    edges = [zero, *turns, zero + 1]
+    return [_bisected(coefficients, *pair) for pair in itertools.pairwise(edges)]
+
+
+def _bisected(coefficients: list[Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """Return the root between `low` and `high` if the signs differ there, else an end."""
+    rising = _evaluated(coefficients, low) < _evaluated(coefficients, high)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        beyond = (_evaluated(coefficients, middle) > 0) == rising
+        low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
+    return (low + high) / 2
+
+
+def _evaluated(coefficients: list[Tensor], at: Tensor) -> Tensor:
+    """Return the polynomials with these coefficients, lowest power first, by Horner's rule."""
+    total = torch.zeros_like(at)
+    for coefficient in reversed(coefficients):
+        total = total * at + coefficient
+    return total

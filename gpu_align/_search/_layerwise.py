@@ -120,8 +120,8 @@ class LayerwiseBeam(Search):
             for term, place in _opened(problem, partial.decided):
                 gain += _open_gain(term, place, after)
         score = before.objective - 2 * gain
-        children = before.put(torch.arange(len(parent)), moved, score)
-        width = min(self.width, len(children) // problem.models)
+        children = replace(after, objective=score)
+        width = min(self.width, children.each)
         return replace(partial, hypotheses=children.best(width), decided=partial.decided + 1)
 
     def _candidates(self, run: Run, partial: _Partial) -> tuple[Tensor, dict[str, Tensor]]:
@@ -135,7 +135,7 @@ class LayerwiseBeam(Search):
         similarity, cost = self._cost(partial, family)
         outer, inner = family.outer({g: -c for g, c in cost.items()}, run.match)
         root = self.candidates.propose(run, -outer)
-        parent = torch.arange(len(root)).repeat_interleave(root.shape[1])
+        parent = torch.arange(len(root), device=root.device).repeat_interleave(root.shape[1])
         moved = family.vectors(
             root.flatten(0, 1),
             {child: columns[parent] for child, columns in inner.items()},

@@ -1,18 +1,27 @@
 """Moving one family: its best two-level assignment, or one under noise."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gpu_align._problem import Family, Hypotheses, Member, SiblingTerm, to_matrix
+from gpu_align._search._recall import Look
 from gpu_align._search._search import Run, deviation
 
 _PAIR_ROUNDS = 2
 
 
 def best_move(
-    run: Run, group: str, hypotheses: Hypotheses, noise: float = 0.0
+    run: Run,
+    group: str,
+    hypotheses: Hypotheses,
+    look: Look | None = None,
+    *,
+    active: Tensor | None = None,
+    noise: float = 0.0,
+    owners: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Assign a family, the others fixed.
 
@@ -20,24 +29,35 @@ def best_move(
         run: the running search.
         group: root of the family.
         hypotheses: the batch before the move.
+        look: its similarities, and where its assignments start from; default a look without
+            memory.
+        active: bool [b], which moves are wanted; the others may be any.
         noise: standard deviation of noise on the similarities, in units of their own.
+        owners: int64 [b], whose noise it is; default that of each hypothesis of a model.
 
     Returns:
         matrix -> int64 [b, n], and by how much D falls (noise left out), float64 [b].
     """
     problem = run.problem
-    similarity = problem.similarities(group, hypotheses.perms, hypotheses.model)
-    noisy = similarity if noise == 0 else {m: _shaken(run, s, noise) for m, s in similarity.items()}
+    if look is None:
+        look = Look(problem.similarities(group, hypotheses.perms, hypotheses.model))
+    noisy = look.similarity
+    if noise > 0:
+        owners = hypotheses.slots if owners is None else owners
+        noisy = {m: _shaken(run, s, noise, owners) for m, s in noisy.items()}
     if siblings := problem.sibling_terms(group):
         moved = _assign_siblings(run, group, hypotheses, noisy, siblings)
-    else:
+    elif problem.families[group].children:
         moved = problem.families[group].assign(noisy, run.match)
-    return moved, problem.gain(group, similarity, moved, hypotheses)
+    else:
+        match = partial(run.match, active=active, warm=look.warm)
+        moved = problem.families[group].assign(noisy, match)
+    return moved, problem.gain(group, look.similarity, moved, hypotheses)
 
 
-def _shaken(run: Run, similarity: Tensor, noise: float) -> Tensor:
+def _shaken(run: Run, similarity: Tensor, noise: float, owners: Tensor) -> Tensor:
     scale = noise * deviation(similarity)[:, None, None]
-    return similarity + scale * run.normal(*similarity.shape)
+    return torch.addcmul(similarity, scale, run.normal(owners, *similarity.shape[1:]))
 
 
 def _assign_siblings(

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from gpu_align._errors import InputError
 from gpu_align._problem import AlignmentProblem, Family, Hypotheses, concatenate
 from gpu_align._search._annealing import Annealing
@@ -20,11 +23,20 @@ _REFINEMENT_WORK = 4e10  # sum of n^3 over the assignments of the refinement: se
 
 @dataclass(frozen=True)
 class _Stage:
-    """The stage that runs, its state, and what the stages before it have found."""
+    """The stage that runs, its state, and what the stages before it have found.
+
+    Attributes:
+        number: of the stage.
+        inner: its state.
+        pool: what was found before it.
+        settled: bool [m], models whose search has ended by consensus; they keep the best of the
+            pool, whatever the stages that run for the others find.
+    """
 
     number: int
     inner: State
     pool: Hypotheses
+    settled: Tensor
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ class Portfolio(Search):
         breeding = Recombination(population, population, generations)
         beam = BeamDescent()
         work = sum(_assignment_work(family) for family in problem.families.values())
-        work *= problem.models * beam.width * beam.expansions
+        work *= beam.width * beam.expansions
         rounds = int(_REFINEMENT_WORK / max(work, 1))
         beam = replace(beam, rounds=min(max(rounds, 2), beam.rounds))
         if patient:
@@ -92,7 +104,8 @@ class Portfolio(Search):
         """See `Search.init`; hypotheses to begin from join the pool."""
         first = (run.problem.identity() if start is None else start).marked(0)
         inner = self.searches[0].init(run, None)
-        return State(inner.stage, first, _Stage(0, inner, first))
+        settled = torch.zeros(run.problem.models, dtype=torch.bool, device=run.problem.device)
+        return State(inner.stage, first, _Stage(0, inner, first, settled))
 
     def step(self, run: Run, state: State) -> State:
         """Do one step of the present stage, and begin the next one where it ends."""
@@ -104,21 +117,26 @@ class Portfolio(Search):
         found = inner.hypotheses
         if stage.number < len(self.searches):
             found = found.marked(stage.number + 1)
+        if run.problem.models > 1:
+            found = stage.pool.best().first(found.each).chosen(found, ~stage.settled[found.model])
         state = replace(state, stage=inner.stage, hypotheses=found)
         if inner.finished is None:
             return replace(state, memory=replace(stage, inner=inner))
-        if stage.number + 1 == len(stages) or _agree(run, stage.pool, found):
+        settled = stage.settled | _agree(run, stage.pool, found)
+        if stage.number + 1 == len(stages) or bool(settled.all()):
             return replace(state, finished=inner.finished)
+        stage = replace(stage, settled=settled)
         return replace(state, memory=self._next_stage(run, stage, found))
 
     def _next_stage(self, run: Run, stage: _Stage, found: Hypotheses) -> _Stage:
         joined = concatenate([stage.pool, found])
-        pool = joined.best(min(self.width, len(joined) // run.problem.models))
+        pool = joined.best(min(self.width, joined.each))
         number = stage.number + 1
         if number < len(self.searches):
-            return _Stage(number, self.searches[number].init(run, None), pool)
+            inner = self.searches[number].init(run, None)
+            return replace(stage, number=number, inner=inner, pool=pool)
         refinement = self.refinements[number - len(self.searches)]
-        return _Stage(number, refinement.init(run, pool), pool)
+        return replace(stage, number=number, inner=refinement.init(run, pool), pool=pool)
 
 
 def _assignment_work(family: Family) -> int:
@@ -127,23 +145,22 @@ def _assignment_work(family: Family) -> int:
     return family.root.size**3 + sum(pairs * child.size**3 for child in family.children)
 
 
-def _agree(run: Run, pool: Hypotheses, found: Hypotheses) -> bool:
-    """Say whether several hypotheses were found, all of them equal to the best of the pool."""
-    if len(found) <= run.problem.models:
-        return False
+def _agree(run: Run, pool: Hypotheses, found: Hypotheses) -> Tensor:
+    """Say of which models several hypotheses were found, all equal to the pool's best; bool [m]."""
     best = pool.best()
     beaten = found.objective < (best.objective - run.tolerance(best.model))[found.model]
     same = found.fingerprint() == best.fingerprint()[found.model]
-    return bool((same & ~beaten).all())
+    agreed = (same & ~beaten).reshape(found.models, -1).all(1)
+    return agreed if found.each > 1 else torch.zeros_like(agreed)
 
 
 def _annealed_starts(problem: AlignmentProblem) -> int:
-    """Return how many annealed starts fit into the default's work and memory: 48 for small nets."""
-    matrices = problem.models * sum(n**2 for n in problem.sizes.values())
+    """Return how many annealed starts of a model fit into work and memory: 48 for small nets."""
+    matrices = sum(n**2 for n in problem.sizes.values())
     products = sum(
         2 * term.target.numel() * sum(problem.sizes[m] for m in term.matrices)
         for term in problem.terms
     )
-    work = Annealing.steps * (products * problem.models + 40 * matrices)
+    work = Annealing.steps * (products + 40 * matrices)
     by_work, by_memory = _ANNEALING_WORK / max(work, 1), _SOFT_ELEMENTS / max(matrices, 1)
     return int(min(48, max(4, by_work), max(1, by_memory)))

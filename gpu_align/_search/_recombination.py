@@ -1,5 +1,6 @@
 """Recombination: anneal from the mean of two good permutations."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from gpu_align._errors import InputError
 from gpu_align._problem import Hypotheses, concatenate, to_matrix
-from gpu_align._search._annealing import cool
+from gpu_align._search._cooling import Cooling
 from gpu_align._search._descent import Descent, draw_order, start_descent, sweep
 from gpu_align._search._relaxed import random_soft, to_hypotheses
 from gpu_align._search._search import Run, Search, State
@@ -70,7 +71,7 @@ class Recombination(Search):
     def init(self, run: Run, start: Hypotheses | None) -> State:
         """See `Search.init`; without hypotheses to begin from, random ones descend first."""
         if start is None:
-            start = run.problem.random(self.population, run.generator)
+            start = run.problem.random(self.population, run.random)
             population = _Population(start, start_descent(run, start), 0)
         else:
             population = _Population(start, None, 1)
@@ -84,11 +85,11 @@ class Recombination(Search):
             children = start_descent(run, self._breed(run, population.adults))
             return replace(state, memory=replace(population, children=children))
         descent = population.children
-        descent = sweep(run, descent, draw_order(run, len(descent.hypotheses), "random"))
+        descent = sweep(run, descent, draw_order(run, descent.hypotheses.each, "random"))
         if not descent.converged:
             return replace(state, memory=replace(population, children=descent))
         everyone = concatenate([population.adults, descent.hypotheses])
-        adults = everyone.best(min(self.population, len(everyone) // run.problem.models))
+        adults = everyone.best(min(self.population, everyone.each))
         generation = population.generation + 1
         return replace(
             state,
@@ -98,27 +99,40 @@ class Recombination(Search):
         )
 
     def _breed(self, run: Run, adults: Hypotheses) -> Hypotheses:
-        mother, father = self._draw_parents(run, adults)
-        model = adults.model[mother]
-        noise = torch.ones(len(mother), dtype=run.problem.dtype)
+        parents = self._draw_parents(run, adults)
+        event = run.random.event
+        children = []
+        for slots in run.waves(self.children):
+            run.random.event = event  # the same numbers, in however many waves
+            models = torch.arange(run.problem.models, device=slots.device)[:, None]
+            index = (models * self.children + slots).flatten()
+            children.append(self._annealed(run, adults, [p[index] for p in parents], slots))
+        return concatenate(children)
+
+    def _annealed(
+        self, run: Run, adults: Hypotheses, parents: Sequence[Tensor], slots: Tensor
+    ) -> Hypotheses:
+        """Return the children of these parents, int64 [m * k] each, for the slots [k]."""
+        owners = slots.repeat(run.problem.models)
+        noise = torch.ones(len(owners), dtype=run.problem.dtype, device=owners.device)
         soft: dict[str, Tensor] = {}
         for family in run.problem.families.values():
-            for matrix, drawn in random_soft(run, family, noise).items():
+            for matrix, drawn in random_soft(run, family, noise, owners).items():
                 soft[matrix] = self.noise * drawn
-                for parent in (mother, father):
+                for parent in parents:
                     perm = adults.perms[matrix][parent]
                     soft[matrix] += (1 - self.noise) / 2 * to_matrix(perm, drawn.dtype)
+        model = run.problem.model_index(len(slots))
+        cooling = Cooling(soft, model, self.damping, self.iterations)
         for step in range(self.steps):
-            temperature = self.hot * (self.cold / self.hot) ** (step / (self.steps - 1))
-            cool(run, soft, model, temperature, self.damping, self.iterations)
+            cooling.step(run, self.hot * (self.cold / self.hot) ** (step / (self.steps - 1)))
         children = to_hypotheses(run, soft, model)
-        return replace(children, origin=adults.origin[mother])
+        return replace(children, origin=adults.origin[parents[0]])
 
     def _draw_parents(self, run: Run, adults: Hypotheses) -> tuple[Tensor, Tensor]:
         """Draw two different adults of the same model for each child, int64 [m * children]."""
-        models = run.problem.models
-        count = len(adults) // models
-        draw = torch.rand(models, self.children, count, generator=run.generator).argsort(2)
-        member = adults.model.argsort(stable=True).reshape(models, 1, count)
-        chosen = member.expand(models, self.children, count).gather(2, draw)
-        return chosen[..., 0].flatten(), chosen[..., min(1, count - 1)].flatten()
+        born = torch.arange(self.children, device=run.problem.device)
+        draw = run.random.permutation(born, adults.each)
+        first = torch.arange(run.problem.models, device=born.device)[:, None] * adults.each
+        mother, father = draw[:, 0], draw[:, min(1, adults.each - 1)]
+        return (first + mother).flatten(), (first + father).flatten()

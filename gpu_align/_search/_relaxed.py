@@ -37,7 +37,7 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
 def soften(
     family: Family,
     similarity: Mapping[str, Tensor],
-    temperature: float,
+    temperature: Tensor,
     iterations: int,
 ) -> dict[str, Tensor]:
     """Return the doubly stochastic matrices of a family at a temperature.
@@ -49,7 +49,7 @@ def soften(
     Args:
         family: what is scaled together.
         similarity: matrix -> [b, n, n].
-        temperature: in units of the standard deviation of each group's gains.
+        temperature: [], in units of the standard deviation of each group's gains.
         iterations: Sinkhorn iterations.
 
     Returns:
@@ -100,18 +100,19 @@ def _expected(member: Member, similarity: Mapping[str, Tensor], unit: Tensor) ->
     return worth
 
 
-def random_soft(run: Run, family: Family, noise: Tensor) -> dict[str, Tensor]:
+def random_soft(run: Run, family: Family, noise: Tensor, owners: Tensor) -> dict[str, Tensor]:
     """Return the barycentre of a family with noise, matrix -> [b, n, n].
 
     Args:
         run: the running search.
         family: what is drawn.
         noise: [b], standard deviation of the logits; 0 is the barycentre itself.
+        owners: int64 [b], whose noise it is.
     """
     draws = {}
     for matrix in family.matrices:
         size = run.problem.sizes[matrix]
-        draws[matrix] = noise[:, None, None] * run.normal(len(noise), size, size)
+        draws[matrix] = run.normal(owners, size, size).mul_(noise[:, None, None])
     soft = {family.root.group: sinkhorn(draws[family.root.group].clone(), 20)}
     for child in family.children:
         blocks = family.blocks(draws[child.group])
@@ -124,21 +125,22 @@ def random_soft(run: Run, family: Family, noise: Tensor) -> dict[str, Tensor]:
     return soft
 
 
-def soft_starts(run: Run, starts: int, noise: float, exact_first: bool) -> dict[str, Tensor]:
-    """Return the barycentre with noise, matrix -> [m * starts, n, n].
+def soft_starts(run: Run, slots: Tensor, noise: float, exact_first: bool) -> dict[str, Tensor]:
+    """Return the barycentre with noise for each model, matrix -> [m * k, n, n].
 
     Args:
         run: the running search.
-        starts: matrices per model.
+        slots: int64 [k], the numbers of the starts.
         noise: standard deviation of the logits.
-        exact_first: whether the first start of each model is the barycentre itself.
+        exact_first: whether start 0 is the barycentre itself.
     """
-    scale = torch.full((run.problem.models * starts,), noise, dtype=run.problem.dtype)
+    owners = slots.repeat(run.problem.models)
+    scale = torch.full(owners.shape, noise, dtype=run.problem.dtype, device=owners.device)
     if exact_first:
-        scale[::starts] = 0
+        scale = scale.masked_fill(owners == 0, 0)
     soft: dict[str, Tensor] = {}
     for family in run.problem.families.values():
-        soft |= random_soft(run, family, scale)
+        soft |= random_soft(run, family, scale, owners)
     return soft
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -11,9 +11,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gpu_align._assignment import AbstractAssignmentSolver, AssignmentProblem, AutoAssignment, solve
-from gpu_align._errors import InputError
-from gpu_align._problem import AlignmentProblem, Hypotheses, concatenate
+from gpu_align._assignment import (
+    AbstractAssignmentSolver,
+    AssignmentProblem,
+    AutoAssignment,
+    solve,
+)
+from gpu_align._errors import GpuAlignError, InputError
+from gpu_align._memory import free_bytes
+from gpu_align._problem import AlignmentProblem, Hypotheses
+from gpu_align._random import RandomStream
 from gpu_align._status import Status
 
 
@@ -96,36 +103,153 @@ class Search(ABC):
         """Return the state after one more step."""
 
 
+_BYTES = 32
+"""Free memory that a move wants for each entry of a similarity: copies in several precisions."""
+
+
+@dataclass
+class Warm:
+    """The last matching of similar problems and its duals; a solve that is given it renews it.
+
+    Attributes:
+        col_dual: float64 [b, n]; a row of NaN has no memory and starts cold.
+        col_ind: int64 [b, n].
+    """
+
+    col_dual: Tensor
+    col_ind: Tensor
+
+
 @dataclass
 class Run:
     """What a search needs while it runs.
 
     Attributes:
         problem: what is solved.
-        generator: the one source of random numbers, seeded.
+        random: the one source of random numbers.
         solver: solves the assignment problems.
-        assignments: number of assignment problems solved so far.
+        assignments: number of assignment problems given to the solver so far.
+        splits: what did not fit into memory at once -> in what parts it was computed.
     """
 
     problem: AlignmentProblem
-    generator: torch.Generator
+    random: RandomStream
     solver: AbstractAssignmentSolver = field(default_factory=AutoAssignment)
     assignments: int = 0
+    splits: dict[str, str] = field(default_factory=dict)
+    _codes: list[Tensor] = field(default_factory=list)
+    _measured: tuple[float, int] = (-math.inf, 0)
 
-    def assign(self, similarity: Tensor) -> Tensor:
-        """Return the best assignment of each matrix: [b, n, n] -> int64 [b, n], to be maximised."""
+    @property
+    def waits(self) -> bool:
+        """Whether the host may look at values at any time; if not, only between steps."""
+        return self.problem.engine.waits
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the host on the problem's device, without waiting for it."""
+        if self.problem.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.problem.device, non_blocking=True)
+
+    def assign(
+        self, similarity: Tensor, active: Tensor | None = None, warm: Warm | None = None
+    ) -> Tensor:
+        """Return the best assignment of each matrix.
+
+        Args:
+            similarity: [b, n, n], to be maximised.
+            active: bool [b], which of them are wanted; the others may get any permutation.
+            warm: where to start from; solvers that have no use for it leave it as it is.
+
+        Returns:
+            int64 [b, n].
+        """
         self.assignments += len(similarity)
-        problem = AssignmentProblem(similarity, maximize=True)
-        return solve(problem, self.solver).col_ind.to(similarity.device)
+        if self.waits:
+            problem = AssignmentProblem(similarity, maximize=True)
+            return solve(problem, self.solver).col_ind.to(similarity.device)
+        return self._enqueue(similarity, active, warm)
 
-    def match(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the best assignments [b, n] and their values [b]."""
-        columns = self.assign(similarity)
+    def _enqueue(self, similarity: Tensor, active: Tensor | None, warm: Warm | None) -> Tensor:
+        """Solve on the device; what failed is looked at by `check`."""
+        from gpu_align.kernels.auction import auction
+
+        sizes = None if active is None else active.long() * similarity.shape[1]
+        found = auction(
+            similarity,
+            maximize=True,
+            sizes=sizes,
+            col_dual=None if warm is None else warm.col_dual,
+            col_ind=None if warm is None else warm.col_ind,
+        )
+        self._codes.append(found.status.amax() if len(similarity) else found.status.sum())
+        if warm is not None:
+            warm.col_dual, warm.col_ind = found.col_dual, found.col_ind
+        return found.col_ind
+
+    def check(self) -> None:
+        """Wait for the device, and raise if an assignment problem failed since the last call."""
+        if self._codes:
+            code, self._codes = int(torch.stack(self._codes).amax()), []
+            if code:
+                raise GpuAlignError(f"assignment failed with code {code}")
+
+    def match(
+        self, similarity: Tensor, active: Tensor | None = None, warm: Warm | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the best assignments [b, n] and their values [b]; see `assign`."""
+        columns = self.assign(similarity, active, warm)
         return columns, similarity.gather(2, columns[..., None]).sum((1, 2))
 
-    def normal(self, *shape: int) -> Tensor:
-        """Draw standard normal numbers in the problem's dtype."""
-        return torch.randn(shape, generator=self.generator, dtype=self.problem.dtype)
+    def parts(self, group: str, chosen: Tensor) -> Iterator[Tensor]:
+        """Cut hypotheses into parts whose similarities fit into memory; the split is noted.
+
+        Args:
+            group: root of the family that is moved.
+            chosen: int64 [c] on the host.
+        """
+        matrices = self.problem.families[group].matrices
+        each = _BYTES * sum(self.problem.sizes[matrix] ** 2 for matrix in matrices)
+        most = max(self._free() // each, 1)
+        if len(chosen) > most:
+            self.splits[group] = f"{most} of {len(chosen)} hypotheses at a time"
+        yield from chosen.split(most) if len(chosen) else ()
+
+    def waves(self, count: int) -> Iterator[Tensor]:
+        """Cut hypotheses per model into waves whose soft matrices fit into memory.
+
+        Yields:
+            int64 [k] on the device, the numbers of the hypotheses of a wave.
+        """
+        entries = self.problem.models * sum(size**2 for size in self.problem.sizes.values())
+        most = max(self._free() // max(_BYTES * entries, 1), 1)
+        if count > most:
+            self.splits["annealing"] = f"{most} of {count} hypotheses of each model at a time"
+        yield from torch.arange(count, device=self.problem.device).split(most)
+
+    def affords(self, share: float, entries: int) -> bool:
+        """Say whether so many more entries fit into a share of the free memory."""
+        return entries * self.problem.dtype.itemsize <= share * self._free()
+
+    def _free(self) -> int:
+        """Return the free memory of the device in bytes, measured at most once a second."""
+        now = time.monotonic()
+        if now > self._measured[0] + 1:
+            self._measured = now, free_bytes(self.problem.device)
+        return self._measured[1]
+
+    def owners(self, batch: int) -> Tensor:
+        """Return whose random numbers each hypothesis of a batch gets, int64 [b].
+
+        Hypotheses of different models share them, so that no model depends on what else is in
+        the batch.
+        """
+        models = self.problem.models
+        return torch.arange(batch // models, device=self.problem.device).repeat(models)
+
+    def normal(self, owners: Tensor, *shape: int) -> Tensor:
+        """Draw standard normal numbers in the problem's dtype, [b, *shape]."""
+        return self.random.normal(owners, *shape, dtype=self.problem.dtype)
 
     def tolerance(self, model: Tensor) -> Tensor:
         """Return the gain in distance below which a move is rounding noise, float64 [b]."""
@@ -150,6 +274,7 @@ class Outcome:
         status: how the search ended.
         seconds: time spent.
         assignments: number of assignment problems solved.
+        splits: what did not fit into memory at once -> in what parts it was computed.
     """
 
     best: Hypotheses
@@ -158,6 +283,7 @@ class Outcome:
     status: Status
     seconds: float
     assignments: int
+    splits: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_search(
@@ -184,7 +310,7 @@ def run_search(
         progress: called after every step.
         start: hypotheses to begin from, instead of the search's own.
     """
-    run = Run(problem, torch.Generator().manual_seed(seed), solver or AutoAssignment())
+    run = Run(problem, RandomStream(seed), solver or AutoAssignment())
     clock = _Clock(budget or Budget(), progress)
     best = problem.identity() if start is None else start.best()
     if not problem.groups or (not problem.evidence and _all_equal(problem, best)):
@@ -192,12 +318,15 @@ def run_search(
         return clock.outcome(run, best, best, Status.TRIVIAL)
     state = State(search.name, best)
     status: Status | None = None
+    known: Hypotheses | None = None
     try:
         with compute_threads(problem):
             state = search.init(run, start)
             while (status := state.finished or clock.spent(state)) is None:
                 state = search.step(run, replace(state, sweep=state.sweep + 1))
-                best = _better(run, best, state.hypotheses)
+                if state.hypotheses is not known:
+                    run.check()
+                    best, known = _better(run, best, state.hypotheses), state.hypotheses
                 clock.note(state, best)
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
@@ -211,16 +340,14 @@ def run_search(
 def _better(run: Run, best: Hypotheses, found: Hypotheses) -> Hypotheses:
     """Return the best hypothesis of each model; on a tie to rounding the earlier one stays."""
     rival = found.best()
-    wins = rival.objective < best.objective - run.tolerance(best.model)
-    index = torch.arange(len(best)) + len(best) * wins
-    return concatenate([best, rival]).select(index)
+    return best.chosen(rival, rival.objective < best.objective - run.tolerance(best.model))
 
 
 def _all_equal(problem: AlignmentProblem, best: Hypotheses) -> bool:
     """Say whether the permuted sources already are the target, bit for bit."""
     return all(
-        problem.distance(problem.permutation(best, index), int(model)) == 0
-        for index, model in enumerate(best.model)
+        problem.distance(problem.permutation(best, model), model) == 0
+        for model in range(problem.models)
     )
 
 
@@ -248,6 +375,7 @@ class _Clock:
         self.budget, self.progress = budget, progress
         self.started = time.perf_counter()
         self.history: list[Progress] = []
+        self._noted: tuple[Hypotheses | None, float] = (None, math.nan)
 
     def seconds(self) -> float:
         return time.perf_counter() - self.started
@@ -260,11 +388,13 @@ class _Clock:
         return None
 
     def note(self, state: State, best: Hypotheses) -> None:
+        if best is not self._noted[0]:
+            self._noted = best, float(best.objective.mean())
         entry = Progress(
             stage=state.stage,
             sweep=state.sweep,
             sweeps=state.expected,
-            best_distance=float(best.objective.mean()),
+            best_distance=self._noted[1],
             seconds=self.seconds(),
             seconds_left=self._left(state),
         )
@@ -285,5 +415,11 @@ class _Clock:
         self, run: Run, best: Hypotheses, hypotheses: Hypotheses, status: Status
     ) -> Outcome:
         return Outcome(
-            best, hypotheses, tuple(self.history), status, self.seconds(), run.assignments
+            best,
+            hypotheses,
+            tuple(self.history),
+            status,
+            self.seconds(),
+            run.assignments,
+            dict(run.splits),
         )

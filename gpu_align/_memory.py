@@ -1,0 +1,47 @@
+"""How much memory is free."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+_GIB = 2**30
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how many bytes can still be allocated on a device.
+
+    On CUDA what the driver has free and what torch holds in reserve; on the CPU what the kernel
+    calls available, or less where a control group allows less.
+    """
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    available = _meminfo().get("MemAvailable")
+    if available is None:
+        # Not Linux: assume that half of the memory is in use.
+        names: Mapping[str, int] = getattr(os, "sysconf_names", {})
+        if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):
+            return 4 * _GIB
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min(available, _left_in_control_group())
+
+
+def _meminfo() -> dict[str, int]:
+    """Return /proc/meminfo in bytes; empty where there is none."""
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return {}
+    lines = (line.split() for line in path.read_text(encoding="ascii").splitlines())
+    return {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if len(line) == 3}
+
+
+def _left_in_control_group() -> int:
+    """Return what the control group (version 2) of a container has left; or a huge number."""
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if not (limit.exists() and used.exists()):
+        return sys.maxsize
+    allowed = limit.read_text(encoding="ascii").strip()
+    return sys.maxsize if allowed == "max" else max(int(allowed) - int(used.read_text()), 0)

@@ -1,0 +1,111 @@
+"""Random numbers from one counter-based stream, the same on every device.
+
+Number c of an event is a hash of (seed, event, c): nothing is drawn in sequence, so it does not
+matter where or in what batches numbers are computed. Each draw is one event.
+
+Source: Steele, Lea & Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014), with
+the mixing of Stafford's variant 13; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"
+(SC 2011) for the use of counters.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_MASK = 2**64 - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_CHUNK = {"cpu": 2**16}  # 64-bit words hashed at once: what fits the cache
+_DEVICE_CHUNK = 2**24
+
+
+class RandomStream:
+    """Draws for the owners of numbers: `ids` says whose they are, and equal ids draw alike.
+
+    Attributes:
+        seed: of the stream.
+        event: number of draws made so far; with the seed it is the whole state.
+    """
+
+    def __init__(self, seed: int, event: int = 0) -> None:
+        self.seed, self.event = seed, event
+
+    def uniform(self, ids: Tensor, *shape: int) -> Tensor:
+        """Draw float64 in [0, 1) with 53 bits.
+
+        Args:
+            ids: int64 [c], at least 0.
+            shape: of each one's numbers, fewer than 2^32.
+
+        Returns:
+            [c, *shape] on the device of `ids`.
+        """
+        words = self.words(ids, math.prod(shape))
+        return _shifted(words, 11).double().mul_(2.0**-53).reshape(len(ids), *shape)
+
+    def normal(self, ids: Tensor, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Draw standard normal numbers by the method of Box and Muller; see `uniform`."""
+        count = math.prod(shape)
+        out = torch.empty(len(ids), count, dtype=dtype, device=ids.device)
+        half = -(-count // 2)
+        start = self._start()
+        chunk = _CHUNK.get(ids.device.type, _DEVICE_CHUNK)
+        step = max(chunk // max(len(ids), 1), 1)
+        for first in range(0, half, step):
+            last = min(first + step, half)
+            words = _hashed(start, ids, first, last)
+            radius = _shifted(words, 32).double().add_(1).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+            angle = words.bitwise_and_(0xFFFFFFFF).double().mul_(2.0**-31 * math.pi)
+            out[:, first:last] = radius * angle.cos()
+            rest = min(half + last, count) - (half + first)
+            out[:, half + first : half + first + rest] = (radius * angle.sin_())[:, :rest]
+        return out.reshape(len(ids), *shape)
+
+    def permutation(self, ids: Tensor, *shape: int) -> Tensor:
+        """Draw permutations of the last axis, int64 [c, *shape]; see `uniform`."""
+        words = self.words(ids, math.prod(shape))
+        return words.reshape(len(ids), *shape).argsort(dim=-1, stable=True)
+
+    def below(self, high: int, ids: Tensor) -> Tensor:
+        """Draw one integer from 0 to `high - 1` for each owner, int64 [c]."""
+        return self.uniform(ids).mul(high).long()
+
+    def words(self, ids: Tensor, count: int) -> Tensor:
+        """Draw 64 random bits, int64 [c, count]; see `uniform`."""
+        return _hashed(self._start(), ids, 0, count)
+
+    def _start(self) -> int:
+        """Begin an event: return where its counters begin."""
+        start = _mixed(_mixed(self.seed + _GOLDEN) + self.event * _GOLDEN)
+        self.event += 1
+        return start
+
+
+def _hashed(start: int, ids: Tensor, first: int, last: int) -> Tensor:
+    """Return the words `first` to `last` of each owner, int64 [c, last - first]."""
+    counter = torch.arange(first, last, device=ids.device)
+    z = ((ids[:, None] << 32) + counter).mul_(_signed(_GOLDEN)).add_(_signed(start))
+    z ^= _shifted(z, 30)
+    z *= _signed(_FIRST)
+    z ^= _shifted(z, 27)
+    z *= _signed(_SECOND)
+    z ^= _shifted(z, 31)
+    return z
+
+
+def _shifted(words: Tensor, bits: int) -> Tensor:
+    """Shift right without the sign."""
+    return (words >> bits).bitwise_and_(2 ** (64 - bits) - 1)
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _mixed(z: int) -> int:
+    """Hash one word on the host."""
+    z &= _MASK
+    z = (z ^ z >> 30) * _FIRST & _MASK
+    z = (z ^ z >> 27) * _SECOND & _MASK
+    return z ^ z >> 31
