@@ -273,10 +273,74 @@ def test_warm_starts(device, n, maximize):
 def test_any_warm_start_is_harmless(device, n, dual):
     cost = make_cost("aligned", n)
     col_dual = torch.zeros(1, n, dtype=torch.float64)
-    col_dual[0, ::2] = dual
+    col_dual[0, 1::2] = dual  # the first one stays a number: NaN there asks for a cold start
     for columns in ([0] * n, [-5] * n, [2**40] * n, list(range(n))):
         result = auction(cost[None], col_dual=col_dual, col_ind=torch.tensor([columns]))
         check(cost, result, 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kernel", [None, *KERNELS])
+@pytest.mark.parametrize("with_pairs", [True, False])
+def test_each_problem_starts_warm_or_cold(device, kernel, with_pairs):
+    """A mixed batch gives, problem for problem, the bits of a cold batch and of a warm one."""
+    device.shared_limit = KERNELS.get(kernel, device.shared_limit)
+    kinds = ("aligned", "dead_units", "few_integers", "uniform", "planted")
+    cost = torch.stack([make_cost(kind, 24 if kernel is None else 70) for kind in kinds])
+    old = auction(cost + 0.01 * cost.std() * torch.randn_like(cost))
+    pairs = old.col_ind if with_pairs else None
+    cold, warm = auction(cost), auction(cost, col_dual=old.col_dual, col_ind=pairs)
+    starts_cold = torch.tensor([True, False, True, False, False])
+    dual = old.col_dual.clone()
+    dual[starts_cold, 0] = math.nan
+    mixed = auction(cost, col_dual=dual, col_ind=pairs)
+    assert not torch.equal(cold.stats, warm.stats)
+    for name, found in vars(mixed).items():
+        for p, is_cold in enumerate(starts_cold.tolist()):
+            expected = getattr(cold if is_cold else warm, name)[p]
+            assert torch.equal(found[p], expected), (name, p)
+
+
+@needs_compiler
+def test_a_failed_problem_starts_cold_next_time(device):
+    cost = torch.stack([make_cost("aligned", 40, seed) for seed in range(2)])
+    broken = cost.clone()
+    broken[1, 2, 3] = math.nan
+    failed = auction(broken)
+    again = auction(cost, col_dual=failed.col_dual, col_ind=failed.col_ind)
+    assert torch.equal(again.stats[1], auction(cost).stats[1])
+    assert again.stats[0, :3].tolist() == [0, 0, 0]
+
+
+@needs_compiler
+@pytest.mark.parametrize("kernel", [None, *KERNELS])
+def test_problems_of_size_0_are_not_read(device, kernel):
+    """No row is scanned; costs and old duals may hold anything."""
+    device.shared_limit = KERNELS.get(kernel, device.shared_limit)
+    n = 32 if kernel is None else 65
+    cost = torch.full((3, n, n), math.nan)
+    cost[1] = make_cost("aligned", n).float()
+    sizes, dual = torch.tensor([0, n, 0]), torch.full((3, n), math.nan).double()
+    for options in ({}, {"col_dual": dual, "col_ind": torch.full((3, n), 2**40)}):
+        result = auction(cost, maximize=True, sizes=sizes, **options)
+        check(cost[1], result, 1, maximize=True)
+        for p in (0, 2):
+            assert torch.equal(result.col_ind[p], torch.arange(n))
+            assert not result.stats[p].any()
+            parts = (result.status, result.objective, result.duality_gap)
+            assert [float(part[p]) for part in parts] == [0, 0, 0]
+            assert not torch.stack([result.row_dual[p], result.col_dual[p]]).any()
+
+
+@needs_compiler
+@pytest.mark.parametrize("n", [20, 65])
+def test_a_wrong_size_is_reported(device, n):
+    cost = torch.stack([make_cost("aligned", n)] * 3)
+    result = auction(cost, sizes=torch.tensor([n + 1, n, -1]))
+    assert result.status.tolist() == [AuctionStatus.WRONG_SIZE, 0, AuctionStatus.WRONG_SIZE]
+    check(cost[1], result, 1)
+    assert torch.equal(result.col_ind, torch.stack([torch.arange(n), result.col_ind[1]] * 2)[:3])
+    assert result.objective.isnan().tolist() == [True, False, True]
 
 
 @needs_compiler
