@@ -11,7 +11,6 @@ from auction_host import (
     PLAN,
     TSAN_WARP,
     HostDevice,
-    build,
     build_sanitized,
     run_sanitized,
 )
@@ -23,9 +22,11 @@ from gpu_align._assignment import (
     AuctionAssignment,
     AutoAssignment,
     _auction,
+    raise_failures,
     solve,
 )
-from gpu_align._errors import InputError, UnavailableError
+from gpu_align._assignment._failures import STATUS_OF_CODE
+from gpu_align._errors import GpuAlignError, InputError, UnavailableError
 from gpu_align.kernels import auction as launcher
 from gpu_align.kernels.auction import AuctionResult, AuctionStatus, auction
 
@@ -62,20 +63,9 @@ def make_cost(kind: str, n: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(cost))
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("auction"))
-
-
 @pytest.fixture
-def device(library, monkeypatch):
-    """The launcher of `auction`, with the host in the place of a GPU."""
-    host = HostDevice(library)
-    monkeypatch.setattr(launcher, "_DEVICE", "cpu")
-    monkeypatch.setattr(launcher, "_limits", host.limits)
-    monkeypatch.setattr(launcher, "plan", host.plan)
-    monkeypatch.setattr(launcher, "_call", host.call)
-    return host
+def device(auction_on_host):
+    return auction_on_host
 
 
 def check(cost: torch.Tensor, result: AuctionResult, p: int, maximize: bool = False) -> None:
@@ -489,8 +479,7 @@ def test_auto_says_why(monkeypatch, there):
 
 
 @needs_compiler
-def test_the_solver_class(device, monkeypatch):
-    monkeypatch.setattr("gpu_align._assignment._auction.missing_for_auction", lambda _: None)
+def test_the_solver_class(device):
     cost = torch.stack([make_cost("aligned", 40), make_cost("integers", 40)])
     cost = torch.cat([cost, torch.full((1, 40, 40), math.nan)])
     problem = AssignmentProblem(cost)
@@ -503,3 +492,57 @@ def test_the_solver_class(device, monkeypatch):
     hard = AssignmentProblem(make_cost("sorted_products", 90)[None])
     stopped = AuctionAssignment(max_rounds=1).solve(hard)
     assert [status.name for status in stopped.status] == ["ROUND_LIMIT"]
+
+
+QUEUED = ("col_ind", "row_dual", "col_dual", "objective", "duality_gap", "status_codes", "stats")
+
+
+@needs_compiler
+def test_a_queued_call_computes_what_solve_does(device):
+    cost = torch.stack([make_cost(kind, 40) for kind in ("aligned", "integers", "uniform")])
+    problem = AssignmentProblem(cost, maximize=True, sizes=torch.tensor([40, 0, 33]))
+    queued = AuctionAssignment().enqueue(problem)
+    assert set(vars(queued)) == set(QUEUED)
+    solution = AuctionAssignment().solve(problem)
+    for name in QUEUED[:5]:
+        assert torch.equal(getattr(queued, name), getattr(solution, name)), name
+    assert queued.status_codes.tolist() == [0, 0, 0]
+    assert torch.equal(queued.col_ind[1], torch.arange(40))
+    for name, counts in queued.named_stats().items():
+        assert torch.equal(counts, solution.stats[name])
+    dual = queued.col_dual.clone()
+    dual[2, 0] = math.nan
+    again = AuctionAssignment().enqueue(problem, dual, queued.col_ind)
+    assert again.stats[0, :3].tolist() == [0, 0, 0]
+    assert torch.equal(again.stats[2], queued.stats[2])
+
+
+@needs_compiler
+def test_a_queued_call_does_not_wait(device, monkeypatch):
+    """Nothing that reads a value back is called; on a GPU torch itself watches."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("waits for the device")
+
+    problem = AssignmentProblem(make_cost("aligned", 40)[None], sizes=torch.tensor([40]))
+    for name in ("item", "tolist", "nonzero", "cpu", "numpy", "__bool__", "__int__", "__float__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    AuctionAssignment().enqueue(problem, torch.zeros(1, 40).double())
+
+
+@needs_compiler
+def test_failures_are_raised_in_one_place(device):
+    broken = torch.stack([make_cost("aligned", 40)] * 3)
+    broken[1, 2, 3] = math.inf
+    first = AuctionAssignment().enqueue(AssignmentProblem(broken)).status_codes
+    hard = AssignmentProblem(torch.stack([make_cost("sorted_products", 90)] * 3))
+    second = AuctionAssignment(max_rounds=1).enqueue(hard, None, None).status_codes
+    raise_failures(torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(GpuAlignError, match=r"1 of 3 .*\n.*problem 1 of the batch: .*NaN"):
+        raise_failures(first)
+    with pytest.raises(GpuAlignError, match=r"3 of 3 .*\n.*problem 0 of the batch: .*rounds"):
+        raise_failures(torch.maximum(first, second))
+
+
+def test_every_code_has_a_status():
+    assert [status.name for status in STATUS_OF_CODE] == [code.name for code in AuctionStatus]

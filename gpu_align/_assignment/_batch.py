@@ -8,7 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpu_align._assignment._problem import AssignmentProblem, AssignmentSolution
+from gpu_align._assignment._problem import (
+    AssignmentProblem,
+    AssignmentSolution,
+    check_size_values,
+)
 from gpu_align._status import Status
 
 
@@ -47,6 +51,7 @@ def to_numpy(problem: AssignmentProblem) -> CostBatch:
     if problem.sizes is None:
         sizes = np.full(batch, n, dtype=np.int64)
     else:
+        check_size_values(problem.sizes.cpu(), n)
         sizes = problem.sizes.cpu().numpy()
         real = np.arange(n) < sizes[:, None]
         cost = np.where(real[:, :, None] & real[:, None, :], cost, cost.dtype.type(0))
