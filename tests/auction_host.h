@@ -27,6 +27,7 @@
 #define __launch_bounds__(...)
 #define DYNAMIC_SHARED(name) unsigned char* name = host::current->shared.data()
 
+using std::isnan;
 using std::max;
 using std::min;
 

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
+from gpu_align._assignment import _auction
 from gpu_align.kernels import auction as launcher
 
 HERE = Path(__file__).parent
@@ -64,6 +66,15 @@ class HostDevice:
             kinds[_LEADING + position] = ctypes.c_double
         self._launch.argtypes = kinds
         self._launch.restype = None
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Take the place of the GPU, for tensors on the CPU, in the launcher and the solver."""
+        monkeypatch.setattr(launcher, "_DEVICE", "cpu")
+        monkeypatch.setattr(launcher, "_limits", self.limits)
+        monkeypatch.setattr(launcher, "plan", self.plan)
+        monkeypatch.setattr(launcher, "_call", self.call)
+        monkeypatch.setattr(_auction, "_DEVICE", "cpu")
+        monkeypatch.setattr(_auction, "find_cupy", lambda: True)
 
     def limits(self, device: torch.device) -> tuple[int, int]:
         """Stand in for `_limits`."""

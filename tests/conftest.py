@@ -2,12 +2,17 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
 
 from gpu_align._random import RandomStream
+
+if TYPE_CHECKING:
+    from auction_host import HostDevice
 
 # Without a GPU Triton's kernels run in its interpreter. Triton reads this when it is imported,
 # which nothing here has done yet.
@@ -43,6 +48,40 @@ def seeded() -> None:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def auction_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The assignment kernels, compiled for the host once a session; skips without g++."""
+    from auction_host import COMPILER, build
+
+    if COMPILER is None:
+        pytest.skip("needs g++")
+    return build(tmp_path_factory.mktemp("auction"))
+
+
+@pytest.fixture
+def auction_on_host(auction_library: Path, monkeypatch: pytest.MonkeyPatch) -> "HostDevice":
+    """Let `AuctionAssignment` solve tensors on the CPU, by the device code built for the host.
+
+    A test that asks for this fixture runs what it would run on a GPU (checks, launcher, kernels),
+    bit for bit but for the order of float64 sums:
+
+        @pytest.mark.usefixtures("auction_on_host")
+        def test_the_device_path():
+            queued = AuctionAssignment().enqueue(AssignmentProblem(cost))  # cost on the CPU
+            raise_failures(queued.status_codes)
+
+    Pass `AuctionAssignment()` where a solver is asked for: `AutoAssignment` still takes a CPU
+    solver for tensors on the CPU. The value counts launches in `kernels`, one entry for each,
+    and lowering its `shared_limit` makes the launcher choose the kernels of large problems.
+    It runs on one thread: a few problems of n = 512 take a second.
+    """
+    from auction_host import HostDevice
+
+    device = HostDevice(auction_library)
+    device.install(monkeypatch)
+    return device
 
 
 @pytest.fixture

@@ -177,6 +177,25 @@ def test_padding_has_no_influence(solver, maximize, padding):
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("maximize", [False, True], ids=["min", "max"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_problems_of_size_0_change_nothing(solver, maximize, padded):
+    """The others are solved as if they were alone; those without rows get the identity."""
+    cost, sizes = make_cost("gaussian", 5, 30, seed=3), torch.tensor([0, 30, 0, 30, 0])
+    if padded:
+        sizes[3] = 21
+    cost[sizes == 0] = math.nan
+    some = torch.tensor([1, 3])
+    found = solve(AssignmentProblem(cost, maximize, sizes), solver, certify=True)
+    alone = solve(AssignmentProblem(cost[some], maximize, sizes[some]), solver, certify=True)
+    for name in ("col_ind", "objective", "row_dual", "col_dual", "duality_gap"):
+        assert torch.equal(getattr(found, name)[some], getattr(alone, name)), name
+    assert torch.equal(found.col_ind[::2], torch.arange(30).expand(3, -1))
+    assert not torch.cat([found.objective[::2], found.row_dual[::2].flatten()]).any()
+    assert set(found.status) == {Status.OPTIMAL}
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
 @pytest.mark.parametrize("shape", [(0, 0, 0), (0, 4, 4), (3, 0, 0), (3, 1, 1)], ids=str)
 @pytest.mark.parametrize("ragged", [False, True])
 def test_empty_and_single(solver, shape, ragged):

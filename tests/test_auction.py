@@ -11,7 +11,6 @@ from auction_host import (
     PLAN,
     TSAN_WARP,
     HostDevice,
-    build,
     build_sanitized,
     run_sanitized,
 )
@@ -23,9 +22,11 @@ from gpu_align._assignment import (
     AuctionAssignment,
     AutoAssignment,
     _auction,
+    raise_failures,
     solve,
 )
-from gpu_align._errors import InputError, UnavailableError
+from gpu_align._assignment._failures import STATUS_OF_CODE
+from gpu_align._errors import GpuAlignError, InputError, UnavailableError
 from gpu_align.kernels import auction as launcher
 from gpu_align.kernels.auction import AuctionResult, AuctionStatus, auction
 
@@ -62,20 +63,9 @@ def make_cost(kind: str, n: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(cost))
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("auction"))
-
-
 @pytest.fixture
-def device(library, monkeypatch):
-    """The launcher of `auction`, with the host in the place of a GPU."""
-    host = HostDevice(library)
-    monkeypatch.setattr(launcher, "_DEVICE", "cpu")
-    monkeypatch.setattr(launcher, "_limits", host.limits)
-    monkeypatch.setattr(launcher, "plan", host.plan)
-    monkeypatch.setattr(launcher, "_call", host.call)
-    return host
+def device(auction_on_host):
+    return auction_on_host
 
 
 def check(cost: torch.Tensor, result: AuctionResult, p: int, maximize: bool = False) -> None:
@@ -273,10 +263,74 @@ def test_warm_starts(device, n, maximize):
 def test_any_warm_start_is_harmless(device, n, dual):
     cost = make_cost("aligned", n)
     col_dual = torch.zeros(1, n, dtype=torch.float64)
-    col_dual[0, ::2] = dual
+    col_dual[0, 1::2] = dual  # the first one stays a number: NaN there asks for a cold start
     for columns in ([0] * n, [-5] * n, [2**40] * n, list(range(n))):
         result = auction(cost[None], col_dual=col_dual, col_ind=torch.tensor([columns]))
         check(cost, result, 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kernel", [None, *KERNELS])
+@pytest.mark.parametrize("with_pairs", [True, False])
+def test_each_problem_starts_warm_or_cold(device, kernel, with_pairs):
+    """A mixed batch gives, problem for problem, the bits of a cold batch and of a warm one."""
+    device.shared_limit = KERNELS.get(kernel, device.shared_limit)
+    kinds = ("aligned", "dead_units", "few_integers", "uniform", "planted")
+    cost = torch.stack([make_cost(kind, 24 if kernel is None else 70) for kind in kinds])
+    old = auction(cost + 0.01 * cost.std() * torch.randn_like(cost))
+    pairs = old.col_ind if with_pairs else None
+    cold, warm = auction(cost), auction(cost, col_dual=old.col_dual, col_ind=pairs)
+    starts_cold = torch.tensor([True, False, True, False, False])
+    dual = old.col_dual.clone()
+    dual[starts_cold, 0] = math.nan
+    mixed = auction(cost, col_dual=dual, col_ind=pairs)
+    assert not torch.equal(cold.stats, warm.stats)
+    for name, found in vars(mixed).items():
+        for p, is_cold in enumerate(starts_cold.tolist()):
+            expected = getattr(cold if is_cold else warm, name)[p]
+            assert torch.equal(found[p], expected), (name, p)
+
+
+@needs_compiler
+def test_a_failed_problem_starts_cold_next_time(device):
+    cost = torch.stack([make_cost("aligned", 40, seed) for seed in range(2)])
+    broken = cost.clone()
+    broken[1, 2, 3] = math.nan
+    failed = auction(broken)
+    again = auction(cost, col_dual=failed.col_dual, col_ind=failed.col_ind)
+    assert torch.equal(again.stats[1], auction(cost).stats[1])
+    assert again.stats[0, :3].tolist() == [0, 0, 0]
+
+
+@needs_compiler
+@pytest.mark.parametrize("kernel", [None, *KERNELS])
+def test_problems_of_size_0_are_not_read(device, kernel):
+    """No row is scanned; costs and old duals may hold anything."""
+    device.shared_limit = KERNELS.get(kernel, device.shared_limit)
+    n = 32 if kernel is None else 65
+    cost = torch.full((3, n, n), math.nan)
+    cost[1] = make_cost("aligned", n).float()
+    sizes, dual = torch.tensor([0, n, 0]), torch.full((3, n), math.nan).double()
+    for options in ({}, {"col_dual": dual, "col_ind": torch.full((3, n), 2**40)}):
+        result = auction(cost, maximize=True, sizes=sizes, **options)
+        check(cost[1], result, 1, maximize=True)
+        for p in (0, 2):
+            assert torch.equal(result.col_ind[p], torch.arange(n))
+            assert not result.stats[p].any()
+            parts = (result.status, result.objective, result.duality_gap)
+            assert [float(part[p]) for part in parts] == [0, 0, 0]
+            assert not torch.stack([result.row_dual[p], result.col_dual[p]]).any()
+
+
+@needs_compiler
+@pytest.mark.parametrize("n", [20, 65])
+def test_a_wrong_size_is_reported(device, n):
+    cost = torch.stack([make_cost("aligned", n)] * 3)
+    result = auction(cost, sizes=torch.tensor([n + 1, n, -1]))
+    assert result.status.tolist() == [AuctionStatus.WRONG_SIZE, 0, AuctionStatus.WRONG_SIZE]
+    check(cost[1], result, 1)
+    assert torch.equal(result.col_ind, torch.stack([torch.arange(n), result.col_ind[1]] * 2)[:3])
+    assert result.objective.isnan().tolist() == [True, False, True]
 
 
 @needs_compiler
@@ -425,8 +479,7 @@ def test_auto_says_why(monkeypatch, there):
 
 
 @needs_compiler
-def test_the_solver_class(device, monkeypatch):
-    monkeypatch.setattr("gpu_align._assignment._auction.missing_for_auction", lambda _: None)
+def test_the_solver_class(device):
     cost = torch.stack([make_cost("aligned", 40), make_cost("integers", 40)])
     cost = torch.cat([cost, torch.full((1, 40, 40), math.nan)])
     problem = AssignmentProblem(cost)
@@ -439,3 +492,57 @@ def test_the_solver_class(device, monkeypatch):
     hard = AssignmentProblem(make_cost("sorted_products", 90)[None])
     stopped = AuctionAssignment(max_rounds=1).solve(hard)
     assert [status.name for status in stopped.status] == ["ROUND_LIMIT"]
+
+
+QUEUED = ("col_ind", "row_dual", "col_dual", "objective", "duality_gap", "status_codes", "stats")
+
+
+@needs_compiler
+def test_a_queued_call_computes_what_solve_does(device):
+    cost = torch.stack([make_cost(kind, 40) for kind in ("aligned", "integers", "uniform")])
+    problem = AssignmentProblem(cost, maximize=True, sizes=torch.tensor([40, 0, 33]))
+    queued = AuctionAssignment().enqueue(problem)
+    assert set(vars(queued)) == set(QUEUED)
+    solution = AuctionAssignment().solve(problem)
+    for name in QUEUED[:5]:
+        assert torch.equal(getattr(queued, name), getattr(solution, name)), name
+    assert queued.status_codes.tolist() == [0, 0, 0]
+    assert torch.equal(queued.col_ind[1], torch.arange(40))
+    for name, counts in queued.named_stats().items():
+        assert torch.equal(counts, solution.stats[name])
+    dual = queued.col_dual.clone()
+    dual[2, 0] = math.nan
+    again = AuctionAssignment().enqueue(problem, dual, queued.col_ind)
+    assert again.stats[0, :3].tolist() == [0, 0, 0]
+    assert torch.equal(again.stats[2], queued.stats[2])
+
+
+@needs_compiler
+def test_a_queued_call_does_not_wait(device, monkeypatch):
+    """Nothing that reads a value back is called; on a GPU torch itself watches."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("waits for the device")
+
+    problem = AssignmentProblem(make_cost("aligned", 40)[None], sizes=torch.tensor([40]))
+    for name in ("item", "tolist", "nonzero", "cpu", "numpy", "__bool__", "__int__", "__float__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    AuctionAssignment().enqueue(problem, torch.zeros(1, 40).double())
+
+
+@needs_compiler
+def test_failures_are_raised_in_one_place(device):
+    broken = torch.stack([make_cost("aligned", 40)] * 3)
+    broken[1, 2, 3] = math.inf
+    first = AuctionAssignment().enqueue(AssignmentProblem(broken)).status_codes
+    hard = AssignmentProblem(torch.stack([make_cost("sorted_products", 90)] * 3))
+    second = AuctionAssignment(max_rounds=1).enqueue(hard, None, None).status_codes
+    raise_failures(torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(GpuAlignError, match=r"1 of 3 .*\n.*problem 1 of the batch: .*NaN"):
+        raise_failures(first)
+    with pytest.raises(GpuAlignError, match=r"3 of 3 .*\n.*problem 0 of the batch: .*rounds"):
+        raise_failures(torch.maximum(first, second))
+
+
+def test_every_code_has_a_status():
+    assert [status.name for status in STATUS_OF_CODE] == [code.name for code in AuctionStatus]

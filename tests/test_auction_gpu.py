@@ -84,11 +84,7 @@ def test_the_device_computes_what_the_host_does(n, tmp_path, monkeypatch):
     """Same matching, same duals, same rounds; only sums in float64 may round differently."""
     cost = torch.stack([make_cost(kind, n) for kind in KINDS])
     found = to_cpu(auction(cost.cuda()))
-    host = HostDevice(build(tmp_path))
-    for name in ("limits", "plan", "call"):
-        replaced = name if name == "plan" else f"_{name}"
-        monkeypatch.setattr(launcher, replaced, getattr(host, name))
-    monkeypatch.setattr(launcher, "_DEVICE", "cpu")
+    HostDevice(build(tmp_path)).install(monkeypatch)
     expected = auction(cost)
     for name in ("col_ind", "row_dual", "col_dual", "status", "stats"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
@@ -148,7 +144,10 @@ def test_nothing_waits_for_the_device():
     torch.cuda.set_sync_debug_mode("error")
     try:
         for cost in costs:
-            auction(cost, sizes=torch.full((4,), cost.shape[1], device="cuda"))
+            sizes = torch.full((4,), cost.shape[1], device="cuda")
+            auction(cost, sizes=sizes)
+            queued = AuctionAssignment().enqueue(AssignmentProblem(cost, sizes=sizes))
+            AuctionAssignment().enqueue(AssignmentProblem(cost), queued.col_dual, queued.col_ind)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

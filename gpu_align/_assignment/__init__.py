@@ -1,7 +1,8 @@
 """Batched linear assignment problems: exact solvers, certificates and the k best matchings."""
 
-from gpu_align._assignment._auction import AuctionAssignment
+from gpu_align._assignment._auction import AuctionAssignment, QueuedAssignment
 from gpu_align._assignment._auto import AutoAssignment, solve
+from gpu_align._assignment._failures import raise_failures
 from gpu_align._assignment._k_best import k_best
 from gpu_align._assignment._lapx import LapxAssignment
 from gpu_align._assignment._potentials import certify
@@ -19,8 +20,10 @@ __all__ = [
     "AuctionAssignment",
     "AutoAssignment",
     "LapxAssignment",
+    "QueuedAssignment",
     "ScipyAssignment",
     "certify",
     "k_best",
+    "raise_failures",
     "solve",
 ]

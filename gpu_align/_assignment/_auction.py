@@ -1,12 +1,14 @@
 """Assignment on a CUDA device: the auction and shortest-path kernels of `gpu_align.kernels`."""
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, final
 
 import torch
+from torch import Tensor
 
+from gpu_align._assignment._failures import STATUS_OF_CODE
 from gpu_align._assignment._problem import (
     AbstractAssignmentSolver,
     AssignmentProblem,
@@ -14,6 +16,8 @@ from gpu_align._assignment._problem import (
 )
 from gpu_align._errors import InputError, UnavailableError
 from gpu_align._status import Status
+
+_DEVICE = "cuda"
 
 
 @lru_cache(maxsize=1)
@@ -31,13 +35,43 @@ def find_cupy() -> bool:
 def missing_for_auction(problem: AssignmentProblem) -> str | None:
     """Return what `AuctionAssignment` lacks for a problem, with the remedy, or None."""
     device = problem.cost.device
-    if device.type != "cuda":
+    if device.type != _DEVICE:
         return f"the costs are on {device}, not on a CUDA device: move them there with .cuda()"
     if not find_cupy():
         return (
             "CuPy isn't installed: pip install 'gpu-align[cuda]', or 'gpu-align[cuda12]' on CUDA 12"
         )
     return None
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class QueuedAssignment:
+    """What a queued call will have written when the device gets there; all tensors lie on it.
+
+    Attributes:
+        col_ind: [b, n], int64; see `AssignmentSolution`.
+        row_dual: [b, n], float64; see `AssignmentSolution`.
+        col_dual: [b, n], float64; see `AssignmentSolution`. Start the next call from it.
+        objective: [b], float64; NaN on failure.
+        duality_gap: [b], float64; NaN on failure.
+        status_codes: [b], int64; 0 where solved, else a failure for `raise_failures`.
+        stats: [b, 4], int64; the counts named by `gpu_align.kernels.auction.STATS`.
+    """
+
+    col_ind: Tensor
+    row_dual: Tensor
+    col_dual: Tensor
+    objective: Tensor
+    duality_gap: Tensor
+    status_codes: Tensor
+    stats: Tensor
+
+    def named_stats(self) -> dict[str, Tensor]:
+        """Each count, [b], by its name."""
+        from gpu_align.kernels.auction import STATS
+
+        return dict(zip(STATS, self.stats.unbind(1), strict=True))
 
 
 @final
@@ -78,43 +112,79 @@ class AuctionAssignment(AbstractAssignmentSolver):
         Args:
             problem: on a CUDA device.
             warm_start: solution of a similar batch of the same shape. Pays while the costs have
-                changed by less than a tenth of their standard deviation.
+                changed by less than a tenth of their standard deviation. A problem that failed
+                then starts cold now.
 
         Raises:
             UnavailableError: the costs are not on a CUDA device, or CuPy is missing.
+        """
+        if problem.sizes is not None:
+            problem = replace(problem, sizes=problem.sizes.to(problem.cost.device))
+        duals = (None, None) if warm_start is None else (warm_start.col_dual, warm_start.col_ind)
+        found = self.enqueue(problem, *duals)
+        exact = (found.duality_gap == 0).to(torch.int64)
+        codes = torch.stack([found.status_codes, exact]).tolist()
+        return AssignmentSolution(
+            col_ind=found.col_ind,
+            objective=found.objective,
+            status=tuple(_status(code, bool(zero)) for code, zero in zip(*codes, strict=True)),
+            stats={"solver": self.name, "threads": 0} | found.named_stats(),
+            row_dual=found.row_dual,
+            col_dual=found.col_dual,
+            duality_gap=found.duality_gap,
+        )
+
+    def enqueue(
+        self,
+        problem: AssignmentProblem,
+        warm_start_dual: Tensor | None = None,
+        warm_start_col: Tensor | None = None,
+    ) -> QueuedAssignment:
+        """Queue the work on the current stream and return what it will write, without waiting.
+
+        The first call for a size class of problems compiles its kernel, and may wait for that.
+
+        Args:
+            problem: on a CUDA device, its `sizes` too. A problem of size 0 is skipped: its rows
+                are matched with themselves, its duals are 0.
+            warm_start_dual: [b, n], float64, on that device: duals of the columns of similar
+                problems, such as `QueuedAssignment.col_dual`; or None. A problem whose first one
+                is NaN starts cold. Pays while the costs have changed by less than a tenth of
+                their standard deviation.
+            warm_start_col: [b, n], int64, on that device: the matchings that belong to the duals,
+                or None.
+
+        Raises:
+            UnavailableError: the costs are not on a CUDA device, or CuPy is missing.
+            InputError: a tensor has the wrong shape, dtype or device.
         """
         missing = missing_for_auction(problem)
         if missing is not None:
             raise UnavailableError(
                 f"AuctionAssignment: {missing}. Or choose ScipyAssignment() or AutoAssignment()."
             )
-        from gpu_align.kernels.auction import STATS, auction
+        from gpu_align.kernels.auction import auction
 
-        sizes = problem.sizes
         found = auction(
             problem.cost,
             maximize=problem.maximize,
-            sizes=None if sizes is None else sizes.to(problem.cost.device),
-            col_dual=None if warm_start is None else warm_start.col_dual,
-            col_ind=None if warm_start is None else warm_start.col_ind,
+            sizes=problem.sizes,
+            col_dual=warm_start_dual,
+            col_ind=warm_start_col,
             max_rounds=self.max_rounds,
         )
-        exact = (found.duality_gap == 0).to(torch.int64)
-        codes = torch.stack([found.status, exact]).tolist()
-        counted = found.stats.unbind(1)
-        return AssignmentSolution(
+        return QueuedAssignment(
             col_ind=found.col_ind,
-            objective=found.objective,
-            status=tuple(_status(code, bool(zero)) for code, zero in zip(*codes, strict=True)),
-            stats={"solver": self.name, "threads": 0} | dict(zip(STATS, counted, strict=True)),
             row_dual=found.row_dual,
             col_dual=found.col_dual,
+            objective=found.objective,
             duality_gap=found.duality_gap,
+            status_codes=found.status,
+            stats=found.stats,
         )
 
 
 def _status(code: int, zero_gap: bool) -> Status:
     """Translate an `AuctionStatus`."""
-    if code == 0:
-        return Status.OPTIMAL if zero_gap else Status.SOLVED
-    return (Status.NOT_FINITE, Status.ROUND_LIMIT, Status.INEXACT)[code - 1]
+    status = STATUS_OF_CODE[code]
+    return Status.OPTIMAL if status is Status.SOLVED and zero_gap else status

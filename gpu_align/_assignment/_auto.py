@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from gpu_align._assignment._auction import AuctionAssignment, missing_for_auction
+from gpu_align._assignment._failures import raise_failures
 from gpu_align._assignment._lapx import LapxAssignment, find_lapx
 from gpu_align._assignment._potentials import certify as certify_solution
 from gpu_align._assignment._problem import (
@@ -12,14 +13,10 @@ from gpu_align._assignment._problem import (
     AssignmentSolution,
 )
 from gpu_align._assignment._scipy import ScipyAssignment
-from gpu_align._errors import GpuAlignError, bullet_list
-from gpu_align._status import Status
 
 # One matrix, costs -A @ B.T, SciPy's time / lapx's: n = 8 0.8, 16 1.3, 24 2.2, 64 2.4, 1024 3.5.
 # Batches of 2000 on two threads: n = 8 1.7, n = 24 2.2. Rank one, n <= 128: 0.3 to 0.8.
 _LAPX_MIN_N = 16
-
-_FAILED = (Status.NOT_FINITE, Status.ROUND_LIMIT, Status.INEXACT)
 
 
 @final
@@ -91,19 +88,5 @@ def solve(
     if certify and solution.duality_gap is None:
         solution = certify_solution(problem, solution)
     if throw:
-        _raise_failures(solution)
+        raise_failures(solution.status)
     return solution
-
-
-def _raise_failures(solution: AssignmentSolution) -> None:
-    """Raise GpuAlignError if a problem of the batch failed."""
-    failures = [
-        f"problem {index} of the batch: {status.value}"
-        for index, status in enumerate(solution.status)
-        if status in _FAILED
-    ]
-    if failures:
-        raise GpuAlignError(
-            f"{len(failures)} of {len(solution.status)} assignment problems failed; mend them, "
-            f"or pass throw=False to have the others solved.\n{bullet_list(failures)}"
-        )

@@ -8,7 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpu_align._assignment._problem import AssignmentProblem, AssignmentSolution
+from gpu_align._assignment._problem import (
+    AssignmentProblem,
+    AssignmentSolution,
+    check_size_values,
+)
 from gpu_align._status import Status
 
 
@@ -35,27 +39,56 @@ class CostBatch:
         """Whether some problem has padding."""
         return bool((self.sizes < self.cost.shape[1]).any())
 
+    @property
+    def solvable(self) -> NDArray[np.bool_]:
+        """Problems that have rows, and costs which a solver can take; [b]."""
+        return self.finite & (self.sizes > 0)
+
     def padding(self) -> NDArray[np.bool_]:
         """Rows (and columns) that are padding, [b, n]."""
         return np.arange(self.cost.shape[1]) >= self.sizes[:, None]
 
 
 def to_numpy(problem: AssignmentProblem) -> CostBatch:
-    """Convert the whole batch at once; costs nothing for a CPU tensor to be minimized."""
-    cost = problem.cost.detach().cpu().numpy()
+    """Convert the whole batch at once; costs nothing for a CPU tensor to be minimized.
+
+    Problems of size 0 are neither read nor, in what is returned, written.
+
+    Raises:
+        InputError: a size isn't within 0..n.
+    """
     batch, n = problem.batch, problem.n
     if problem.sizes is None:
         sizes = np.full(batch, n, dtype=np.int64)
     else:
-        sizes = problem.sizes.cpu().numpy()
-        real = np.arange(n) < sizes[:, None]
-        cost = np.where(real[:, :, None] & real[:, None, :], cost, cost.dtype.type(0))
+        on_cpu = problem.sizes.cpu()
+        check_size_values(on_cpu, n)
+        sizes = on_cpu.numpy()
+    given, some = problem.cost.detach(), sizes > 0
+    if not some.all():
+        given = given[torch.from_numpy(some).to(given.device)]
+    cost = _without_padding(given.cpu().numpy(), sizes[some])
     if problem.maximize:
         cost = -cost
-    peak = np.maximum(cost.max((1, 2), initial=0), -cost.min((1, 2), initial=0)).astype(float)
+    peak = np.zeros(batch)
+    peak[some] = np.maximum(cost.max((1, 2), initial=0), -cost.min((1, 2), initial=0))
+    if len(cost) < batch:
+        # Fresh zeros take no memory until they are touched.
+        whole = np.zeros((batch, n, n), dtype=cost.dtype)
+        whole[some] = cost
+        cost = whole
     # Potentials are sums of up to 2n costs, and reduced costs add two of them.
     finite = peak <= np.finfo(np.float64).max / (8 * (n + 1))
     return CostBatch(cost=cost, sizes=sizes, peak=peak, finite=finite)
+
+
+def _without_padding(cost: NDArray[Any], sizes: NDArray[np.int64]) -> NDArray[Any]:
+    """The costs [c, n, n] with zeros in the place of padding."""
+    n = cost.shape[1]
+    if (sizes == n).all():
+        return cost
+    real = np.arange(n) < sizes[:, None]
+    return np.where(real[:, :, None] & real[:, None, :], cost, cost.dtype.type(0))
 
 
 def identity_matching(batch: int, n: int) -> NDArray[np.int64]:

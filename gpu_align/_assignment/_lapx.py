@@ -69,23 +69,24 @@ class LapxAssignment(AbstractAssignmentSolver):
             )
         costs = to_numpy(problem)
         threads = thread_count(self.threads)
-        if costs.is_ragged:
+        if (costs.sizes[costs.solvable] == problem.n).all():
+            col_ind, threads = _solve_together(lapx, costs, threads)
+        else:
             col_ind, threads = solve_each(
                 costs, lambda cost: lapx.lapjvr(cost, return_cost=False)[1], threads
             )
-        else:
-            col_ind, threads = _solve_together(lapx, costs, threads)
         return to_solution(problem, costs, col_ind, {"solver": self.name, "threads": threads})
 
 
 def _solve_together(
     lapx: ModuleType, costs: CostBatch, threads: int
 ) -> tuple[NDArray[np.int64], int]:
-    """Match the problems of equal size in one call, whose threads never wait for the GIL."""
+    """Match problems without padding in one call, whose threads never wait for the GIL."""
     col_ind = identity_matching(*costs.cost.shape[:2])
-    cost: NDArray[Any] = costs.cost if costs.finite.all() else costs.cost[costs.finite]
+    todo = costs.solvable
+    cost: NDArray[Any] = costs.cost if todo.all() else costs.cost[todo]
     workers = max(1, min(threads, len(cost)))
     if cost.size:
         found = lapx.lapjvr_batch(cost, return_cost=False, n_threads=workers)[1]
-        col_ind[costs.finite] = np.stack(found)
+        col_ind[todo] = np.stack(found)
     return col_ind, workers

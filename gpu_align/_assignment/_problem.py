@@ -24,7 +24,9 @@ class AssignmentProblem:
             solvers report them with `Status.NOT_FINITE`.
         maximize: the costs are gains: the largest sum is wanted.
         sizes: [b], int64, or None. Problem p is cost[p, :sizes[p], :sizes[p]]; the entries
-            beyond are padding, which never has an influence, even when it is NaN.
+            beyond are padding, which never has an influence, even when it is NaN. Sizes on a
+            device are not read here, which would wait for it: a solver raises for wrong ones, or
+            reports them with `Status.WRONG_SIZE`. A problem of size 0 costs next to nothing.
 
     Raises:
         InputError: a shape, a dtype or a size is wrong.
@@ -46,7 +48,9 @@ class AssignmentProblem:
                 f"cost: expected float32 or float64; got {cost.dtype}. Convert it with .float()."
             )
         if self.sizes is not None:
-            _check_sizes(self.sizes, self.batch, self.n)
+            _check_sizes(self.sizes, self.batch)
+            if self.sizes.device.type == "cpu":
+                check_size_values(self.sizes, self.n)
 
     @property
     def batch(self) -> int:
@@ -59,13 +63,17 @@ class AssignmentProblem:
         return self.cost.shape[1]
 
 
-def _check_sizes(sizes: Tensor, batch: int, n: int) -> None:
-    """Raise InputError unless `sizes` is [batch], int64, within 0..n."""
+def _check_sizes(sizes: Tensor, batch: int) -> None:
+    """Raise InputError unless `sizes` is [batch], int64."""
     if sizes.shape != (batch,) or sizes.dtype != torch.int64:
         raise InputError(
             f"sizes: expected one int64 per problem, shape [{batch}]; "
             f"got {sizes.dtype} of shape {list(sizes.shape)}."
         )
+
+
+def check_size_values(sizes: Tensor, n: int) -> None:
+    """Raise InputError unless `sizes` are within 0..n; waits for their device."""
     wrong = ((sizes < 0) | (sizes > n)).nonzero()
     if len(wrong):
         index = int(wrong[0])

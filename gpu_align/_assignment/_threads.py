@@ -52,7 +52,7 @@ def solve_each(
     """
     batch, n = costs.cost.shape[:2]
     col_ind = identity_matching(batch, n)
-    todo = np.flatnonzero(costs.finite)
+    todo = np.flatnonzero(costs.solvable)
 
     def solve_some(indices: NDArray[np.int64]) -> None:
         for i in indices.tolist():

@@ -14,9 +14,11 @@ from torch import Tensor
 from gpu_align._assignment import (
     AbstractAssignmentSolver,
     AssignmentProblem,
+    AuctionAssignment,
     AutoAssignment,
     solve,
 )
+from gpu_align._assignment._failures import STATUS_OF_CODE
 from gpu_align._errors import GpuAlignError, InputError
 from gpu_align._memory import free_bytes
 from gpu_align._problem import AlignmentProblem, Hypotheses
@@ -137,8 +139,11 @@ class Run:
     solver: AbstractAssignmentSolver = field(default_factory=AutoAssignment)
     assignments: int = 0
     splits: dict[str, str] = field(default_factory=dict)
-    _codes: list[Tensor] = field(default_factory=list)
     _measured: tuple[float, int] = (-math.inf, 0)
+
+    def __post_init__(self) -> None:
+        # The worst code of all assignments on the device, [1].
+        self._codes = torch.zeros(1, dtype=torch.int64, device=self.problem.device)
 
     @property
     def waits(self) -> bool:
@@ -165,34 +170,36 @@ class Run:
             int64 [b, n].
         """
         self.assignments += len(similarity)
-        if self.waits:
+        if self.waits or not isinstance(self.solver, AutoAssignment | AuctionAssignment):
             problem = AssignmentProblem(similarity, maximize=True)
             return solve(problem, self.solver).col_ind.to(similarity.device)
         return self._enqueue(similarity, active, warm)
 
     def _enqueue(self, similarity: Tensor, active: Tensor | None, warm: Warm | None) -> Tensor:
         """Solve on the device; what failed is looked at by `check`."""
-        from gpu_align.kernels.auction import auction
-
         sizes = None if active is None else active.long() * similarity.shape[1]
-        found = auction(
-            similarity,
-            maximize=True,
-            sizes=sizes,
-            col_dual=None if warm is None else warm.col_dual,
-            col_ind=None if warm is None else warm.col_ind,
-        )
-        self._codes.append(found.status.amax() if len(similarity) else found.status.sum())
+        problem = AssignmentProblem(similarity, maximize=True, sizes=sizes)
+        solver = self.solver if isinstance(self.solver, AuctionAssignment) else AuctionAssignment()
+        start = (None, None) if warm is None else (warm.col_dual, warm.col_ind)
+        found = solver.enqueue(problem, *start)
+        self._codes = torch.cat([self._codes, found.status_codes]).amax(0, keepdim=True)
         if warm is not None:
-            warm.col_dual, warm.col_ind = found.col_dual, found.col_ind
+            # What was not wanted was not solved, and keeps its memory.
+            solved = torch.ones_like(problem.cost[:, :1, 0], dtype=torch.bool)
+            solved = solved if active is None else active[:, None]
+            warm.col_dual = torch.where(solved, found.col_dual, warm.col_dual)
+            warm.col_ind = torch.where(solved, found.col_ind, warm.col_ind)
         return found.col_ind
 
     def check(self) -> None:
-        """Wait for the device, and raise if an assignment problem failed since the last call."""
-        if self._codes:
-            code, self._codes = int(torch.stack(self._codes).amax()), []
-            if code:
-                raise GpuAlignError(f"assignment failed with code {code}")
+        """Wait for the device, and raise if an assignment problem has failed.
+
+        Raises:
+            GpuAlignError: with the reason of one of them.
+        """
+        code = 0 if self.waits else int(self._codes)
+        if code:
+            raise GpuAlignError(f"an assignment problem failed: {STATUS_OF_CODE[code].value}")
 
     def match(
         self, similarity: Tensor, active: Tensor | None = None, warm: Warm | None = None

@@ -20,7 +20,8 @@ struct Batch {
   const void* cost;         // [b, n, n], float32, or float64 where `wide`
   i64 wide;
   const i64* sizes;         // [b], or null
-  const double* old_dual;   // [b, n] duals of the columns to start from, or null
+  const double* old_dual;   // [b, n] duals of the columns to start from, NaN first in the row of a
+                            // problem that starts cold; or null
   const i64* old_col;       // [b, n] columns of the rows to start from, or null
   i64 batch, n;
   double sign;              // -1 to maximise
@@ -34,7 +35,7 @@ struct Batch {
   i64* stats;               // [b, STATS]
 };
 
-enum Status { SOLVED, NOT_FINITE, ROUND_LIMIT, INEXACT };
+enum Status { SOLVED, NOT_FINITE, ROUND_LIMIT, INEXACT, WRONG_SIZE };
 
 // Padding, and all of a failed problem, hold the identity; the duals there are `dual`.
 template <class Team>
@@ -49,9 +50,13 @@ __device__ void write_identity(
 template <class Team>
 __device__ int solve(
     Team& team, Problem& s, Costs& costs, const Batch& batch, i64 p, i64* stats) {
+  if (s.n == 0) {  // every thread of the team: no sync is missed
+    if (team.rank == 0) batch.objective[p] = batch.gap[p] = 0;
+    return SOLVED;
+  }
   if (!measure(team, s, costs)) return NOT_FINITE;
   make_integers(team, s, costs);
-  const bool warm = batch.old_dual != nullptr;
+  const bool warm = batch.old_dual && !isnan(batch.old_dual[p * batch.n]);
   if (warm) {
     const i64* pairs = batch.old_col ? batch.old_col + p * batch.n : nullptr;
     start_from(team, s, costs, batch.old_dual + p * batch.n, pairs);
@@ -68,8 +73,9 @@ __device__ int solve(
 // Solve problem p in `memory`; `q`, where given, is outside of it.
 template <class Team>
 __device__ void run(Team& team, unsigned char* memory, int* q, const Batch& batch, i64 p) {
-  const i64 rows = batch.sizes ? max(0ll, min(batch.sizes[p], batch.n)) : batch.n;
-  Problem s = lay_out<Team>(memory, static_cast<int>(rows));
+  const i64 rows = batch.sizes ? batch.sizes[p] : batch.n;
+  const bool fits = rows >= 0 && rows <= batch.n;
+  Problem s = lay_out<Team>(memory, fits ? static_cast<int>(rows) : 0);
   if (q) s.q = q;
   const i64 offset = p * batch.n * batch.n * (batch.wide ? 8 : 4);
   Costs costs;
@@ -78,7 +84,7 @@ __device__ void run(Team& team, unsigned char* memory, int* q, const Batch& batc
   costs.stride = batch.n;
   costs.sign = batch.sign;
   i64 stats[STATS] = {};
-  const int status = solve(team, s, costs, batch, p, stats);
+  const int status = fits ? solve(team, s, costs, batch, p, stats) : WRONG_SIZE;
   const double nan = __longlong_as_double(0x7ff8000000000000ll);
   if (status == SOLVED) {
     for (int i = team.rank; i < s.n; i += team.size) {

@@ -36,6 +36,7 @@ class AuctionStatus(IntEnum):
     NOT_FINITE = 1
     ROUND_LIMIT = 2
     INEXACT = 3
+    WRONG_SIZE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,10 +154,12 @@ def auction(
     Args:
         cost: [b, n, n], float32 or float64, on a CUDA device.
         maximize: the largest sum is wanted.
-        sizes: [b], int64, 0 to n: problem p is cost[p, :sizes[p], :sizes[p]]; or None.
+        sizes: [b], int64, 0 to n: problem p is cost[p, :sizes[p], :sizes[p]]; or None. A problem
+            of size 0 costs next to nothing: neither its costs nor its old duals are read.
         col_dual: [b, n], float64: start from these duals of the columns, such as those of a
             similar problem; or None. Pays while costs moved by less than a tenth of their
-            standard deviation. Any values do.
+            standard deviation. Any values do; a problem whose first one is NaN, as they are of a
+            problem that failed, starts cold and ignores its `col_ind`.
         col_ind: [b, n], int64: the matching that belongs to `col_dual`, or None.
         max_rounds: bound on the rounds of each stage.
 

@@ -1,0 +1,44 @@
+"""Failed problems: which statuses are failures, and the one place that raises for them."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gpu_align._errors import GpuAlignError, bullet_list
+from gpu_align._status import Status
+
+STATUS_OF_CODE = (
+    Status.SOLVED,
+    Status.NOT_FINITE,
+    Status.ROUND_LIMIT,
+    Status.INEXACT,
+    Status.WRONG_SIZE,
+)
+"""Status code of a device, an `AuctionStatus` -> status."""
+
+
+def raise_failures(status: Sequence[Status] | Tensor) -> None:
+    """Raise if a problem of a batch failed.
+
+    Codes of several calls may be accumulated on their device with `torch.maximum`, since 0 is
+    the only code of success, and looked at once.
+
+    Args:
+        status: one `Status` for each problem, or [b] int64 codes as in `QueuedAssignment`. Reading
+            codes back waits for their device.
+
+    Raises:
+        GpuAlignError: at least one problem failed; names the batch indices.
+    """
+    if isinstance(status, Tensor):
+        status = [STATUS_OF_CODE[code] for code in status.tolist()]
+    failures = [
+        f"problem {index} of the batch: {each.value}"
+        for index, each in enumerate(status)
+        if each in STATUS_OF_CODE[1:]
+    ]
+    if failures:
+        raise GpuAlignError(
+            f"{len(failures)} of {len(status)} assignment problems failed; mend them, "
+            f"or pass throw=False to have the others solved.\n{bullet_list(failures)}"
+        )
