@@ -81,7 +81,7 @@ def _row_variants() -> Iterator[Variant]:
 
 
 def _sinkhorn_variants() -> Iterator[Variant]:
-    numbers = TABLE | {"temperature": "fp32", "damping": "fp32", "iterations": "i32"}
+    numbers = TABLE | {"temperature_ptr": "*fp32", "damping": "fp32", "iterations": "i32"}
     for block, warps in RESIDENT.items():
         options = {"num_warps": warps, "enable_fp_fusion": True}
         yield Variant(resident_kernel, f"n <= {block}", numbers, {"BLOCK": block}, options)

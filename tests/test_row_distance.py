@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 
 from gpu_align import AlignmentProblem, discover
 from gpu_align._errors import InputError
+from gpu_align._random import RandomStream
 from gpu_align.kernels._tiles import TILES, Tile, choose_tile
 from gpu_align.kernels._twins import row_distance_reference, row_distance_update_reference
 from gpu_align.kernels.row_distance import RowDistance, RowProblem, RowTerm, pack_rows, row_distance
@@ -241,7 +242,7 @@ def test_agrees_with_the_alignment_problem(device: torch.device) -> None:
     spec = discover(model, torch.randn(2, 6))
     states = [{k: v + torch.randn_like(v) for k, v in model.state_dict().items()} for _ in "abc"]
     problem = AlignmentProblem(states[:2], states[2], spec)
-    hypotheses = problem.random(2, torch.Generator().manual_seed(0))
+    hypotheses = problem.random(2, RandomStream(0))
     for group in problem.groups:
         terms = [
             RowTerm(term.target.to(device), term.source.to(device), term.matrices, place)

@@ -36,10 +36,11 @@ class KernelProducts:
         """See `AlignmentProblem.similarity`; terms of siblings are left out."""
         from gpu_align.kernels.row_distance import row_distance
 
-        rows = self._rows(matrix)
+        rows, unary = self._rows(matrix), self._problem.unary[matrix]
         if rows is None:
-            return self._problem.unary[matrix][model]
-        return row_distance([self._row_problem(matrix, rows, perms, model)])[0]
+            return unary[model]
+        total = row_distance([self._row_problem(rows, perms, model)])[0]
+        return total.add_(unary if len(unary) == 1 else unary[model])
 
     def updated(
         self,
@@ -63,7 +64,7 @@ class KernelProducts:
         index = torch.arange(len(model), device=model.device)
         for moved in others:
             perms[moved] = after[moved]
-            problem = self._row_problem(matrix, rows, perms, model)
+            problem = self._row_problem(rows, perms, model)
             update = RowUpdate(problem, total, index, moved, before[moved])
             total = row_distance_update([update])[0]
         return total
@@ -83,11 +84,10 @@ class KernelProducts:
         return self._packed[matrix]
 
     def _row_problem(
-        self, matrix: str, rows: "PackedRows", perms: Mapping[str, Tensor], model: Tensor
+        self, rows: "PackedRows", perms: Mapping[str, Tensor], model: Tensor
     ) -> "RowProblem":
         from gpu_align.kernels._rows import RowProblem
 
         others = {name for term in rows.terms for name in term.others}
         signed = any(is_signed(name) for name in others)
-        base = self._problem.unary[matrix].contiguous()
-        return RowProblem(rows, {name: perms[name] for name in others}, model, signed, base)
+        return RowProblem(rows, {name: perms[name] for name in others}, model, signed)

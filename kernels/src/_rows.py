@@ -118,14 +118,12 @@ class RowProblem:
             kernel reads where it points, and `|b_j|^2` is taken from the weights as they are.
         model: int64 [b], which source each hypothesis permutes.
         signed: whether index vectors may carry signs.
-        base: float32 [m, n, n], contiguous, added to S of each model's hypotheses; or None.
     """
 
     rows: PackedRows
     perms: Mapping[str, Tensor]
     model: Tensor
     signed: bool = False
-    base: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_index("model", self.model, (len(self.model),), self.rows.device)

@@ -118,7 +118,7 @@ def scale_kernel(
     group_ptr: tl.tensor,
     groups: tl.tensor,
     steps: tl.tensor,
-    temperature: tl.tensor,
+    temperature_ptr: tl.tensor,
     OUTER: tl.constexpr,
     INNER: tl.constexpr,
 ) -> None:
@@ -145,6 +145,7 @@ def scale_kernel(
         squares += within + count * off * off
     deviation = tl.sqrt(tl.sum(squares, 0) / tl.maximum(entries - 1, 1.0))
     floor = 1e-6 * tl.max(largest, 0) + TINY
+    temperature = tl.load(temperature_ptr)
     tl.store(floats(group + M_SCALE) + w, 1 / (temperature * tl.maximum(deviation, floor)))
 
 
@@ -262,7 +263,7 @@ class Streamed:
         self._blocks = Table(blocks, rows, [], device)
         self._matrices = Table([len(s) for s, _ in pairs], rows, [], device)
 
-    def launch(self, temperature: float, damping: float, iterations: int) -> None:
+    def launch(self, temperature: Tensor, damping: float, iterations: int) -> None:
         """Launch on torch's current stream, without waiting."""
         blocks, matrices = self._blocks, self._matrices
         grid, tile = (blocks.programs,), {"OUTER": OUTER, "INNER": INNER}

@@ -4,7 +4,6 @@ For hypothesis w of a group, with the index vectors pi_w of the other groups,
 
     S[w, i, j] = sum_t <A_t[i], (pi_w B_t)[j]>,     C[w, i, j] = |a_i|^2 + |b_j|^2 - 2 S[w, i, j].
 
-What does not depend on other groups may be added to S as a matrix of each model.
 kernels/README.md has the memory layout, the limits and what has been measured.
 """
 
@@ -23,7 +22,6 @@ from ._descriptors import (
     P_LAST_TERM,
     P_MODEL,
     P_OUT,
-    P_PARENT,
     P_SIZE,
     P_SOURCE_NORM,
     P_TARGET_NORM,
@@ -132,11 +130,6 @@ def row_distance_kernel(
                 a = a * (u_sign * v_sign)[None, :].to(DTYPE)
             total = tl.dot(a, b, total, input_precision=PRECISION)
     wanted = (i[:, None] < units) & (j[None, :] < units)
-    position = i[:, None] * size + j[None, :]
-    base = tl.load(problem + P_PARENT)
-    if base != 0:
-        base_ptr = base.to(tl.pointer_type(tl.float32)) + model * size * size
-        total += tl.load(base_ptr + position, mask=wanted, other=0.0)
     if cost != 0:
         a_norm = tl.load(problem + P_TARGET_NORM).to(tl.pointer_type(tl.float32)) + i
         b_norm = tl.load(problem + P_SOURCE_NORM).to(tl.pointer_type(tl.float32)) + j
@@ -144,7 +137,7 @@ def row_distance_kernel(
         b_norm = tl.load(b_norm + model * size, mask=j < units, other=0.0)
         total = a_norm[:, None] + b_norm[None, :] - 2 * total
     out = tl.load(problem + P_OUT).to(tl.pointer_type(tl.float32)) + w * size * size
-    tl.store(out + position, total, mask=wanted)
+    tl.store(out + i[:, None] * size + j[None, :], total, mask=wanted)
 
 
 class RowDistance:
@@ -180,8 +173,7 @@ class RowDistance:
         for problem, matrix in zip(problems, self.out, strict=True):
             first = len(terms)
             terms += [self._term(term, problem) for term in problem.rows.terms]
-            base = 0 if problem.base is None else problem.base.data_ptr()
-            rows.append(problem_row(problem, matrix, first, len(terms), parent=base))
+            rows.append(problem_row(problem, matrix, first, len(terms)))
         self._table = Table(programs_of(problems, self._tile), rows, terms, device)
 
     def launch(self) -> list[Tensor]:

@@ -10,6 +10,7 @@ a launch that reads S once and makes its exponentials anew, so no second matrix 
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -41,7 +42,7 @@ def resident_kernel(
     group_ptr: tl.tensor,
     groups: tl.tensor,
     steps: tl.tensor,
-    temperature: tl.tensor,
+    temperature_ptr: tl.tensor,
     damping: tl.tensor,
     iterations: tl.tensor,
     BLOCK: tl.constexpr,
@@ -60,6 +61,7 @@ def resident_kernel(
     centred = tl.where(inside, similarity - mean, 0.0)
     deviation = tl.sqrt(tl.sum(tl.sum(centred * centred, 1), 0) / tl.maximum(entries - 1, 1.0))
     largest = tl.max(tl.max(tl.abs(similarity), 1), 0)
+    temperature = tl.load(temperature_ptr)
     scale = 1 / (temperature * tl.maximum(deviation, 1e-6 * largest + TINY))
     logits = tl.where(inside, similarity, float("-inf"))
     row_max = tl.where(i < units, tl.max(logits, 1), 0.0)
@@ -102,25 +104,27 @@ class AnnealingStep:
         streamed = classes.pop(0, [])
         self._resident = {block: _resident_table(pairs) for block, pairs in classes.items()}
         self._streamed = Streamed(streamed) if streamed else None
+        device = similarity[0].device if similarity else torch.device("cpu")
+        self._temperature = torch.zeros((), device=device)
 
-    def launch(self, temperature: float, damping: float, iterations: int) -> None:
+    def launch(self, temperature: float | Tensor, damping: float, iterations: int) -> None:
         """Launch on torch's current stream, without waiting.
 
         Args:
-            temperature: T > 0, in units of the standard deviation of each S.
+            temperature: T > 0, in units of the standard deviation of each S; a float32 tensor []
+                on the device is read there, so that a graph may be replayed at another one.
             damping: d, above 0 and at most 1.
             iterations: pairs of a row and a column scaling, at least 1.
         """
-        if not (temperature > 0 and 0 < damping <= 1 and iterations >= 1):
-            raise InputError(
-                "expected temperature > 0, 0 < damping <= 1 and iterations >= 1, got "
-                f"{temperature}, {damping} and {iterations}"
-            )
+        if not isinstance(temperature, Tensor):
+            self._check(temperature > 0, temperature, damping, iterations)
+            temperature = self._temperature.fill_(temperature)
+        self._check(temperature.dtype == torch.float32, temperature, damping, iterations)
         for block, table in self._resident.items():
             with on_device(table.first.device):
                 resident_kernel[(table.programs,)](
                     *table.arguments,
-                    float(temperature),
+                    temperature,
                     float(damping),
                     iterations,
                     BLOCK=block,
@@ -128,7 +132,16 @@ class AnnealingStep:
                     enable_fp_fusion=True,
                 )
         if self._streamed:
-            self._streamed.launch(float(temperature), float(damping), iterations)
+            self._streamed.launch(temperature, float(damping), iterations)
+
+    def _check(
+        self, usable: bool, temperature: float | Tensor, damping: float, iterations: int
+    ) -> None:
+        if not (usable and 0 < damping <= 1 and iterations >= 1):
+            raise InputError(
+                "expected temperature > 0 (a tensor as float32), 0 < damping <= 1 and "
+                f"iterations >= 1, got {temperature}, {damping} and {iterations}"
+            )
 
 
 def _resident_table(pairs: Sequence[tuple[Tensor, Tensor]]) -> Table:
