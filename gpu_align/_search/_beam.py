@@ -138,7 +138,8 @@ class BeamDescent(Search):
                 stale[:, each + slots, groups.index(neighbour)] = busy[:, None]
         joined = concatenate([kept, children])
         last = torch.cat([torch.zeros(each, dtype=torch.int64), moved])
-        return Descent(joined, run.upload(stale.flatten(0, 1))), last
+        stale = stale.flatten(0, 1)
+        return Descent(joined, run.upload(stale), stale.any(1)), last
 
 
 def perturb(

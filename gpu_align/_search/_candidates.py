@@ -73,7 +73,8 @@ class Noise(Candidates):
 class Rounding(Candidates):
     """Optima of costs rounded to integers: ties let each order of the rows give another one.
 
-    The rows are shuffled, the rounded costs solved, and the shuffle undone.
+    The rows are shuffled, the rounded costs solved, and the shuffle undone. Which optimum an
+    order gives is the solver's choice, so it may differ between devices.
 
     Attributes:
         count: orders of the rows tried for each matrix.

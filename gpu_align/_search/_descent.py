@@ -26,23 +26,26 @@ class Descent:
         hypotheses: the batch.
         stale: bool [b, groups]; a group is stale if it, or a group it is coupled to, has moved
             since its assignment was last solved.
+        alive: bool [b] on the host, which hypotheses had stale groups when it last looked.
         recall: what was computed at the last looks.
     """
 
     hypotheses: Hypotheses
     stale: Tensor
+    alive: Tensor
     recall: Recall = field(default_factory=Recall)
 
     @property
     def converged(self) -> bool:
         """Whether no group of any hypothesis can be improved with the others fixed."""
-        return not bool(self.stale.any())
+        return not bool(self.alive.any())
 
 
 def start_descent(run: Run, hypotheses: Hypotheses) -> Descent:
     """Return a descent in which every group of every hypothesis is to be looked at."""
     shape = (len(hypotheses), len(run.problem.groups))
-    return Descent(hypotheses, torch.ones(shape, dtype=torch.bool, device=run.problem.device))
+    stale = torch.ones(shape, dtype=torch.bool, device=run.problem.device)
+    return Descent(hypotheses, stale, torch.ones(len(hypotheses), dtype=torch.bool))
 
 
 def draw_order(run: Run, each: int, order: Order) -> Tensor:
@@ -59,23 +62,28 @@ def draw_order(run: Run, each: int, order: Order) -> Tensor:
 
 
 def sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
+    """Do one sweep, and look at what is stale after it; see `queue_sweep`."""
+    descent = queue_sweep(run, descent, order)
+    return replace(descent, alive=descent.stale.any(1).cpu())
+
+
+def queue_sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
     """Solve the assignment of every stale group once, in each hypothesis's own order.
 
     A move is kept only if it lowers the distance by more than rounding noise, so descent ends.
 
-    The host plans the sweep from what was stale at its beginning. On a device it looks at nothing
-    until the end: groups that have settled meanwhile are left out by the solver there.
+    The host plans the sweep from what it knows to be alive. On a device it looks at nothing:
+    groups that are not stale are left out by the solver there.
 
     Args:
         run: the running search.
         descent: the batch.
         order: int64 [each, groups], the same for each model.
     """
-    alive = descent.stale.any(1).cpu()
     for number, slots in _plan(order, _coupling(run)):
         first = torch.arange(run.problem.models)[:, None] * len(order)
         chosen = (first + slots).flatten()
-        chosen = chosen[descent.stale[chosen, number] if run.waits else alive[chosen]]
+        chosen = chosen[descent.stale[chosen, number] if run.waits else descent.alive[chosen]]
         for part in run.parts(run.problem.groups[number], chosen):
             descent = _move(run, descent, number, part)
     return descent

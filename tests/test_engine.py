@@ -1,0 +1,226 @@
+"""The device's way of searching, proved without a device.
+
+A search on a device keeps everything there and reads nothing back within a sweep. Here it runs on
+two stand-ins. On torch's `meta` device tensors have no values, so whatever looks at one fails. On
+the CPU the Triton kernels run in their interpreter and the assignment kernels as built for the
+host, so the answers can be compared with those of the plain way.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from networks import pair
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from triton_devices import INTERPRETED
+
+from gpu_align import (
+    AlignmentProblem,
+    Annealing,
+    BeamDescent,
+    CoordinateDescent,
+    FrankWolfe,
+    KBest,
+    LayerwiseBeam,
+    Noise,
+    Portfolio,
+    Recombination,
+    Rounding,
+    Search,
+    UnavailableError,
+    run_search,
+)
+from gpu_align._assignment import AuctionAssignment
+from gpu_align._backend import CPU, Engine, choose_engine
+from gpu_align._random import RandomStream
+from gpu_align._search import Run
+from gpu_align._search._beam import perturb
+from gpu_align._search._cooling import Cooling
+from gpu_align._search._descent import draw_order, queue_sweep, start_descent
+from gpu_align._search._relaxed import soft_starts, to_hypotheses
+
+KINDS = ("mlp", "cnn", "resnet", "groupnorm", "recurrent", "heads", "gqa", "signed", "signed_heads")
+META = Engine(torch.device("meta"), waits=False)
+EMULATED = Engine(kernels=True, waits=False)
+
+SEARCHES: dict[str, Search] = {
+    "layerwise": LayerwiseBeam(width=4, candidates=KBest(3), lookahead=True),
+    "layerwise_noise": LayerwiseBeam(width=4, candidates=Noise(5)),
+    "layerwise_rounding": LayerwiseBeam(width=4, candidates=Rounding(5)),
+    "descent": CoordinateDescent(starts=3, initial="random"),
+    "beam": BeamDescent(patience=2),
+    "frank_wolfe": FrankWolfe(starts=3),
+    "annealing": Annealing(starts=3),
+    "recombination": Recombination(population=4, children=4, generations=2),
+    "portfolio": Portfolio(
+        (LayerwiseBeam(lookahead=True), CoordinateDescent(), Annealing(starts=2)),
+        (Recombination(4, 4, 2), BeamDescent(patience=2)),
+    ),
+}
+
+
+class OneDevice(TorchDispatchMode):
+    """Fails where an operation mixes devices, which CUDA refuses and `meta` sometimes allows."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        devices = {tensor.device.type for tensor in tensors if tensor.dim()}
+        copies = func._overloadpacket._qualified_op_name in ("aten::_to_copy", "aten::copy_")
+        assert len(devices) < 2 or copies, f"{func} of tensors on {devices}"
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class Step:
+    """A problem on the `meta` device with a batch of hypotheses and soft matrices."""
+
+    run: Run
+
+    def __post_init__(self) -> None:
+        self.batch = self.run.problem.random(3, self.run.random)
+        slots = torch.arange(2, device=self.run.problem.device)
+        self.soft = soft_starts(self.run, slots, 1.0, exact_first=True)
+        self.model = self.run.problem.model_index(2)
+
+
+def _sweep(step: Step) -> None:
+    order = draw_order(step.run, step.batch.each, "random")
+    queue_sweep(step.run, start_descent(step.run, step.batch), order)
+
+
+def _perturb(step: Step) -> None:
+    for group in step.run.problem.groups:
+        perturb(step.run, step.batch, group, torch.tensor([0, 2]), 0.2)
+
+
+def _cool(step: Step) -> None:
+    cooling = Cooling(step.soft, step.model, 0.5, 5)
+    cooling.step(step.run, 0.3)
+    cooling.step(step.run, 0.2)
+
+
+def _steps_of(search: Search, steps: int = 1) -> Callable[[Step], None]:
+    def take(step: Step) -> None:
+        state = search.init(step.run, None)
+        for sweep in range(steps):
+            state = search.step(step.run, replace(state, sweep=sweep + 1))
+
+    return take
+
+
+QUEUED: dict[str, Callable[[Step], None]] = {
+    "sweep": _sweep,
+    "perturb": _perturb,
+    "cool": _cool,
+    "round": lambda step: to_hypotheses(step.run, step.soft, step.model),
+    "best": lambda step: step.batch.best(2),
+    "objective": lambda step: step.run.problem.soft_objective(step.soft, step.model),
+    "frank_wolfe": lambda step: FrankWolfe(starts=2)._advance(
+        step.run, FrankWolfe(starts=2).init(step.run, None).memory
+    ),
+    "breed": lambda step: Recombination(4, 4, 1)._breed(step.run, step.batch),
+    "layerwise_greedy": _steps_of(LayerwiseBeam(lookahead=True)),
+    "layerwise_noise": _steps_of(LayerwiseBeam(3, Noise(4), rule="incoming")),
+    "layerwise_rounding": _steps_of(LayerwiseBeam(3, Rounding(4), row_distance="euclidean")),
+    "annealing": _steps_of(Annealing(starts=3, steps=3), steps=3),
+}
+
+
+def on_meta(monkeypatch: pytest.MonkeyPatch, name: str) -> Step:
+    """Return a problem without values; what the assignment kernels return is of the right shape."""
+
+    def enqueue(self: object, similarity: Tensor, active: object, warm: object) -> Tensor:
+        return torch.empty(similarity.shape[:2], dtype=torch.int64, device=similarity.device)
+
+    monkeypatch.setattr(Run, "_enqueue", enqueue)
+    networks = pair(name)
+    sources = [networks.source, networks.target]
+    problem = AlignmentProblem(sources, networks.target, networks.spec, engine=META)
+    return Step(Run(problem, RandomStream(0)))
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("queued", QUEUED.values(), ids=QUEUED)
+def test_nothing_is_read_back_within_a_sweep(
+    queued: Callable[[Step], None], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = on_meta(monkeypatch, name)
+    with OneDevice():
+        queued(step)
+
+
+def test_a_look_at_a_value_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = on_meta(monkeypatch, "mlp")
+    with pytest.raises((RuntimeError, NotImplementedError)), OneDevice():
+        bool(step.batch.objective.any())
+    with pytest.raises(AssertionError, match="of tensors on"), OneDevice():
+        step.batch.objective.gather(0, torch.tensor([0]))
+
+
+def float32_problem(name: str, engine: Engine, models: int = 1) -> AlignmentProblem:
+    networks = pair(name)
+    sources = [networks.source, *(pair(name, seed=5 + m).source for m in range(1, models))]
+    return AlignmentProblem(
+        sources, networks.target, networks.spec, engine=engine, dtype=torch.float32
+    )
+
+
+def assert_same_distance(search: Search, name: str, engine: Engine) -> None:
+    plain, queued = (run_search(search, float32_problem(name, e), seed=1) for e in (CPU, engine))
+    assert float(queued.best.objective) == pytest.approx(float(plain.best.objective), rel=1e-6)
+    assert queued.status is plain.status
+
+
+# Where rounded costs tie it is the solver's order that decides, and two solvers differ.
+@pytest.mark.usefixtures("auction_on_host")
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("search", [name for name in SEARCHES if name != "layerwise_rounding"])
+def test_the_devices_way_finds_what_the_cpu_finds(search: str, name: str) -> None:
+    assert_same_distance(SEARCHES[search], name, replace(EMULATED, kernels=False))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="compiled in this process")
+@pytest.mark.usefixtures("auction_on_host")
+@pytest.mark.parametrize("name", ["mlp", "heads", "signed"])
+@pytest.mark.parametrize(
+    "search",
+    [LayerwiseBeam(lookahead=True), CoordinateDescent(), Annealing(starts=1, steps=4, hot=0.2)],
+    ids=["layerwise", "descent", "annealing"],
+)
+def test_the_kernels_find_what_torch_finds(search: Search, name: str) -> None:
+    pytest.importorskip("triton")
+    assert_same_distance(search, name, EMULATED)
+
+
+@pytest.mark.usefixtures("auction_on_host")
+@pytest.mark.parametrize("search", ["descent", "beam", "annealing", "recombination", "portfolio"])
+def test_several_models_on_the_devices_way(search: str) -> None:
+    engine = replace(EMULATED, kernels=False)
+    plain, queued = (
+        run_search(SEARCHES[search], float32_problem("mlp", e, models=3), seed=2).best.objective
+        for e in (CPU, engine)
+    )
+    assert torch.allclose(plain, queued, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("auction_on_host")
+def test_a_failed_assignment_is_an_error_between_sweeps() -> None:
+    problem = float32_problem("mlp", replace(EMULATED, kernels=False))
+    run = Run(problem, RandomStream(0), solver=AuctionAssignment(max_rounds=1))
+    run.assign(torch.rand(2, 40, 40))
+    with pytest.raises(Exception, match="rounds"):
+        run.check()
+
+
+def test_an_explicit_device_is_never_replaced() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(UnavailableError, match="cuda"):
+        choose_engine("cuda")
+    engine = choose_engine("auto")
+    assert engine.device.type == "cpu"
+    assert "no cuda" in engine.reason
+    assert choose_engine("cpu") == CPU
