@@ -1,0 +1,144 @@
+"""Similarities that are updated and not computed anew, splits by memory, and replays."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import pair
+from test_engine import EMULATED, float32_problem
+from test_problem import problem_of
+from triton_devices import INTERPRETED
+
+from gpu_align import (
+    Annealing,
+    BeamDescent,
+    CoordinateDescent,
+    Recombination,
+    Search,
+    run_search,
+)
+from gpu_align._backend import CPU
+from gpu_align._problem import AlignmentProblem, _terms
+from gpu_align._random import RandomStream
+from gpu_align._replay import Replay
+from gpu_align._search import Run, _recall, _search
+
+KINDS = ("mlp", "cnn", "resnet", "trilinear", "recurrent", "signed", "heads", "gqa")
+DESCENDING = {
+    "descent": CoordinateDescent(starts=3, initial="random"),
+    "beam": BeamDescent(patience=2),
+}
+
+
+def swapped(perms: dict, stream: RandomStream, share: float) -> dict:
+    """Shuffle the units of each vector among a share of its places."""
+    found = {}
+    for name, perm in perms.items():
+        batch, size = perm.shape
+        places = stream.permutation(torch.arange(batch), size)[:, : max(int(share * size), 1)]
+        found[name] = perm.scatter(1, places, perm.gather(1, places.roll(1, 1)))
+    return found
+
+
+@pytest.mark.parametrize("few", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", KINDS)
+def test_updated_similarity_is_the_similarity(
+    name: str, few: float, stream: RandomStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_terms, "_FEW", few)
+    problem = problem_of(pair(name))
+    batch = problem.random(4, stream)
+    for share in (0.0, 0.3, 1.0):
+        after = swapped(dict(batch.perms), stream, share)
+        for matrix in problem.sizes:
+            before = problem.similarity(matrix, batch.perms, batch.model)
+            kept = before.clone()
+            found = problem.updated_similarity(matrix, before, batch.perms, after, batch.model)
+            assert torch.allclose(found, problem.similarity(matrix, after, batch.model))
+            assert torch.equal(before, kept)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="compiled in this process")
+@pytest.mark.parametrize("name", ["mlp", "trilinear", "signed", "gqa"])
+def test_updated_similarity_by_the_kernels(name: str, stream: RandomStream) -> None:
+    pytest.importorskip("triton")
+    problem, plain = (float32_problem(name, engine) for engine in (EMULATED, CPU))
+    batch = problem.random(2, stream)
+    after = swapped(dict(batch.perms), stream, 0.4)
+    for matrix in problem.sizes:
+        before = problem.similarity(matrix, batch.perms, batch.model)
+        found = problem.updated_similarity(matrix, before, batch.perms, after, batch.model)
+        expected = plain.similarity(matrix, after, batch.model)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("search", DESCENDING.values(), ids=DESCENDING)
+def test_recalling_changes_no_answer(
+    search: Search, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, objectives = problem_of(pair(name)), []
+    for worth in (0, 2**62):
+        monkeypatch.setattr(_recall, "_WORTH", worth)
+        objectives.append(run_search(search, problem, seed=4).hypotheses.objective)
+    assert torch.allclose(*objectives)
+
+
+@pytest.mark.usefixtures("auction_on_host")
+@pytest.mark.parametrize("search", DESCENDING.values(), ids=DESCENDING)
+def test_warm_starts_change_no_answer(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    objectives, warm = [], []
+    enqueue = Run._enqueue
+
+    def counted(self: Run, similarity: object, active: object, given: object) -> object:
+        warm.append(given is not None and bool(given.col_dual[:, 0].isfinite().any()))
+        return enqueue(self, similarity, active, given)
+
+    monkeypatch.setattr(Run, "_enqueue", counted)
+    problem = float32_problem("deep", EMULATED.__class__(waits=False))
+    for worth in (0, 2**62):
+        monkeypatch.setattr(_recall, "_WORTH", worth)
+        monkeypatch.setattr(_recall, "_WARM_CHANGE", 10.0)
+        objectives.append(run_search(search, problem, seed=4).best.objective)
+    assert torch.allclose(*objectives)
+    assert any(warm)
+
+
+@given(share=st.floats(0, 1), seed=st.integers(0, 100))
+def test_update_of_a_random_share(share: float, seed: int) -> None:
+    problem, stream = problem_of(pair("cnn")), RandomStream(seed)
+    batch = problem.random(2, stream)
+    after = swapped(dict(batch.perms), stream, share)
+    for matrix in problem.sizes:
+        before = problem.similarity(matrix, batch.perms, batch.model)
+        found = problem.updated_similarity(matrix, before, batch.perms, after, batch.model)
+        assert torch.allclose(found, problem.similarity(matrix, after, batch.model))
+
+
+@pytest.mark.parametrize(
+    "search",
+    [*DESCENDING.values(), Annealing(starts=5), Recombination(population=4, children=5)],
+    ids=[*DESCENDING, "annealing", "recombination"],
+)
+@pytest.mark.parametrize("name", ["mlp", "heads"])
+def test_what_does_not_fit_is_split_and_said(
+    search: Search, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = pair(name)
+    sources = [networks.source, pair(name, seed=9).source]
+    problem = AlignmentProblem(sources, networks.target, networks.spec)
+    whole = run_search(search, problem, seed=3)
+    assert not whole.splits
+    monkeypatch.setattr(_search, "free_bytes", lambda device: 1)
+    split = run_search(search, problem, seed=3)
+    assert torch.allclose(split.hypotheses.objective, whole.hypotheses.objective)
+    assert split.splits
+    assert all(" at a time" in text for text in split.splits.values())
+
+
+def test_replay_calls_its_function_on_the_cpu() -> None:
+    total = torch.zeros(())
+    replay = Replay(lambda: total.add_(1) and None, torch.device("cpu"))
+    for _ in range(5):
+        replay()
+    assert float(total) == 5
