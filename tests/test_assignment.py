@@ -17,9 +17,11 @@ from gpu_align._assignment import (
     AbstractAssignmentSolver,
     AssignmentProblem,
     AssignmentSolution,
+    AuctionAssignment,
     AutoAssignment,
     LapxAssignment,
     ScipyAssignment,
+    _k_best,
     certify,
     k_best,
     solve,
@@ -294,16 +296,21 @@ def test_costs_may_require_gradients_and_stay_untouched():
     assert torch.equal(cost.detach(), before)
 
 
-def check_k_best(problem: AssignmentProblem, k: int) -> None:
+def check_k_best(
+    problem: AssignmentProblem,
+    k: int,
+    solver: AbstractAssignmentSolver | None = None,
+    tolerance: float = 1e-10,
+) -> None:
     """Objectives equal those of brute force; matchings are distinct, valid and in order."""
     sign = -1 if problem.maximize else 1
-    col_ind, objective = k_best(problem, k)
+    col_ind, objective = k_best(problem, k, solver)
     assert col_ind.shape == (problem.batch, k, problem.n)
     for p in range(problem.batch):
         size = size_of(problem, p)
         expected = all_objectives(problem.cost[p, :size, :size])[::sign][:k]
         found = len(expected)
-        np.testing.assert_allclose(objective[p, :found], expected, rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(objective[p, :found], expected, rtol=1e-10, atol=tolerance)
         assert bool((sign * objective[p, :found]).diff().ge(0).all())
         assert objective[p, found:].tolist() == [sign * math.inf] * (k - found)
         assert torch.equal(col_ind[p, found:], col_ind[p, :1].expand(k - found, -1))
@@ -354,6 +361,66 @@ def test_batches_are_cut_without_a_trace(monkeypatch):
     assert torch.equal(k_best(problem, 7)[1], whole)
     row_dual = solve(problem, certify=True).row_dual
     torch.testing.assert_close(row_dual, whole_solution.row_dual)
+
+
+@pytest.fixture
+def costly_reads(monkeypatch):
+    """Let k_best work as on a device, and refuse to read a value back between two ranks."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("waits for the device")
+
+    def guarded(method):
+        def run(self, rank):
+            with pytest.MonkeyPatch.context() as patch:
+                for name in ("item", "tolist", "nonzero", "cpu", "numpy"):
+                    patch.setattr(torch.Tensor, name, refuse)
+                for name in ("__bool__", "__int__", "__float__", "__index__"):
+                    patch.setattr(torch.Tensor, name, refuse)
+                method(self, rank)
+
+        return run
+
+    monkeypatch.setattr(_k_best, "_reads_are_free", lambda device: False)
+    for name in ("expand", "take_best"):
+        monkeypatch.setattr(_k_best._Ranking, name, guarded(getattr(_k_best._Ranking, name)))
+
+
+@pytest.mark.parametrize("few", [None, 0, 1], ids=["enough", "none", "one"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_k_best_does_not_wait_between_ranks(costly_reads, monkeypatch, few, kind):
+    """Where the paths of a cycle were split too few times, that is noticed at the end."""
+    if few is not None:
+        monkeypatch.setattr(_k_best, "_few_splits", lambda n: few)
+    check_k_best(AssignmentProblem(make_cost(kind, 3, 5, seed=4)), 120)
+    if kind == "gaussian":
+        check_k_best(make_ragged([4, 0, 1, 2, 5], math.nan, maximize=True), 30)
+
+
+@pytest.mark.usefixtures("auction_on_host")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_k_best_of_the_auction(kind, dtype):
+    """28 bits are exact for small integers; else they are what the objectives may lack."""
+    for n, maximize in ((5, False), (4, True)):
+        cost = make_cost(kind, 3, n, seed=6).to(dtype)
+        lack = 1e-10 if kind == "ties" else n * 2.0**-26 * float(cost.abs().max())
+        check_k_best(AssignmentProblem(cost, maximize), 20, AuctionAssignment(), lack)
+    ragged = make_ragged([4, 0, 1, 2, 5], math.nan, True)
+    check_k_best(ragged, 30, AuctionAssignment(), 1e-6)
+
+
+@pytest.mark.usefixtures("auction_on_host")
+def test_k_best_rounds_so_that_the_auction_is_exact():
+    """Costs at both ends of the range, which leave the auction's integers no room."""
+    rng = np.random.default_rng(0)
+    for scale in (1.0, 2.0**-40, 1 - 2.0**-30):
+        signs = rng.choice([-1.0, 1.0], (40, 7, 7)) * scale
+        cost = torch.from_numpy(signs + 2.0**-27 * scale * rng.integers(-1, 2, signs.shape))
+        problem = AssignmentProblem(cost)
+        found = k_best(problem, 9, AuctionAssignment())[1]
+        expected = k_best(problem, 9, ScipyAssignment())[1]
+        torch.testing.assert_close(found, expected, rtol=0, atol=7 * 2.0**-26 * scale)
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e300])

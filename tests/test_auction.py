@@ -354,6 +354,10 @@ def test_rounds_are_bounded(device):
         ("aligned", 256, 141),
         ("aligned", 512, 190),
         ("planted", 512, 1),
+        ("dead_units", 128, 600),
+        ("dead_units", 512, 2000),
+        ("rank_one", 128, 500),
+        ("rank_one", 512, 3500),
     ],
 )
 def test_rounds_do_not_grow(device, kind, n, most):

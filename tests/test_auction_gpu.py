@@ -12,6 +12,7 @@ from gpu_align._assignment import (
     AssignmentProblem,
     AuctionAssignment,
     AutoAssignment,
+    _k_best,
     k_best,
     solve,
 )
@@ -150,6 +151,28 @@ def test_nothing_waits_for_the_device():
             AuctionAssignment().enqueue(AssignmentProblem(cost), queued.col_dual, queued.col_ind)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_k_best_stays_on_the_device(monkeypatch):
+    """The same matchings as on the CPU, and no wait between two ranks."""
+
+    def run(ranking):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return original(ranking)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    original = _k_best._Ranking.run
+    monkeypatch.setattr(_k_best._Ranking, "run", run)
+    for kind in ("aligned", "integers", "few_integers", "planted", "rank_one"):
+        for n, k in ((1, 3), (5, 130), (24, 12), (70, 5)):
+            cost = torch.stack([make_cost(kind, n, seed) for seed in range(3)])
+            col_ind, objective = k_best(AssignmentProblem(cost.cuda()), k)
+            expected = k_best(AssignmentProblem(cost), k)[1]
+            lack = n * 2.0**-26 * float(cost.abs().max())
+            assert col_ind.is_cuda
+            torch.testing.assert_close(objective.cpu(), expected, rtol=0, atol=lack)
 
 
 def test_the_current_stream_is_used():

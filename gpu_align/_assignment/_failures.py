@@ -40,5 +40,5 @@ def raise_failures(status: Sequence[Status] | Tensor) -> None:
     if failures:
         raise GpuAlignError(
             f"{len(failures)} of {len(status)} assignment problems failed; mend them, "
-            f"or pass throw=False to have the others solved.\n{bullet_list(failures)}"
+            f"or pass throw=False to `solve` to have the others solved.\n{bullet_list(failures)}"
         )

@@ -1,28 +1,30 @@
 """The k best assignments of each problem of a batch.
 
-Murty's method splits the matchings other than the best one, by the first row in which they
+Murty's method splits the matchings other than the best one, by the last row in which they
 differ from it, into n subproblems. The best matching of a subproblem differs from its parent by
 one alternating cycle through that row, so all n are found together by one elimination of the
-rows, and the assignment solver is needed only once.
+rows, and the assignment solver is needed only once. All problems advance together, on the device
+of the costs, and the loop over ranks never waits for it.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from gpu_align._assignment._auto import solve
-from gpu_align._assignment._batch import CostBatch, matched_costs, to_numpy
-from gpu_align._assignment._potentials import padded_float64
+from gpu_align._assignment._auction import AuctionAssignment
+from gpu_align._assignment._auto import AutoAssignment, solve
 from gpu_align._assignment._problem import AbstractAssignmentSolver, AssignmentProblem
 from gpu_align._errors import GpuAlignError, InputError
 
-# Problems expanded together: at most this many entries of their matrices, and of all the
-# matrices kept for the k expansions (2 bytes each).
+# Problems expanded together: on the CPU at most this many entries of their matrices, which then
+# stay in the cache; and of all the matrices kept for the k expansions (9 bytes each).
 _CHUNK_ENTRIES = 2**18
-_KEPT_ENTRIES = 2**26
+_KEPT_ENTRIES = 2**24
+
+# The auction's integers hold every integer cost below this many bits, whatever the others are.
+_AUCTION_BITS = 27
 
 
 def k_best(
@@ -30,10 +32,15 @@ def k_best(
 ) -> tuple[Tensor, Tensor]:
     """Find the k best distinct matchings of each problem, in order of their objective.
 
-    Costs are rounded to integers of 51 - log2(n) bits, so that every sum and every comparison
-    is exact and ties can't mislead the search; integer-valued costs are kept as they are.
-    Matchings whose objectives differ by less than n * 2**-(51 - log2(n)) of the largest
-    absolute cost may therefore stand in for each other. Takes O(k n^3) per problem.
+    Costs are rounded to integers so that every sum and every comparison is exact and ties can't
+    mislead the search; integer-valued costs are kept as they are. They have 51 - log2(n) bits,
+    but 27 and a sign where `AuctionAssignment` finds the best matching, as it does by default on
+    a CUDA device: its own integers hold these exactly, so that its optimum is theirs. Matchings
+    whose objectives differ by less than n * 2**-bits of the largest absolute cost may therefore
+    stand in for each other. Takes O(k n^3) per problem.
+
+    Works on the device of the costs, and waits for it only before the first rank and after the
+    last one.
 
     Args:
         problem: b problems of up to n rows.
@@ -58,174 +65,310 @@ def k_best(
     """
     if k < 1:
         raise InputError(f"k: expected at least 1; got {k}.")
-    costs = to_numpy(problem)
-    whole = _round_to_integers(costs)
+    if solver is None or isinstance(solver, AutoAssignment):
+        solver = AutoAssignment().select(problem)[0]
+    batch, n, device = problem.batch, problem.n, problem.cost.device
+    cost = _without_padding(problem)
+    whole = _round_to_integers(cost, isinstance(solver, AuctionAssignment))
+    best = solve(AssignmentProblem(whole, sizes=problem.sizes), solver).col_ind
+    if problem.sizes is not None:
+        # Padding may keep its own column only.
+        diagonal = torch.eye(n, dtype=torch.bool, device=device)
+        whole.masked_fill_(_padding(problem) & ~diagonal, math.inf)
+    col_ind = torch.empty((batch, k, n), dtype=torch.int64, device=device)
+    objective = torch.empty((batch, k), dtype=torch.float64, device=device)
+    for part in _parts(batch, n, k, device):
+        found, total = _rank(whole[part], best[part], k)
+        col_ind[part], objective[part] = _in_order(found, total, cost[part])
+    return col_ind, -objective if problem.maximize else objective
+
+
+def _padding(problem: AssignmentProblem) -> Tensor:
+    """Entries [b, n, n] whose row or column is padding."""
+    assert problem.sizes is not None
     device = problem.cost.device
-    # The work is NumPy's, and the device's solver has fewer bits: by default it isn't asked.
-    at = "cpu" if solver is None else device
-    sizes = None if problem.sizes is None else problem.sizes.to(at)
-    rounded = AssignmentProblem(torch.from_numpy(whole.cost).to(at), sizes=sizes)
-    best = solve(rounded, solver).col_ind.cpu().numpy()
-
-    batch, n = problem.batch, problem.n
-    col_ind = np.empty((batch, k, n), dtype=np.int64)
-    objective = np.empty((batch, k))
-    kept = max(1, n * n)
-    step = max(1, min(_CHUNK_ENTRIES // kept, _KEPT_ENTRIES // (k * kept)))
-    for start in range(0, batch, step):
-        part = np.arange(start, min(start + step, batch))
-        ranking = _Ranking.start(padded_float64(whole, part), best[part], k)
-        for rank in range(1, k if n > 1 else 1):
-            ranking.expand(rank - 1)
-            ranking.take_best(rank)
-        col_ind[part], objective[part] = _in_order(ranking, costs.cost[part])
-    if problem.maximize:
-        objective = -objective
-    return torch.from_numpy(col_ind).to(device), torch.from_numpy(objective).to(device)
+    beyond = torch.arange(problem.n, device=device) >= problem.sizes.to(device)[:, None]
+    return beyond[:, :, None] | beyond[:, None, :]
 
 
-def _round_to_integers(costs: CostBatch) -> CostBatch:
+def _without_padding(problem: AssignmentProblem) -> Tensor:
+    """Costs [b, n, n] to be minimized, zero on padding."""
+    cost = problem.cost.detach()
+    if problem.sizes is not None:
+        cost = cost.masked_fill(_padding(problem), 0)
+    return -cost if problem.maximize else cost
+
+
+def _round_to_integers(cost: Tensor, for_auction: bool) -> Tensor:
     """Scale each problem by a power of two and round, so that float64 sums of 4n costs are exact.
 
     NaN and infinite costs stay what they are.
     """
-    bits = 51 - int(np.ceil(np.log2(max(1, costs.cost.shape[1]))))
-    exponent = np.where(costs.finite, np.frexp(costs.peak)[1], bits)
-    scaled = np.ldexp(costs.cost.astype(np.float64), (bits - exponent)[:, None, None])
-    return replace(costs, cost=np.rint(scaled))
+    n = cost.shape[1]
+    bits = 51 - math.ceil(math.log2(max(1, n)))
+    if for_auction:
+        bits = min(bits, _AUCTION_BITS)
+    if cost.numel() == 0:
+        return cost.double()
+    low, high = torch.aminmax(cost.flatten(1), dim=1)
+    peak = torch.maximum(high, -low).double()
+    solvable = peak <= torch.finfo(torch.float64).max / (8 * (n + 1))
+    exponent = torch.where(solvable, torch.frexp(peak).exponent, bits)
+    shift = (bits - exponent).long()
+    # In two steps: the whole power may be beyond the range of float64.
+    half = shift.div(2, rounding_mode="floor")
+    first, second = (_power_of_two(s)[:, None, None] for s in (half, shift - half))
+    return cost.double().mul(first).mul_(second).round_()
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2**exponent in float64, to the last bit; exponents from -1022 to 1023."""
+    return ((exponent + 1023) << 52).view(torch.float64)
+
+
+def _parts(batch: int, n: int, k: int, device: torch.device) -> list[slice]:
+    """Cut a batch into runs of problems that are expanded together."""
+    entries = max(1, n * n)
+    step = _KEPT_ENTRIES // (k * entries)
+    if _reads_are_free(device):
+        step = min(step, _CHUNK_ENTRIES // entries)
+    step = max(1, step)
+    return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
+
+
+def _rank(cost: Tensor, best: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find the k best matchings of integer-valued costs.
+
+    Args:
+        cost: [c, n, n]; infinite where padding forbids a match.
+        best: [c, n]; the best matchings.
+        k: how many.
+
+    Returns:
+        col_ind [c, k, n], which repeats the best where none is left, and the costs [c, k].
+    """
+    n = best.shape[1]
+    order = _cheap_rows_first(cost, best) if n > 0 else best
+    sorted_cost = cost.gather(1, order[:, :, None].expand_as(cost))
+    splits = n if _reads_are_free(cost.device) else min(n, _few_splits(n))
+    ranking = _Ranking.start(sorted_cost, best.gather(1, order), k, splits).run()
+    if ranking.unfinished:
+        ranking = _Ranking.start(sorted_cost, best.gather(1, order), k, n).run()
+    total = ranking.total
+    # A cycle of negative length gives the next matching a lower total.
+    if ((total[:, 1:] < total[:, :-1]) | total[:, 1:].isnan()).any():
+        raise GpuAlignError(
+            "k_best: expected the optimal matching of the rounded costs from the solver; its "
+            "matching can be improved. Choose an exact solver, such as ScipyAssignment()."
+        )
+    place = order[:, None].expand_as(ranking.col_ind)
+    return torch.empty_like(ranking.col_ind).scatter_(2, place, ranking.col_ind), total
+
+
+def _reads_are_free(device: torch.device) -> bool:
+    """Whether a value can be read without waiting for a device."""
+    return device.type == "cpu"
+
+
+def _few_splits(n: int) -> int:
+    """How often paths are split before a device is asked, at the end, whether that did.
+
+    Random, rank-one, planted and tied costs of n = 8 to 512 needed 10 at most, 8 for n = 24.
+    """
+    return 6 + n.bit_length()
+
+
+def _cheap_rows_first(cost: Tensor, best: Tensor) -> Tensor:
+    """Sort rows [c, n] by what the best matchings [c, n] lose if the row swaps its column.
+
+    The cheapest cycles then lie among the first rows, and fewer rows are eliminated for them.
+    """
+    swapped = cost.gather(2, best[:, None].expand_as(cost))
+    swapped -= swapped.diagonal(dim1=1, dim2=2).clone()[:, :, None]
+    swapped = swapped + swapped.mT
+    swapped.diagonal(dim1=1, dim2=2).fill_(math.inf)
+    return swapped.amin(2).argsort(dim=1, stable=True)
 
 
 @dataclass(eq=False)
 class _Ranking:
     """The matchings found so far, and the best matching of each subproblem left.
 
+    An arc from row i to row j stands for the column of i passing to j: a cycle turns a matching
+    into another one.
+
     Attributes:
-        cost: [c, n, n]; integer-valued, infinite where padding forbids a match.
+        cost: [c, n, n]; integer-valued, infinite where padding forbids a match; entry (j, i) is
+            the cost of row i and column j.
+        splits: a cycle is found by splitting its paths at most this many times. n always do;
+            fewer, on a device which isn't asked whether they did.
+        problems: [c]; 0 .. c - 1.
+        first_rows: [c, 1]; where each matrix begins among all the rows.
+        rows: [n]; 0 .. n - 1.
+        beyond: [n, n]; infinite from the diagonal on, else zero.
         col_ind: [c, k, n]; the matchings in order, the best one where none is left.
         total: [c, k]; their costs, infinite where none is left.
-        first_free: [c, k]; matching r was found with all rows before this one fixed,
+        last_free: [c, k]; matching r was found with all rows after this one fixed (-1 where none
+            is left),
         banned: [c, k, n]; and with these columns forbidden to that row.
-        child: [c, k, n]; cost of the best matching that keeps the rows before i of matching r
+        child: [c, k, n]; cost of the best matching that keeps the rows after i of matching r
             but not row i itself; infinite if there is none or it is already taken.
-        via: for each expanded rank [c, n, n], what `_eliminate` returned.
+        shortest: [c, k - 1, n, n]; for each expanded rank the lengths of the shortest paths from
+            row i to row j through rows before both.
+        is_long: [c, k - 1, n, n]; whether the arc from i to j isn't as short; False for i = j.
+        work: [c, n, n], where `_eliminate` works, by these views.
+        unfinished: [], whether `splits` didn't do.
     """
 
-    cost: NDArray[np.float64]
-    col_ind: NDArray[np.int64]
-    total: NDArray[np.float64]
-    first_free: NDArray[np.int64]
-    banned: NDArray[np.bool_]
-    child: NDArray[np.float64]
-    via: list[NDArray[np.signedinteger]]
+    cost: Tensor
+    splits: int
+    problems: Tensor
+    first_rows: Tensor
+    rows: Tensor
+    beyond: Tensor
+    col_ind: Tensor
+    total: Tensor
+    last_free: Tensor
+    banned: Tensor
+    child: Tensor
+    shortest: Tensor
+    is_long: Tensor
+    work: Tensor
+    views: list[tuple[Tensor, Tensor, Tensor]]
+    unfinished: Tensor
 
     @classmethod
-    def start(cls, cost: NDArray[np.float64], best: NDArray[np.int64], k: int) -> "_Ranking":
-        """Begin with the best matchings [c, n] as rank 0."""
+    def start(cls, cost: Tensor, best: Tensor, k: int, splits: int) -> "_Ranking":
+        """Begin with costs [c, n, n] and the best matchings [c, n] as rank 0."""
         count, n = best.shape
-        total = np.full((count, k), np.inf)
-        total[:, 0] = matched_costs(cost, best).sum(1)
+        total = cost.new_full((count, k), math.inf)
+        total[:, 0] = cost.gather(2, best[:, :, None]).sum((1, 2))
+        work, flag = torch.empty_like(cost), torch.zeros((), dtype=torch.bool, device=cost.device)
         return cls(
-            cost=cost,
-            col_ind=np.repeat(best[:, None], k, axis=1),
+            cost=cost.mT.contiguous(),
+            splits=splits,
+            problems=torch.arange(count, device=cost.device),
+            first_rows=torch.arange(count, device=cost.device)[:, None] * n,
+            rows=torch.arange(n, device=cost.device),
+            beyond=cost.new_full((n, n), math.inf).triu_(),
+            col_ind=best[:, None].repeat(1, k, 1),
             total=total,
-            first_free=np.zeros((count, k), dtype=np.int64),
-            banned=np.zeros((count, k, n), dtype=bool),
-            child=np.full((count, k, n), np.inf),
-            via=[],
+            last_free=best.new_full((count, k), n - 1),
+            banned=flag.new_zeros(count, k, n),
+            child=cost.new_full((count, k, n), math.inf),
+            shortest=cost.new_empty(count, k - 1, n, n),
+            is_long=flag.new_empty(count, k - 1, n, n),
+            work=work,
+            views=[
+                (work[:, m + 1 :, m + 1 :], work[:, m + 1 :, m, None], work[:, m, None, m + 1 :])
+                for m in range(n - 1)
+            ],
+            unfinished=flag,
         )
+
+    def run(self) -> "_Ranking":
+        """Find the matchings of all ranks, one after another."""
+        for rank in range(1, self.total.shape[1] if len(self.rows) > 1 else 1):
+            self.expand(rank - 1)
+            self.take_best(rank)
+        return self
 
     def expand(self, rank: int) -> None:
         """Evaluate all children of the matchings of this rank."""
-        col_ind, first_free = self.col_ind[:, rank], self.first_free[:, rank]
-        problems, rows = np.arange(len(col_ind)), np.arange(col_ind.shape[1])
-        arcs = np.take_along_axis(self.cost, col_ind[:, None, :], axis=2)
-        arcs -= matched_costs(self.cost, col_ind)[:, :, None]
-        arcs[:, rows, rows] = np.inf
-        forbidden = np.take_along_axis(self.banned[:, rank], col_ind, axis=1)
-        arcs[problems, first_free] = np.where(forbidden, np.inf, arcs[problems, first_free])
-        left = np.isfinite(self.total[:, rank])
-        self.via.append(_eliminate(arcs, int(first_free[left].min(initial=len(rows)))))
-        detour = np.where(rows < first_free[:, None], np.inf, arcs[:, rows, rows])
-        if (detour < 0).any():
-            raise GpuAlignError(
-                "k_best: expected the optimal matching of the rounded costs from the solver; its "
-                "matching can be improved. Choose an exact solver, such as ScipyAssignment()."
-            )
-        self.child[:, rank] = self.total[:, rank, None] + detour
+        work, rows, col_ind = self.work, self.rows, self.col_ind[:, rank]
+        last_free, diagonal = self.last_free[:, rank, None], work.diagonal(dim1=1, dim2=2)
+        columns = (col_ind + self.first_rows).flatten()
+        torch.index_select(self.cost.flatten(0, 1), 0, columns, out=work.flatten(0, 1))
+        work -= diagonal.clone()[:, None]
+        diagonal.fill_(math.inf)
+        forbidden = self.banned[:, rank].gather(1, col_ind)
+        work.masked_fill_(forbidden[:, :, None] & (rows == last_free)[:, None], math.inf)
+        arcs = work.clone()
+        # The rows after all last free ones don't matter; a device isn't asked which they are.
+        end = int(last_free.max()) if _reads_are_free(work.device) else len(rows)
+        _eliminate(self.views[: max(0, end)])
+        self.shortest[:, rank] = work
+        torch.ne(work, arcs, out=self.is_long[:, rank])
+        self.is_long[:, rank].diagonal(dim1=1, dim2=2).fill_(False)
+        detour = diagonal.masked_fill(rows > last_free, math.inf)
+        torch.add(detour, self.total[:, rank, None], out=self.child[:, rank])
 
     def take_best(self, rank: int) -> None:
         """Make the best child of all former ranks the matching of this rank."""
-        count, n = self.child.shape[0], self.child.shape[2]
-        candidates = self.child[:, :rank].reshape(count, -1)
-        choice = candidates.argmin(1)
-        self.total[:, rank] = candidates[np.arange(count), choice]
-        for p in np.flatnonzero(np.isfinite(self.total[:, rank])).tolist():
-            parent, row = divmod(int(choice[p]), n)
-            self._take(p, rank, parent, row)
+        n, k = len(self.rows), self.total.shape[1]
+        children = self.child.flatten(1)
+        total, choice = children[:, : rank * n].min(1)
+        parent = choice.div(n, rounding_mode="floor")
+        # Where none is left, row -1: no row at all.
+        row = choice.sub(parent, alpha=n).masked_fill_(total.isinf(), -1)
+        at = parent.add(self.problems, alpha=k)
+        old = self.col_ind.flatten(0, 1).index_select(0, at)
+        self.col_ind[:, rank] = old.scatter(1, self._cycle(at - self.problems, row), old)
+        column = old.gather(1, row.clamp_min(0)[:, None])
+        same_row = row == self.last_free.flatten().index_select(0, at)
+        banned = self.banned.flatten(0, 1).index_select(0, at) & same_row[:, None]
+        self.banned[:, rank] = banned.scatter_(1, column, True)
+        self.last_free[:, rank] = row
+        self.total[:, rank] = total
+        children.scatter_(1, choice[:, None], math.inf)
 
-    def _take(self, p: int, rank: int, parent: int, row: int) -> None:
-        """Write down the child of `parent` that differs from it first in `row`."""
-        old = self.col_ind[p, parent]
-        self.col_ind[p, rank] = old
-        for i, j in _cycle_arcs(self.via[parent][p], row):
-            self.col_ind[p, rank, i] = old[j]
-        if row == self.first_free[p, parent]:
-            self.banned[p, rank] = self.banned[p, parent]
-        self.banned[p, rank, old[row]] = True
-        self.first_free[p, rank] = row
-        self.child[p, parent, row] = np.inf
+    def _cycle(self, at: Tensor, row: Tensor) -> Tensor:
+        """Follow the shortest cycle through a row and former ones in the arcs of a matching.
+
+        Paths that are no arcs are split, all at once, at the highest row that they go through:
+        the last one with which `_eliminate` made them shorter, so the first one that makes them
+        as short as they are.
+
+        Args:
+            at: [c]; of the matching in `shortest`.
+            row: [c]; -1 for no cycle.
+
+        Returns:
+            [c, n]; the row after each row on the cycle, the row itself off the cycle.
+        """
+        n = len(self.rows)
+        is_long = self.is_long.flatten(0, 1).index_select(0, at)
+        shortest = self.shortest.flatten(0, 1).index_select(0, at)
+        leave = shortest + self.beyond  # [c, i, k], from row i to rows k before it
+        arrive = torch.add(shortest.mT, self.beyond, out=torch.empty_like(leave)).flatten(0, 1)
+        is_open = self.rows == row[:, None]
+        after = torch.arange(n + 1, device=row.device).expand(len(row), -1)  # n: nowhere
+        for _ in range(self.splits):
+            end = after[:, :n]
+            through = (
+                arrive.index_select(0, (end + self.first_rows).flatten()).view_as(leave).add_(leave)
+            )
+            middle = torch.where(is_open, through.argmin(2), n)
+            after = after.scatter(1, middle, end)
+            end = after[:, :n]
+            torch.where(is_open, middle, end, out=end)
+            is_open = is_long.gather(2, end[:, :, None])[:, :, 0]
+            if _reads_are_free(row.device) and not is_open.any():
+                return end
+        self.unfinished |= is_open.any()
+        return after[:, :n]
 
 
-def _eliminate(arcs: NDArray[np.float64], first: int) -> NDArray[np.signedinteger]:
-    """Eliminate the rows from the last to `first`, as Floyd does, but never look back.
+def _eliminate(views: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Eliminate rows from the first one on, as Floyd does, but never look back.
 
-    When row i is reached, arcs[i, i] is the length of the shortest cycle through i and rows
-    after i. That takes n^3 / 3 steps instead of the n^3 of all shortest paths.
+    When row i is reached, entry (i, i) is the length of the shortest cycle through i and rows
+    before i. That takes n^3 / 3 steps instead of the n^3 of all shortest paths.
 
     Args:
-        arcs: [c, n, n], without negative cycles, infinite diagonal; lengths of the arcs,
-            overwritten with those of the shortest paths through later rows.
-        first: rows before this one don't matter.
-
-    Returns:
-        [c, n, n]; the lowest row that the path from i to j goes through, -1 for an arc. Since
-        the arithmetic is exact and a path is replaced by shorter ones only, no path meets
-        itself.
+        views: of a matrix [c, n, n] of the lengths of arcs, without negative cycles, infinite on
+            the diagonal: for m = 0, 1, ... its entries [m + 1:, m + 1:], [m + 1:, m] and
+            [m, m + 1:]. Overwritten with the shortest paths through former rows. Since the
+            arithmetic is exact and a path is replaced by shorter ones only, no path meets itself.
     """
-    n = arcs.shape[1]
-    via = np.full(arcs.shape, -1, dtype=np.min_scalar_type(-max(n, 1)))
-    for k in range(n - 1, first, -1):
-        direct = arcs[:, first:k, first:k]
-        through = arcs[:, first:k, k, None] + arcs[:, None, k, first:k]
-        shorter = through < direct
-        np.copyto(direct, through, where=shorter)
-        np.copyto(via[:, first:k, first:k], k, where=shorter)
-    return via
+    for direct, to, onward in views:
+        torch.minimum(direct, to + onward, out=direct)
 
 
-def _cycle_arcs(via: NDArray[np.signedinteger], row: int) -> list[tuple[int, int]]:
-    """The arcs of the shortest cycle through `row` and later rows, given via [n, n]."""
-    arcs, paths = [], [(row, row)]
-    while paths:
-        i, j = paths.pop()
-        k = int(via[i, j])
-        if k < 0:
-            arcs.append((i, j))
-        else:
-            paths += [(i, k), (k, j)]
-    return arcs
-
-
-def _in_order(
-    ranking: _Ranking, cost: NDArray[np.floating]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _in_order(col_ind: Tensor, total: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
     """Matchings [c, k, n] and unrounded objectives [c, k], sorted by these objectives."""
-    count, n = ranking.col_ind.shape[0], ranking.col_ind.shape[2]
-    picked = cost[np.arange(count)[:, None, None], np.arange(n), ranking.col_ind]
-    objective = picked.astype(np.float64).sum(2)
-    objective[np.isinf(ranking.total)] = np.inf
-    order = np.argsort(objective, axis=1, kind="stable")
-    objective = np.take_along_axis(objective, order, axis=1)
-    col_ind = np.take_along_axis(ranking.col_ind, order[:, :, None], axis=1)
+    picked = cost.gather(2, col_ind.mT).double().sum(1)
+    objective, order = picked.masked_fill(total.isinf(), math.inf).sort(dim=1, stable=True)
+    col_ind = col_ind.gather(1, order[:, :, None].expand_as(col_ind))
     # Matchings that tie in integers may have changed places: repeat the one that came first.
-    return np.where(np.isinf(objective)[:, :, None], col_ind[:, :1], col_ind), objective
+    return torch.where(objective.isinf()[:, :, None], col_ind[:, :1], col_ind), objective
