@@ -17,7 +17,7 @@ from gpu_align import (
     Search,
     run_search,
 )
-from gpu_align._backend import CPU
+from gpu_align._backend import CPU, Engine
 from gpu_align._problem import AlignmentProblem, _terms
 from gpu_align._random import RandomStream
 from gpu_align._replay import Replay
@@ -95,7 +95,7 @@ def test_warm_starts_change_no_answer(search: Search, monkeypatch: pytest.Monkey
         return enqueue(self, similarity, active, given)
 
     monkeypatch.setattr(Run, "_enqueue", counted)
-    problem = float32_problem("deep", EMULATED.__class__(waits=False))
+    problem = float32_problem("cnn", Engine(waits=False))
     for worth in (0, 2**62):
         monkeypatch.setattr(_recall, "_WORTH", worth)
         monkeypatch.setattr(_recall, "_WARM_CHANGE", 10.0)

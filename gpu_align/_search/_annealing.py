@@ -71,8 +71,8 @@ class Annealing(Search):
     def init(self, run: Run, start: Hypotheses | None) -> State:
         """See `Search.init`; hypotheses to begin from only join the result."""
         hypotheses = run.problem.identity() if start is None else start
-        waves = list(run.waves(self.starts))
-        wave = _Wave(waves, self._heated(run, waves[0], run.random.event), (), run.random.event)
+        waves, event = list(run.waves(self.starts)), run.random.event
+        wave = _Wave(waves, self._heated(run, waves[0], event), (), event)
         return State(self.name, hypotheses, wave, expected=self.steps * len(waves) + 6)
 
     def _heated(self, run: Run, slots: Tensor, event: int) -> Cooling:
