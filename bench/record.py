@@ -13,13 +13,15 @@ from gpu_align._atomic import atomic_write
 from gpu_align._backend import version, versions
 
 RESULTS = Path(__file__).parent / "results"
+OTHERS = ("triton", "cupy-cuda13x", "cupy-cuda12x", "torch-linear-assignment", "torch-lap-cuda")
+"""Packages whose versions count where they are installed."""
 
 
 def facts() -> dict[str, object]:
     """Return what a figure depends on besides the code: processor, cores, versions, commit."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    kernels = {name: version(name) for name in ("triton", "cupy-cuda13x", "cupy-cuda12x")}
-    found = versions() | {name: number for name, number in kernels.items() if number}
+    others = {name: version(name) for name in OTHERS}
+    found = versions() | {name: number for name, number in others.items() if number}
     return {
         "machine": {"cores": os.cpu_count(), "processor": _processor(), "gpu": gpu},
         "versions": found | ({"cuda": torch.version.cuda} if gpu else {}),

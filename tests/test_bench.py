@@ -1,11 +1,13 @@
 """The device benches run from end to end: on small cases, in the interpreter, timing nothing."""
 
+import json
+
 import pytest
 import torch
 from auction_host import COMPILER, HostDevice, build
 from triton_devices import INTERPRETED, mend_interpreter
 
-from bench import assignment
+from bench import assignment, plot, record
 from bench.cases import CASES, Case
 from bench.timing import quantiles, wall_clock
 from gpu_align.kernels import auction as launcher
@@ -112,3 +114,44 @@ def test_timings():
     assert quantiles([3.0]) == {"median": 3.0, "q20": 3.0, "q80": 3.0, "repetitions": 1}
     assert quantiles([1.0, 2.0, 3.0, 4.0])["median"] == 2.5
     assert 3 <= wall_clock(lambda: None, seconds=0.0)["repetitions"] <= 20
+
+
+MACHINE = {"machine": {"gpu": "a GPU", "cores": 2}, "versions": {"torch": "2"}, "commit": None}
+
+
+def test_plots_are_drawn_from_what_is_recorded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bench.record.RESULTS", tmp_path)
+    plot.main()
+    assert capsys.readouterr().out.count("not yet measured") == 3
+    assert not list(tmp_path.iterdir())
+    solvers = ("SciPy, all cores", "auction", "auction, warm")
+    tasks = [vars(task) for task in assignment.tasks("cuda")]
+    rows = [
+        {**task, "solver": solver, "problems": task["batch"], "ms": TIME}
+        for task in tasks
+        for solver in solvers
+    ]
+    rows.append({**tasks[0], "solver": "auction", "failed": "no permutation"})
+    write(tmp_path / "assignment.json", rows)
+    fractions = {"gemm_fraction": 0.5, "copy_fraction": 0.2, "times_torch": 2.0}
+    rows = [
+        {"case": case.name, "dtype": dtype, **fractions} for case in CASES for dtype in plot.DTYPES
+    ]
+    write(tmp_path / "row_distance.json", [{"case": "roofline", "copy": 1.0}, *rows])
+    plot.main()
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {"assignment.png", "assignment_batches.png", "row_distance.png"}
+    assert "assignment_cpu: not yet measured" in capsys.readouterr().out
+
+
+def test_the_recorded_results_can_be_drawn(tmp_path, monkeypatch):
+    recorded = json.loads((record.RESULTS / "assignment_cpu.json").read_text(encoding="utf-8"))
+    assert not any("failed" in row for row in recorded["rows"])
+    monkeypatch.setattr("bench.record.RESULTS", tmp_path)
+    write(tmp_path / "assignment_cpu.json", recorded["rows"])
+    plot.main()
+    assert (tmp_path / "assignment_cpu.png").exists()
+
+
+def write(path, rows) -> None:
+    path.write_text(json.dumps({**MACHINE, "rows": rows}), encoding="utf-8")
