@@ -1,6 +1,7 @@
 # make demo   train four small digit classifiers, align them with every search, write demo/report.html
 # make test   the whole test suite
-# make proofs the kernels without a GPU: Triton and NVRTC installed, every variant compiled
+# make proofs compile every device kernel; no GPU needed. It installs Triton, NVRTC and CuPy, so that
+#             `make test` after it runs the kernels' tests too, which it else skips
 # make check  what CI runs before the tests: lint, format, types
 # Each makes its own virtual environment on first use and needs only Python >= 3.11 and make.
 
@@ -18,8 +19,8 @@ test: $(VENV)/test.stamp
 	$(BIN)/pytest -q -n auto
 
 proofs: $(VENV)/proofs.stamp
-	$(BIN)/pytest -q -n auto -m 'not gpu' -k 'kernel or row_distance or auction'
 	$(BIN)/python -m bench.compile_kernels
+	$(BIN)/python -m bench.compile_auction
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.cases import mlp
+from bench.pairs import mlp
 
 
 class Attention(nn.Module):

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from bench.cases import ARCHITECTURES, load_pair, random_pair, spec_of
+from bench.pairs import ARCHITECTURES, load_pair, random_pair, spec_of
 from bench.plain import squared_distance, weight_matching
 from gpu_align import AlignmentProblem, CoordinateDescent, run_search
 

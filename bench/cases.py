@@ -1,118 +1,150 @@
-"""Networks of the benches: architectures, and pairs of trained checkpoints given by the user."""
+"""Groups of real networks as kernels and assignment solvers see them; weights are random."""
 
-import itertools
-import os
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from gpu_align import PermutationSpec, discover, load_checkpoint
+from gpu_align.kernels._rows import PackedRows, RowProblem, RowTerm, pack_rows
 
-PAIRS = "GPU_ALIGN_PAIRS"
-"""Environment variable: a folder with NAME_0.safetensors and NAME_1.safetensors."""
+Shape = tuple[int, int]
+"""Units of the other group (1 if the term has none), and the inner size d."""
 
 
-def mlp(widths: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+@dataclass(frozen=True)
+class Case:
+    """The groups of one network.
+
+    Attributes:
+        name: of the network.
+        groups: (units, shapes of its terms) of each group.
+        batch: hypotheses.
+        models: sources that they permute.
+        signed: whether index vectors carry signs.
+    """
+
+    name: str
+    groups: Sequence[tuple[int, Sequence[Shape]]]
+    batch: int
+    models: int = 1
+    signed: bool = False
+
+    @property
+    def flops(self) -> int:
+        """Of one cost matrix per hypothesis and group."""
+        rows = ((n, sum(units * inner for units, inner in terms)) for n, terms in self.groups)
+        return sum(2 * self.batch * n * n * length for n, length in rows)
+
+    def bytes(self, element: int) -> int:
+        """Every weight and index vector read once, every cost written once."""
+        total = 0
+        for n, terms in self.groups:
+            length = sum(units * inner for units, inner in terms)
+            total += (1 + self.models) * n * length * element
+            total += self.batch * (n * n * 4 + sum(units for units, _ in terms) * 8)
+        return total
+
+    def problems(self, dtype: torch.dtype, device: torch.device) -> list[RowProblem]:
+        """Draw weights and hypotheses."""
+        model = torch.arange(self.batch, device=device) % self.models
+        result = []
+        for n, shapes in self.groups:
+            rows = pack_rows([self._term(n, shape, dtype, device) for shape in shapes])
+            perms = {}
+            for units in {units for units, _ in shapes}:
+                perm = torch.rand(self.batch, units, device=device).argsort(1)
+                if self.signed:
+                    perm = torch.where(torch.rand_like(perm.float()) < 0.5, ~perm, perm)
+                perms[str(units)] = perm
+            result.append(RowProblem(rows, perms, model, self.signed))
+        return result
+
+    def _term(self, n: int, shape: Shape, dtype: torch.dtype, device: torch.device) -> RowTerm:
+        units, inner = shape
+        target = torch.randn(n, units, inner, device=device).to(dtype)
+        # Made as it lies when packed, so that the largest network needs no second copy.
+        source = torch.randn(self.models, units, inner, n, device=device).to(dtype)
+        return RowTerm(target, source.movedim(-1, 1), ("g", str(units)))
 
 
-class CNN(nn.Module):
-    """Three convolutions with BatchNorm, a flatten with 3 x 3 places, two Linear layers."""
+def torch_similarity(problem: RowProblem, limit: int = 2**28) -> torch.Tensor:
+    """Return what the kernel computes by a gather of rows and matrix products, [b, n, n] float32.
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.c1 = nn.Conv2d(1, width, 3, padding=1)
-        self.n1 = nn.BatchNorm2d(width)
-        self.c2 = nn.Conv2d(width, 2 * width, 3, padding=1)
-        self.n2 = nn.BatchNorm2d(2 * width)
-        self.c3 = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
-        self.n3 = nn.BatchNorm2d(2 * width)
-        self.fc1 = nn.Linear(2 * width * 9, 128)
-        self.fc2 = nn.Linear(128, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for conv, norm in ((self.c1, self.n1), (self.c2, self.n2), (self.c3, self.n3)):
-            x = F.max_pool2d(F.relu(norm(conv(x))), 2)
-        return self.fc2(F.relu(self.fc1(x.flatten(1))))
-
-
-class Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.short = nn.Sequential()
-        if stride != 1 or inputs != outputs:
-            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.short = nn.Sequential(projection, nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + self.short(x))
+    The baseline: what one writes in torch on the same packed weights; `limit` elements at once.
+    """
+    packed: PackedRows = problem.rows
+    out = torch.zeros(len(problem.model), packed.size, packed.size, device=packed.device)
+    for term in packed.terms:
+        perm = problem.perms[term.others[0]]
+        inner = torch.arange(term.inner, device=perm.device)
+        step = max(limit // (term.length * packed.size), 1)
+        for part in torch.arange(len(out)).split(step):
+            chosen = slice(int(part[0]), int(part[-1]) + 1)
+            index = torch.where(perm[chosen] < 0, ~perm[chosen], perm[chosen])
+            rows = problem.model[chosen, None] * term.length + _inner(index, inner)
+            moved = term.source.index_select(0, rows.flatten())
+            moved = moved.reshape(len(part), term.length, -1)[..., : packed.size]
+            if problem.signed:
+                sign = torch.where(perm[chosen] < 0, -1, 1).to(moved.dtype)
+                moved = moved * sign.repeat_interleave(term.inner, 1)[..., None]
+            out[chosen] += (term.target[:, : term.length] @ moved).float()
+    return out
 
 
-class ResNet(nn.Module):
-    """A stem and five basic blocks, 1 x 14 x 14 inputs."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, width, 3, 1, 1, bias=False)
-        self.bn = nn.BatchNorm2d(width)
-        self.l1 = Block(width, width, 1)
-        self.l2 = Block(width, 2 * width, 2)
-        self.l3 = Block(2 * width, 2 * width, 1)
-        self.l4 = Block(2 * width, 4 * width, 2)
-        self.l5 = Block(4 * width, 4 * width, 1)
-        self.fc = nn.Linear(4 * width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn(self.conv(x)))
-        for block in (self.l1, self.l2, self.l3, self.l4, self.l5):
-            x = block(x)
-        return self.fc(x.mean((2, 3)))
+def _inner(index: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+    return (index[..., None] * len(inner) + inner).flatten(1)
 
 
-ARCHITECTURES = {
-    "mnist_mlp_128x3": (lambda: mlp([784, 128, 128, 128, 10]), (2, 784)),
-    "mnist_mlp_512x3": (lambda: mlp([784, 512, 512, 512, 10]), (2, 784)),
-    "mnist_cnn_bn": (lambda: CNN(24), (2, 1, 28, 28)),
-    "mnist_resnet_w16": (lambda: ResNet(16), (2, 1, 14, 14)),
-}
-"""Pair -> how its model is made, and the shape of its inputs."""
+def chain(widths: Sequence[int], inner: Sequence[int]) -> list[tuple[int, list[Shape]]]:
+    """Return the groups of a chain of layers with biases.
+
+    Args:
+        widths: of inputs, hidden layers and outputs.
+        inner: d of each layer's weight: kernel size, or places after a flatten.
+    """
+    groups = []
+    for layer in range(1, len(widths) - 1):
+        before, after = widths[layer - 1], widths[layer + 1]
+        incoming = (before, inner[layer - 1]) if layer > 1 else (1, before * inner[0])
+        outgoing = (after, inner[layer]) if layer < len(widths) - 2 else (1, after * inner[layer])
+        groups.append((widths[layer], [incoming, outgoing, (1, 1)]))
+    return groups
 
 
-def spec_of(name: str) -> PermutationSpec:
-    """Return the discovered spec of a pair's architecture."""
-    factory, shape = ARCHITECTURES[name]
-    return discover(factory(), torch.randn(shape))
+def bottlenecks(width: int, blocks: Sequence[int]) -> list[tuple[int, list[Shape]]]:
+    """Return the groups of a ResNet of bottleneck blocks: two inside each, one per stage."""
+    groups: list[tuple[int, list[Shape]]] = []
+    for stage, count in enumerate(blocks):
+        middle = width * 2**stage
+        groups += [(middle, [(4 * middle, 1), (middle, 9)])] * (2 * count)
+        following = [(2 * middle, 1), (8 * middle, 1)] if stage < len(blocks) - 1 else [(1, 1000)]
+        groups.append((4 * middle, [(middle, 1)] * (2 * count) + following))
+    return groups
 
 
-def load_pair(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-    """Return source (NAME_0) and target (NAME_1), or None where the user gave no pairs."""
-    folder = os.environ.get(PAIRS)
-    if not folder:
-        return None
-    first, second = ("1", "2") if name == "coursework" else ("0", "1")
-    source, target = (
-        dict(load_checkpoint(Path(folder) / f"{name}_{number}.safetensors").tensors)
-        for number in (first, second)
-    )
-    return source, target
+def basic_blocks(width: int, count: int) -> list[tuple[int, list[Shape]]]:
+    """Return the groups of a ResNet of basic blocks in three stages."""
+    groups: list[tuple[int, list[Shape]]] = []
+    for stage in range(3):
+        units = width * 2**stage
+        groups += [(units, [(units, 9)] * 2)] * count
+        groups.append((units, [(units, 9)] * (2 * count)))
+    return groups
 
 
-def random_pair(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return two networks with random weights: the shapes of a pair without its training."""
-    factory, _ = ARCHITECTURES[name]
-    states = []
-    for seed in range(2):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            states.append(dict(factory().state_dict()))
-    return states[0], states[1]
+VGG16 = [3, 64, 64, 128, 128, 256, 256, 256, *[512] * 6, 4096, 4096, 1000]
+
+CASES = (
+    Case("MLP 3x512", chain([784, 512, 512, 512, 10], [1] * 4), batch=128),
+    Case("MLP 3x4096", chain([3072, 4096, 4096, 4096, 10], [1] * 4), batch=4),
+    Case("VGG16", chain(VGG16, [9] * 13 + [49, 1, 1]), batch=2),
+    Case("ResNet50", bottlenecks(64, [3, 4, 6, 3]), batch=16),
+    Case("ResNet20 x32", basic_blocks(512, 3), batch=2),
+    Case(
+        "ViT-B",
+        [(3072, [(768, 1)] * 2 + [(1, 1)])] * 12 + [(768, [(3072, 1), (2304, 1), (768, 1)] * 12)],
+        batch=4,
+    ),
+    Case("SIREN zoo", chain([2, 256, 256, 256, 3], [1] * 4), batch=256, models=256, signed=True),
+    Case("square 2048", [(2048, [(2048, 1)])], batch=16),
+)

@@ -24,6 +24,10 @@ SIZES = {"auction_warp": 32, "auction_shared": 128, "auction_block": 4096, "auct
 """Kernel -> rows of the problem for which shared memory is shown."""
 
 
+CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
+"""What CuPy adds to the launcher's options."""
+
+
 def compile_kernel(kernel: int, architecture: int) -> dict[str, object]:
     """Compile one of `KERNELS` to machine code and return the row of the table.
 
@@ -31,15 +35,7 @@ def compile_kernel(kernel: int, architecture: int) -> dict[str, object]:
         RuntimeError: NVRTC refuses the source; the message is its log.
     """
     started = time.perf_counter()
-    options = [f"--gpu-architecture=sm_{architecture}", *compile_options(kernel)]
-    options.append("--ptxas-options=-v")
-    program = _checked(nvrtc.nvrtcCreateProgram(source().encode(), b"auction.cu", 0, [], []))
-    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
-    log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
-    nvrtc.nvrtcGetProgramLog(program, log)
-    text = log.decode().rstrip("\0 \n")
-    if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise RuntimeError(f"{KERNELS[kernel]} for sm_{architecture}: {error.name}\n{text}")
+    program, text = build(kernel, f"sm_{architecture}", "--ptxas-options=-v")
     n = SIZES[KERNELS[kernel]]
     chosen = plan(100_000 if n <= 32 else 128, n, SHARED_LIMIT[architecture], 132)
     if KERNELS[chosen.kernel] != KERNELS[kernel]:
@@ -56,6 +52,33 @@ def compile_kernel(kernel: int, architecture: int) -> dict[str, object]:
         "seconds": round(time.perf_counter() - started, 1),
         "log": text,
     }
+
+
+def build(kernel: int, architecture: str, *options: str) -> tuple[nvrtc.nvrtcProgram, str]:
+    """Compile one of `KERNELS` as CuPy does and return the program and NVRTC's log.
+
+    Raises:
+        RuntimeError: NVRTC refuses the source; the message is its log.
+    """
+    given = [f"--gpu-architecture={architecture}", *compile_options(kernel), *CUPY_OPTIONS]
+    given = [option.encode() for option in (*given, *options)]
+    program = _checked(nvrtc.nvrtcCreateProgram(source().encode(), b"auction.cu", 0, [], []))
+    (error,) = nvrtc.nvrtcCompileProgram(program, len(given), given)
+    log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
+    nvrtc.nvrtcGetProgramLog(program, log)
+    text = log.decode().rstrip("\0 \n")
+    if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise RuntimeError(f"{KERNELS[kernel]} for {architecture}: {error.name}\n{text}")
+    return program, text
+
+
+def parameters(kernel: int) -> list[str]:
+    """Return the types of a kernel's parameters in machine code, such as `u64` and `f64`."""
+    program, _ = build(kernel, "compute_80")
+    text = bytearray(_checked(nvrtc.nvrtcGetPTXSize(program)))
+    nvrtc.nvrtcGetPTX(program, text)
+    entry = re.search(rf"\.entry {KERNELS[kernel]}\((.*?)\)", text.decode(), re.DOTALL)
+    return re.findall(r"\.param \.(\w+)", entry[1])
 
 
 def _checked(answer: tuple) -> object:
@@ -98,7 +121,9 @@ def main() -> None:
     rows = compile_all()
     print(table(rows))
     if "--record" in sys.argv:
-        record("compile_auction", [{k: v for k, v in row.items() if k != "log"} for row in rows])
+        left_out = ("log", "seconds")
+        kept = [{k: v for k, v in row.items() if k not in left_out} for row in rows]
+        record("compile_auction", kept)
     bad = sum(bool(faults(row)) for row in rows)
     if bad:
         sys.exit(f"{bad} of {len(rows)} kernels spill or need too much")

@@ -12,7 +12,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from bench.cases import PAIRS, load_pair
+from bench.pairs import PAIRS, load_pair
 from bench.record import record
 from gpu_align import (
     AlignmentProblem,

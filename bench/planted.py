@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from bench.cases import CNN, ResNet, mlp
+from bench.pairs import CNN, ResNet, mlp
 from bench.record import record
 from gpu_align import (
     AlignmentProblem,

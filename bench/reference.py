@@ -9,7 +9,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from bench.cases import ARCHITECTURES, PAIRS, load_pair, spec_of
+from bench.pairs import ARCHITECTURES, PAIRS, load_pair, spec_of
 from bench.record import record
 from gpu_align import CoordinateDescent, align
 

@@ -4,27 +4,29 @@
 
 All groups of a network in one launch, beside a gather and matrix products in torch on the same
 weights, and beside the rates of a large matrix product and a large copy measured in the same run.
-Each case is first checked against float64. Without a GPU only the plain twin is checked.
+Each case is first checked against float64. The caches hold what the last repetition left there.
+Without a GPU only the plain twin is checked. After each case --record writes what there is.
 """
 
 import itertools
-import statistics
 import sys
 from collections.abc import Callable
 
 import torch
 
-from bench.kernel_cases import CASES, Case, torch_similarity
+from bench.cases import CASES, Case, torch_similarity
 from bench.record import record
+from bench.timing import quantiles
 from gpu_align.kernels._rows import RowProblem, RowTerm
 from gpu_align.kernels._twins import annealing_step_reference, row_distance_reference
 
+DEVICE = torch.device("cuda")
 ROUNDS = 15
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 def milliseconds(run: Callable[[], object], rounds: int = ROUNDS) -> dict[str, float]:
-    """Return median and 20 % / 80 % quantiles of synchronised runs, after two warm-up runs."""
+    """Return `quantiles` of synchronised runs, after two warm-up runs."""
     times = []
     for number in range(rounds + 2):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -35,19 +37,18 @@ def milliseconds(run: Callable[[], object], rounds: int = ROUNDS) -> dict[str, f
         stop.synchronize()
         if number >= 2:
             times.append(start.elapsed_time(stop))
-    low, *_, high = statistics.quantiles(times, n=5)
-    return {"median": statistics.median(times), "q20": low, "q80": high}
+    return quantiles(times)
 
 
-def rates(device: torch.device) -> dict[str, float]:
+def rates() -> dict[str, float]:
     """Measure the roofline: matrix products in FLOP/s by dtype, and copies in bytes/s."""
     found = {}
     for dtype in DTYPES:
-        a, b = (torch.randn(8192, 8192, device=device).to(dtype) for _ in range(2))
+        a, b = (torch.randn(8192, 8192, device=DEVICE).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
         time = milliseconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 5)["median"]
         found[str(dtype)] = 2 * 8192**3 / time * 1e3
-    memory = torch.randn(2**28, device=device)
+    memory = torch.randn(2**28, device=DEVICE)
     copy = torch.empty_like(memory)
     found["copy"] = 2 * memory.nbytes / milliseconds(lambda: copy.copy_(memory))["median"] * 1e3
     return found
@@ -92,8 +93,7 @@ def measure(case: Case, dtype: torch.dtype, limits: dict[str, float]) -> dict[st
     from gpu_align.kernels.row_distance import RowDistance
 
     torch.manual_seed(0)
-    device = torch.device("cuda")
-    problems = case.problems(dtype, device)
+    problems = case.problems(dtype, DEVICE)
     plan = RowDistance(problems)
     errors = [error_of(p, m) for p, m in zip(problems, plan.launch(), strict=True)]
     ours, torchs = (max(column) for column in zip(*errors, strict=True))
@@ -123,14 +123,14 @@ def measure_update(size: int, batch: int, changes: int) -> dict[str, object]:
     from gpu_align.kernels.row_update import RowDistanceUpdate, RowUpdate
 
     case = Case("update", [(size, [(size, 1)])], batch)
-    (problem,) = case.problems(torch.float32, torch.device("cuda"))
+    (problem,) = case.problems(torch.float32, DEVICE)
     full = RowDistance([problem])
     parent = full.launch()[0]
     before = problem.perms[str(size)]
     after = before.clone()
     after[:, :changes] = before[:, :changes].roll(1, 1)
     moved = RowProblem(problem.rows, {str(size): after}, problem.model)
-    index = torch.arange(batch, device="cuda")
+    index = torch.arange(batch, device=DEVICE)
     plan = RowDistanceUpdate([RowUpdate(moved, parent, index, str(size), before)])
     ours, torchs = error_of(moved, plan.launch()[0])
     assert ours <= 2 * torchs + 1e-7, f"update: error {ours}, torch's {torchs}"
@@ -149,7 +149,7 @@ def measure_annealing(size: int, batch: int) -> dict[str, object]:
     from gpu_align.kernels.sinkhorn import AnnealingStep
 
     torch.manual_seed(0)
-    similarity = torch.randn(batch, size, size, device="cuda")
+    similarity = torch.randn(batch, size, size, device=DEVICE)
     soft = torch.rand_like(similarity)
     exact, plain = soft[:1].double(), soft[:1].clone()
     step = AnnealingStep([similarity], [soft])
@@ -176,7 +176,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("no CUDA device here: device figures are not yet measured")
         return
-    limits = rates(torch.device("cuda"))
+    limits = rates()
     rows: list[dict] = [{"case": "roofline", **limits}]
     jobs = [lambda c=c, d=d: measure(c, d, limits) for c in CASES for d in DTYPES]
     jobs += [lambda m=m: measure_update(2048, 16, m) for m in (2, 64)]
@@ -184,11 +184,17 @@ def main() -> None:
     jobs += [lambda n=n, b=b: measure_annealing(n, b) for n, b in shapes]
     print(rows[0])
     for job in jobs:
-        rows.append(job())
+        try:
+            rows.append(job())
+        except AssertionError as error:
+            rows.append({"failed": str(error)})
         print({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items()})
         torch.cuda.empty_cache()
-    if "--record" in sys.argv:
-        record("row_distance", rows)
+        if "--record" in sys.argv:
+            record("row_distance", rows)
+    failed = sum("failed" in row for row in rows)
+    if failed:
+        sys.exit(f"{failed} of {len(rows)} cases failed")
 
 
 if __name__ == "__main__":

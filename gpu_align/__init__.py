@@ -11,6 +11,7 @@ from gpu_align._align import align
 from gpu_align._assignment import (
     AssignmentProblem,
     AssignmentSolution,
+    AuctionAssignment,
     AutoAssignment,
     LapxAssignment,
     ScipyAssignment,
@@ -55,6 +56,7 @@ __all__ = [
     "Annealing",
     "AssignmentProblem",
     "AssignmentSolution",
+    "AuctionAssignment",
     "AutoAssignment",
     "Backend",
     "BeamDescent",

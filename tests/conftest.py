@@ -1,7 +1,7 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and what may be skipped."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+PROOFS = os.environ.get("GPU_ALIGN_PROOFS") == "1"
+"""Set by CI: a test that is skipped for want of a library or a compiler fails."""
+
 settings.register_profile("gpu_align", deadline=None, derandomize=True)
 settings.load_profile("gpu_align")
 
@@ -29,6 +32,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Hold a whole file to `PROOFS`."""
+    report = yield
+    if PROOFS:
+        forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Hold a test to `PROOFS`; what needs a GPU or the trained pairs is excused."""
+    report = yield
+    excused = item.get_closest_marker("gpu") or item.get_closest_marker("pairs")
+    if PROOFS and not excused:
+        forbid_skip(report)
+    return report
+
+
+def forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"GPU_ALIGN_PROOFS=1 allows no skip: {report.longrepr}"
 
 
 @pytest.fixture(scope="session", autouse=True)

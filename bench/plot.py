@@ -1,0 +1,179 @@
+"""Draw the recorded results of the kernels and the assignment solvers; measures nothing.
+
+    python -m bench.plot
+
+Reads results/*.json and writes results/*.png. What has not been recorded is named and left out.
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench import record
+from gpu_align._atomic import atomic_write
+from gpu_align._report._figures import INK, QUIET, STAGES, STYLE, WIDTH
+
+SOLVERS = (
+    "SciPy, one thread",
+    "SciPy, all cores",
+    "lapx, all cores",
+    "auction",
+    "torch-linear-assignment",
+    "torch-lap-cuda",
+)
+"""Each has its colour, whatever else is drawn; `auction, warm` is a dashed `auction`."""
+
+DTYPES = ("torch.float32", "torch.bfloat16")
+
+
+def load(name: str) -> dict | None:
+    """Return a recorded run, or None, and say so, where there is none."""
+    path = record.RESULTS / f"{name}.json"
+    if not path.exists():
+        print(f"{name}: not yet measured, nothing to draw")
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def assignment_times(run: dict) -> Figure:
+    """Draw the time per problem against its size, one panel per kind of cost."""
+    rows = [row for row in run["rows"] if not row["network"] and "ms" in row]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+    panels = figure.subplots(2, -(-len(kinds) // 2), sharex=True, sharey=True, squeeze=False)
+    for axes, kind in zip(panels.flat, kinds, strict=False):
+        lines: dict[str, dict[int, dict]] = defaultdict(dict)
+        for row in rows:
+            if row["kind"] == kind:
+                lines[row["solver"]].setdefault(row["n"], row)
+        _draw_lines(axes, lines)
+        axes.set_title(kind, loc="left", fontsize=10, color=INK)
+    for axes in panels[-1]:
+        axes.set_xlabel("rows of a problem")
+    figure.supylabel("milliseconds per problem", fontsize=9.5, color=INK)
+    _legend(figure, panels[0, 0], run)
+    return figure
+
+
+def assignment_batches(run: dict) -> Figure | None:
+    """Draw the time per problem against the size of the batch; None for fewer than 3 sizes."""
+    rows = [row for row in run["rows"] if row["kind"] == "aligned" and not row["network"]]
+    rows = [row for row in rows if "ms" in row and row["problems"] == row["batch"]]
+    by_size: dict[int, dict[str, dict[int, dict]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        by_size[row["n"]][row["solver"]][row["batch"]] = row
+    shown = {n: lines for n, lines in by_size.items() if max(map(len, lines.values())) >= 3}
+    if not shown:
+        return None
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, (n, lines) in zip(panels, shown.items(), strict=True):
+        _draw_lines(axes, lines)
+        axes.set_title(f"{n} rows", loc="left", fontsize=10, color=INK)
+    panels[len(panels) // 2].set_xlabel("problems of a batch")
+    panels[0].set_ylabel("milliseconds per problem")
+    _legend(figure, panels[0], run)
+    return figure
+
+
+def _draw_lines(axes: Axes, lines: dict[str, dict[int, dict]]) -> None:
+    """Draw medians per problem, with bars from the 20 % to the 80 % quantile."""
+    for solver, points in lines.items():
+        name = solver.removesuffix(", warm")
+        warm = solver.endswith(", warm")
+        places = sorted(points)
+        low, middle, high = (
+            [points[x]["ms"][key] / points[x]["problems"] for x in places]
+            for key in ("q20", "median", "q80")
+        )
+        axes.errorbar(
+            places,
+            middle,
+            [
+                [m - x for m, x in zip(middle, low, strict=True)],
+                [x - m for m, x in zip(middle, high, strict=True)],
+            ],
+            color=STAGES[SOLVERS.index(name)],
+            linestyle="--" if warm else "-",
+            marker="o",
+            markersize=3.5,
+            linewidth=1.6,
+            label=solver,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter("{x:.0f}")
+
+
+def roofline(run: dict) -> Figure:
+    """Draw how much of the machine's own matrix and copy rates the cost kernels reach."""
+    rows = [row for row in run["rows"] if "gemm_fraction" in row]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.5 * len(cases)), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    quantities = (
+        ("gemm_fraction", "of the matrix rate"),
+        ("copy_fraction", "of the copy rate"),
+        ("times_torch", "times faster than torch"),
+    )
+    for axes, (key, title) in zip(panels, quantities, strict=True):
+        for place, dtype in enumerate(DTYPES):
+            found = {row["case"]: row[key] for row in rows if row["dtype"] == dtype}
+            axes.barh(
+                [y + 0.36 * (place - 0.5) for y in range(len(cases))],
+                [found.get(case, 0) for case in cases],
+                height=0.34,
+                color=STAGES[place],
+                label=dtype.removeprefix("torch."),
+            )
+        axes.axvline(1, color=QUIET, linestyle=":", linewidth=1.3)
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x")
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(cases)), cases)
+    panels[0].invert_yaxis()
+    _legend(figure, panels[0], run)
+    return figure
+
+
+def _legend(figure: Figure, axes: Axes, run: dict) -> None:
+    """Put the legend above the panels and the machine below."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
+    machine = run["machine"]
+    where = machine["gpu"] or f"{machine['cores']} cores of {machine['processor']}"
+    where += f", torch {run['versions']['torch']}"
+    where += f", commit {run['commit'][:7]}" if run["commit"] else ""
+    figure.supxlabel(where, x=0.99, horizontalalignment="right", fontsize=7.5, color=QUIET)
+
+
+def save(name: str, figure: Figure) -> Path:
+    """Write results/NAME.png."""
+    path = record.RESULTS / f"{name}.png"
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+    print(f"{name}: {path}")
+    return path
+
+
+def main() -> None:
+    with matplotlib.rc_context(STYLE):
+        if run := load("row_distance"):
+            save("row_distance", roofline(run))
+        for name in ("assignment", "assignment_cpu"):
+            run = load(name)
+            if run is None:
+                continue
+            save(name, assignment_times(run))
+            if figure := assignment_batches(run):
+                save(f"{name}_batches", figure)
+            else:
+                print(f"{name}: fewer than 3 sizes of batches, no figure of them")
+
+
+if __name__ == "__main__":
+    main()

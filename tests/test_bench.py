@@ -1,0 +1,157 @@
+"""The device benches run from end to end: on small cases, in the interpreter, timing nothing."""
+
+import json
+
+import pytest
+import torch
+from auction_host import COMPILER, HostDevice, build
+from triton_devices import INTERPRETED, mend_interpreter
+
+from bench import assignment, plot, record
+from bench.cases import CASES, Case
+from bench.timing import quantiles, wall_clock
+from gpu_align.kernels import auction as launcher
+
+TIME = {"median": 1.0, "q20": 1.0, "q80": 1.0, "repetitions": 1}
+
+
+@pytest.fixture
+def row_distance(monkeypatch):
+    """The bench of the row-distance kernels, on the CPU."""
+    pytest.importorskip("triton")
+    if not INTERPRETED:
+        pytest.skip("compiled in this process: python -m bench.row_distance is the test")
+    from bench import row_distance
+
+    def once(run, rounds=1):
+        run()
+        return TIME
+
+    mend_interpreter(monkeypatch)
+    monkeypatch.setattr(row_distance, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(row_distance, "milliseconds", once)
+    return row_distance
+
+
+# Not bfloat16 with signs: the interpreter multiplies the bits of a bfloat16 as an integer.
+@pytest.mark.parametrize(
+    ("dtype", "signed"),
+    [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)],
+    ids=["float32", "float32 signed", "bfloat16"],
+)
+def test_row_distance(row_distance, dtype, signed):
+    limits = {str(dtype): 1e12, "copy": 1e12}
+    case = Case("small", [(20, [(24, 1), (12, 9), (1, 5)]), (24, [(20, 1)])], 3, 2, signed)
+    row = row_distance.measure(case, dtype, limits)
+    assert row["kernel_ms"] == TIME
+    assert row["copy_fraction"] == case.bytes(dtype.itemsize) * 1e3 / 1e12
+
+
+def test_update_and_annealing(row_distance):
+    assert row_distance.measure_update(40, 3, 2)["kernel_ms"] == TIME
+    assert row_distance.measure_annealing(20, 3)["times_torch"] == 1
+
+
+def test_the_cases_are_what_the_networks_have():
+    """Rows of the stem of VGG16, of a stage of ResNet50 and of ViT-B, counted by hand."""
+    found = {case.name: case for case in CASES}
+    assert found["VGG16"].groups[0] == (64, [(1, 27), (64, 9), (1, 1)])
+    assert (2048, [(512, 1)] * 6 + [(1, 1000)]) in found["ResNet50"].groups
+    assert [n for n, _ in found["ViT-B"].groups] == [3072] * 12 + [768]
+    assert found["MLP 3x512"].flops == 2 * 128 * 512**2 * (784 + 4 * 512 + 10 + 3)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    return HostDevice(build(tmp_path_factory.mktemp("auction")))
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs g++")
+@pytest.mark.parametrize("kind", assignment.KINDS)
+def test_assignment(kind, host, monkeypatch):
+    monkeypatch.setattr(assignment, "wall_clock", lambda run: run() and TIME)
+    monkeypatch.setattr(launcher, "_DEVICE", "cpu")
+    monkeypatch.setattr("gpu_align._assignment._auction.missing_for_auction", lambda _: None)
+    for name in ("limits", "plan", "call"):
+        monkeypatch.setattr(launcher, name if name == "plan" else f"_{name}", getattr(host, name))
+    auction = assignment.Solver("auction", assignment._ours(assignment.AuctionAssignment()))
+    found = [*assignment.solvers("cpu"), auction]
+    rows = list(assignment.rows_of(assignment.Task(kind, 40, 3), found, {}))
+    assert [row["solver"] for row in rows][-2:] == ["auction", "auction, warm"]
+    for row in rows:
+        assert row["ms"] == TIME, row
+        assert row["excess"] <= 1e-8, row
+
+
+def test_the_gate_of_assignments():
+    cost = torch.rand(2, 5, 5)
+    best = torch.full((2,), torch.inf, dtype=torch.float64)
+    exact = assignment._ours(assignment.ScipyAssignment())(cost)
+    assert assignment.gate(cost, exact, best, 1e-8) == 0
+    worse = exact[0].roll(1, 1)
+    with pytest.raises(AssertionError, match="over the optimum"):
+        assignment.gate(cost, (worse, None), best, 1e-8)
+    with pytest.raises(AssertionError, match="over the optimum"):
+        assignment.gate(cost, (exact[0], torch.zeros(2, 5).double() - 1e-3), best, 1e-8)
+    with pytest.raises(AssertionError, match="no permutation"):
+        assignment.gate(cost, (torch.zeros_like(worse), None), best, 1e-8)
+
+
+def test_a_slow_solver_is_not_tried_on_larger_problems(monkeypatch):
+    monkeypatch.setattr(assignment, "wall_clock", lambda run: TIME | {"median": 2000.0})
+    slow: dict[tuple[str, str], int] = {}
+    found = assignment.solvers("cpu")[:1]
+    rows = [
+        row
+        for n in (8, 8, 16)
+        for row in assignment.rows_of(assignment.Task("uniform", n, 1), found, slow)
+    ]
+    assert ["ms" in row for row in rows] == [True, True, False]
+    assert "more than a second" in rows[2]["skipped"]
+
+
+def test_timings():
+    assert quantiles([3.0]) == {"median": 3.0, "q20": 3.0, "q80": 3.0, "repetitions": 1}
+    assert quantiles([1.0, 2.0, 3.0, 4.0])["median"] == 2.5
+    assert 3 <= wall_clock(lambda: None, seconds=0.0)["repetitions"] <= 20
+
+
+MACHINE = {"machine": {"gpu": "a GPU", "cores": 2}, "versions": {"torch": "2"}, "commit": None}
+
+
+def test_plots_are_drawn_from_what_is_recorded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bench.record.RESULTS", tmp_path)
+    plot.main()
+    assert capsys.readouterr().out.count("not yet measured") == 3
+    assert not list(tmp_path.iterdir())
+    solvers = ("SciPy, all cores", "auction", "auction, warm")
+    tasks = [vars(task) for task in assignment.tasks("cuda")]
+    rows = [
+        {**task, "solver": solver, "problems": task["batch"], "ms": TIME}
+        for task in tasks
+        for solver in solvers
+    ]
+    rows.append({**tasks[0], "solver": "auction", "failed": "no permutation"})
+    write(tmp_path / "assignment.json", rows)
+    fractions = {"gemm_fraction": 0.5, "copy_fraction": 0.2, "times_torch": 2.0}
+    rows = [
+        {"case": case.name, "dtype": dtype, **fractions} for case in CASES for dtype in plot.DTYPES
+    ]
+    write(tmp_path / "row_distance.json", [{"case": "roofline", "copy": 1.0}, *rows])
+    plot.main()
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {"assignment.png", "assignment_batches.png", "row_distance.png"}
+    assert "assignment_cpu: not yet measured" in capsys.readouterr().out
+
+
+def test_the_recorded_results_can_be_drawn(tmp_path, monkeypatch):
+    recorded = json.loads((record.RESULTS / "assignment_cpu.json").read_text(encoding="utf-8"))
+    assert not any("failed" in row for row in recorded["rows"])
+    monkeypatch.setattr("bench.record.RESULTS", tmp_path)
+    write(tmp_path / "assignment_cpu.json", recorded["rows"])
+    plot.main()
+    assert (tmp_path / "assignment_cpu.png").exists()
+
+
+def write(path, rows) -> None:
+    path.write_text(json.dumps({**MACHINE, "rows": rows}), encoding="utf-8")
