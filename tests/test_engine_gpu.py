@@ -1,0 +1,135 @@
+"""Searches on a CUDA device: `pytest -m gpu`."""
+
+import pytest
+import torch
+from networks import pair
+from test_engine import KINDS, QUEUED, SEARCHES, Step, float32_problem
+
+from gpu_align import AlignmentProblem, Annealing, CoordinateDescent, align, run_search
+from gpu_align._backend import CPU, Engine, choose_engine
+from gpu_align._memory import free_bytes
+from gpu_align._random import RandomStream
+from gpu_align._replay import Replay
+from gpu_align._search import Run, _recall
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(params=[True, False], ids=["kernels", "torch"])
+def cuda(request: pytest.FixtureRequest) -> Engine:
+    pytest.importorskip("cupy")
+    engine = choose_engine("cuda")
+    return Engine(engine.device, kernels=request.param, waits=False, reason=engine.reason)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("search", [name for name in SEARCHES if name != "layerwise_rounding"])
+def test_same_seed_gives_the_same_distance_as_on_the_cpu(
+    cuda: Engine, search: str, name: str
+) -> None:
+    plain, device = (
+        run_search(SEARCHES[search], float32_problem(name, engine), seed=1)
+        for engine in (CPU, cuda)
+    )
+    assert device.best.objective.is_cuda
+    assert float(device.best.objective) == pytest.approx(float(plain.best.objective), rel=1e-6)
+    assert device.status is plain.status
+
+
+def test_rounding_ends_at_a_valid_permutation(cuda: Engine) -> None:
+    problem = float32_problem("mlp", cuda)
+    outcome = run_search(SEARCHES["layerwise_rounding"], problem, seed=1)
+    distance = problem.distance(problem.permutation(outcome.best))
+    assert float(outcome.best.objective) == pytest.approx(distance, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("queued", QUEUED)
+def test_nothing_waits_within_a_sweep(cuda: Engine, queued: str, name: str) -> None:
+    step = Step(Run(float32_problem(name, cuda, models=2), RandomStream(0)))
+    QUEUED[queued](step)  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        QUEUED[queued](step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    step.run.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_random_numbers_are_those_of_the_cpu(dtype: torch.dtype) -> None:
+    owners = torch.arange(5)
+    here, there = RandomStream(3), RandomStream(3)
+    assert torch.equal(here.words(owners, 999), there.words(owners.cuda(), 999).cpu())
+    draws = (
+        here.normal(owners, 31, 33, dtype=dtype),
+        there.normal(owners.cuda(), 31, 33, dtype=dtype),
+    )
+    torch.testing.assert_close(draws[0], draws[1].cpu(), rtol=1e-6, atol=1e-7)
+    assert torch.equal(here.permutation(owners, 50), there.permutation(owners.cuda(), 50).cpu())
+
+
+def test_annealing_replayed_as_a_graph_is_the_same(
+    cuda: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, objectives = Annealing(starts=3), []
+    problem = float32_problem("mlp", cuda)
+    for captured in (True, False):
+        if not captured:
+            monkeypatch.setattr(Replay, "_captured", lambda self: None)
+        objectives.append(run_search(search, problem, seed=2).hypotheses.objective)
+    torch.testing.assert_close(*objectives, rtol=1e-6, atol=0)
+
+
+def test_a_graph_is_captured_and_reads_what_changes() -> None:
+    total, step = torch.zeros((), device="cuda"), torch.ones((), device="cuda")
+    replay = Replay(lambda: total.add_(step) and None, total.device)
+    for value in range(6):
+        step.fill_(value)
+        replay()
+    assert replay._graph is not None
+    assert float(total) == 15
+
+
+def test_warm_starts_and_updates_change_no_answer(
+    cuda: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objectives = []
+    for worth in (0, 2**62):
+        monkeypatch.setattr(_recall, "_WORTH", worth)
+        problem = float32_problem("cnn", cuda)
+        search = CoordinateDescent(starts=4, initial="random")
+        objectives.append(run_search(search, problem, seed=4).hypotheses.objective)
+    torch.testing.assert_close(*objectives, rtol=1e-6, atol=0)
+
+
+def test_float64_is_computed_on_the_device(cuda: Engine) -> None:
+    networks = pair("mlp")
+    problems = [
+        AlignmentProblem(networks.source, networks.target, networks.spec, engine=engine)
+        for engine in (CPU, cuda)
+    ]
+    plain, device = (run_search(CoordinateDescent(), problem) for problem in problems)
+    assert float(device.best.objective) == pytest.approx(float(plain.best.objective), rel=1e-9)
+
+
+def test_align_ends_with_the_certificate_of_the_cpu() -> None:
+    pytest.importorskip("cupy")
+    networks = pair("mlp")
+    source, target = (
+        {name: t.float() for name, t in state.items()}
+        for state in (networks.source, networks.target)
+    )
+    results = [
+        align(source, target, spec=networks.spec, device=device) for device in ("cpu", "cuda")
+    ]
+    assert results[1].device.startswith("cuda")
+    assert results[1].distance == pytest.approx(results[0].distance, rel=1e-6)
+    assert results[1].lower_bound == pytest.approx(results[0].lower_bound)
+    assert all(tensor.device.type == "cpu" for tensor in results[1].state_dict.values())
+
+
+def test_free_memory_is_that_of_the_device() -> None:
+    free = free_bytes(torch.device("cuda"))
+    assert 0 < free <= torch.cuda.get_device_properties(0).total_memory
