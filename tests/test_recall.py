@@ -13,6 +13,7 @@ from gpu_align import (
     Annealing,
     BeamDescent,
     CoordinateDescent,
+    FrankWolfe,
     Recombination,
     Search,
     run_search,
@@ -117,8 +118,13 @@ def test_update_of_a_random_share(share: float, seed: int) -> None:
 
 @pytest.mark.parametrize(
     "search",
-    [*DESCENDING.values(), Annealing(starts=5), Recombination(population=4, children=5)],
-    ids=[*DESCENDING, "annealing", "recombination"],
+    [
+        *DESCENDING.values(),
+        Annealing(starts=5),
+        FrankWolfe(starts=3),
+        Recombination(population=4, children=5),
+    ],
+    ids=[*DESCENDING, "annealing", "frank_wolfe", "recombination"],
 )
 @pytest.mark.parametrize("name", ["mlp", "heads"])
 def test_what_does_not_fit_is_split_and_said(

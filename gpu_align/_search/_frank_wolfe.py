@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gpu_align._errors import InputError
-from gpu_align._problem import Hypotheses, to_matrix
+from gpu_align._problem import Hypotheses, concatenate, to_matrix
 from gpu_align._search._descent import Descent, descend, start_descent
 from gpu_align._search._relaxed import soft_starts, to_hypotheses
 from gpu_align._search._search import Run, Search, State
@@ -17,17 +17,27 @@ from gpu_align._search._search import Run, Search, State
 
 @dataclass(frozen=True)
 class _Polytope:
-    """Matrices inside the polytope.
+    """Matrices inside the polytope: those of all starts, or of a wave that fits into memory.
 
     Attributes:
         soft: matrix -> [b, n, n].
+        model: int64 [b].
         objective: float64 [b], F of each.
         moving: bool [b], which of them still gained in the last step; the others rest.
+        taken: number of steps.
+        waves: int64 [k] each, the numbers of the starts of this wave and of those to come.
+        rounded: what the waves before it have become.
+        event: of the random numbers of all starts.
     """
 
     soft: Mapping[str, Tensor]
+    model: Tensor
     objective: Tensor
     moving: Tensor
+    taken: int
+    waves: tuple[Tensor, ...]
+    rounded: tuple[Hypotheses, ...]
+    event: int
 
 
 _BISECTIONS = 52  # of an interval of length 1, to the last bit of float64
@@ -65,27 +75,42 @@ class FrankWolfe(Search):
 
     def init(self, run: Run, start: Hypotheses | None) -> State:
         """See `Search.init`; hypotheses to begin from only join the result."""
-        model = run.problem.model_index(self.starts)
-        slots = torch.arange(self.starts, device=run.problem.device)
-        soft = soft_starts(run, slots, self.noise, exact_first=True)
         hypotheses = run.problem.identity() if start is None else start
+        waves = tuple(run.waves(self.starts))
+        return State(self.name, hypotheses, self._begun(run, waves, (), run.random.event))
+
+    def _begun(
+        self,
+        run: Run,
+        waves: tuple[Tensor, ...],
+        rounded: tuple[Hypotheses, ...],
+        event: int,
+    ) -> _Polytope:
+        """Return the first wave at its start; all waves draw as if they were one."""
+        run.random.event = event
+        soft = soft_starts(run, waves[0], self.noise, exact_first=True)
+        model = run.problem.model_index(len(waves[0]))
         objective = run.problem.soft_objective(soft, model)
         moving = torch.ones_like(model, dtype=torch.bool)
-        return State(self.name, hypotheses, _Polytope(soft, objective, moving))
+        return _Polytope(soft, model, objective, moving, 0, waves, rounded, event)
 
     def step(self, run: Run, state: State) -> State:
         """Do one Frank-Wolfe step, or one sweep of descent after the last."""
         if isinstance(state.memory, Descent):
             return descend(run, state, "random")
         assert isinstance(state.memory, _Polytope)
-        moved = self._advance(run, state.memory)
-        if state.sweep < self.steps and bool(moved.moving.any()):
-            return replace(state, memory=moved)
-        hypotheses = to_hypotheses(run, moved.soft, run.problem.model_index(self.starts))
+        point = self._advance(run, state.memory)
+        if point.taken < self.steps and bool(point.moving.any()):
+            return replace(state, memory=point)
+        rounded = (*point.rounded, to_hypotheses(run, point.soft, point.model))
+        if len(point.waves) > 1:
+            following = self._begun(run, point.waves[1:], rounded, point.event)
+            return replace(state, memory=following)
+        hypotheses = concatenate(rounded)
         return replace(state, hypotheses=hypotheses, memory=start_descent(run, hypotheses))
 
     def _advance(self, run: Run, point: _Polytope) -> _Polytope:
-        problem, model = run.problem, run.problem.model_index(self.starts)
+        problem, model = run.problem, point.model
         gradient = problem.soft_similarity(point.soft, model)
         direction = {}
         for family in problem.families.values():
@@ -107,7 +132,13 @@ class FrankWolfe(Search):
         soft = along(torch.where(point.moving, step, 0.0))
         objective = problem.soft_objective(soft, model)
         gain = (objective - point.objective) / objective.abs().clamp_min(1e-30)
-        return _Polytope(soft, objective, point.moving & (gain > self.rtol))
+        return replace(
+            point,
+            soft=soft,
+            objective=objective,
+            moving=point.moving & (gain > self.rtol),
+            taken=point.taken + 1,
+        )
 
 
 def maximize_polynomial(nodes: Tensor, values: Tensor) -> Tensor:

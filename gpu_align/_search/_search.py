@@ -231,7 +231,7 @@ class Run:
         entries = self.problem.models * sum(size**2 for size in self.problem.sizes.values())
         most = max(self._free() // max(_BYTES * entries, 1), 1)
         if count > most:
-            self.splits["annealing"] = f"{most} of {count} hypotheses of each model at a time"
+            self.splits["soft matrices"] = f"{most} of {count} hypotheses of each model at a time"
         yield from torch.arange(count, device=self.problem.device).split(most)
 
     def affords(self, share: float, entries: int) -> bool:
