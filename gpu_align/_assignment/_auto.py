@@ -12,7 +12,7 @@ from gpu_align._assignment._problem import (
     AssignmentSolution,
 )
 from gpu_align._assignment._scipy import ScipyAssignment
-from gpu_align._errors import GpuAlignError, bullet_list
+from gpu_align._errors import AssignmentError, bullet_list
 from gpu_align._status import Status
 
 # One matrix, costs -A @ B.T, SciPy's time / lapx's: n = 8 0.8, 16 1.3, 24 2.2, 64 2.4, 1024 3.5.
@@ -84,7 +84,7 @@ def solve(
         One matching for each problem.
 
     Raises:
-        GpuAlignError: `throw`, and at least one problem failed; names their batch indices.
+        AssignmentError: `throw`, and at least one problem failed; names their batch indices.
         UnavailableError: the library of an explicitly chosen solver isn't installed.
     """
     solution = (solver or AutoAssignment()).solve(problem)
@@ -96,14 +96,15 @@ def solve(
 
 
 def _raise_failures(solution: AssignmentSolution) -> None:
-    """Raise GpuAlignError if a problem of the batch failed."""
+    """Raise AssignmentError if a problem of the batch failed."""
     failures = [
         f"problem {index} of the batch: {status.value}"
         for index, status in enumerate(solution.status)
         if status in _FAILED
     ]
     if failures:
-        raise GpuAlignError(
+        raise AssignmentError(
             f"{len(failures)} of {len(solution.status)} assignment problems failed; mend them, "
-            f"or pass throw=False to have the others solved.\n{bullet_list(failures)}"
+            f"or pass throw=False to have the others solved.\n{bullet_list(failures)}",
+            next(status for status in solution.status if status in _FAILED),
         )
