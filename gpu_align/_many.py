@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from gpu_align._backend import versions
-from gpu_align._certificate import Certificate, certificates, cost_matrix
+from gpu_align._certificate import certificates, cost_matrix
 from gpu_align._errors import AssignmentError, GpuAlignError, ModelError
 from gpu_align._memory import batch_ranges, bytes_per_model, free_bytes
-from gpu_align._permutation import Permutation, apply_each
+from gpu_align._permutation import apply_each
 from gpu_align._problem import AlignmentProblem, Metric, check_weights, compute_dtype, unusable
 from gpu_align._problem._metric import as_metric
 from gpu_align._result import PICTURED, AlignmentFailure, AlignmentResult
@@ -23,6 +23,7 @@ from gpu_align._search import (
     Search,
     run_search,
 )
+from gpu_align._search._search import compute_threads
 from gpu_align._status import Status
 from gpu_align._symmetry import PermutationSpec
 from gpu_align._symmetry._spec import StateDict
@@ -99,8 +100,11 @@ class _Task:
         A batch in which an assignment fails, or for which the memory of the device does not
         suffice, is halved, until what fails is alone.
         """
-        search = search or self._default_search()
-        pending = self._batches(search)
+        if len(self.sources) == 1:
+            pending = [range(1)]
+        else:
+            search = search or self._default_search(self._problem([0], self.dtype))
+            pending = self._batches(search)
         found: dict[int, Aligned] = {}
         while pending:
             batch = pending.pop(0)
@@ -126,9 +130,9 @@ class _Task:
         sources = [self.sources[number] for number in numbers]
         return AlignmentProblem(sources, self.target, self.spec, metric=self.metric, dtype=dtype)
 
-    def _default_search(self) -> Search:
+    def _default_search(self, problem: AlignmentProblem) -> Search:
         """Choose for all sources of the call, so that the batches do not matter."""
-        whole = copy.copy(self._problem([0], self.dtype))
+        whole = copy.copy(problem)
         whole.models = len(self.sources)
         patient = self.budget is not None and self.budget.seconds is not None
         return Portfolio.for_problem(whole, patient=patient)
@@ -139,8 +143,9 @@ class _Task:
         results = sum(t.nbytes for source in self.sources for t in source.values())
         return batch_ranges(len(self.sources), need, max(free_bytes(device) - results, 0))
 
-    def _align(self, batch: range, search: Search) -> dict[int, Aligned]:
+    def _align(self, batch: range, search: Search | None) -> dict[int, Aligned]:
         problem = self._problem(batch, self.dtype)
+        search = search or self._default_search(problem)
         outcome = run_search(
             search,
             problem,
@@ -148,20 +153,12 @@ class _Task:
             budget=self._share(batch),
             progress=self._named(batch),
         )
-        exact = problem
         if self.dtype != torch.float64:
             del problem  # both would not fit
-            exact = self._problem(batch, torch.float64)
-        certified = certificates(exact, outcome.best)
-        permutations = exact.permutations(outcome.best)
-        moved = apply_each(permutations, [self.sources[number] for number in batch])
-        results = self._results(search, outcome, certified, permutations, moved)
-        if len(self.sources) <= PICTURED:
-            results = (
-                replace(r, cost_matrix=cost_matrix(exact, r.permutation, r.groups, model))
-                for model, r in enumerate(results)
-            )
-        return dict(zip(batch, map(self._checked, batch, results), strict=True))
+            problem = self._problem(batch, torch.float64)
+        with compute_threads(problem):
+            results = self._results(search, outcome, problem, batch)
+            return dict(zip(batch, map(self._checked, batch, results), strict=True))
 
     def _share(self, batch: range) -> Budget | None:
         """Return the budget, of its seconds the batch's share."""
@@ -182,26 +179,29 @@ class _Task:
         return named
 
     def _results(
-        self,
-        search: Search,
-        outcome: Outcome,
-        certified: Sequence[Certificate],
-        permutations: Sequence[Permutation],
-        moved: Sequence[StateDict],
+        self, search: Search, outcome: Outcome, exact: AlignmentProblem, batch: range
     ) -> Iterator[AlignmentResult]:
+        """Yield the results of a batch, whose functions are not checked yet."""
+        certified = certificates(exact, outcome.best)
+        permutations = exact.permutations(outcome.best)
+        moved = apply_each(permutations, [self.sources[number] for number in batch])
         found, log10_symmetries = versions(), self.spec.log10_symmetries
-        for model, certificate in enumerate(certified):
+        pictured = len(self.sources) <= PICTURED
+        for model, (certificate, permutation) in enumerate(
+            zip(certified, permutations, strict=True)
+        ):
+            groups = certificate.groups
             yield AlignmentResult(
-                permutation=permutations[model],
+                permutation=permutation,
                 state_dict=moved[model],
                 metric=self.metric.name,
                 distance=certificate.distance,
                 distance_before=certificate.distance_before,
                 lower_bound=certificate.lower_bound,
-                groups=certificate.groups,
+                groups=groups,
                 function_difference=None,
                 function_note=_function_note(None),
-                cost_matrix=None,
+                cost_matrix=cost_matrix(exact, permutation, groups, model) if pictured else None,
                 history=outcome.history,
                 search=_winner(search, outcome, model),
                 status=outcome.status,
@@ -212,7 +212,7 @@ class _Task:
                 versions=found,
                 log10_symmetries=log10_symmetries,
                 origin=self.spec.origin,
-                batch_size=len(certified),
+                batch_size=len(batch),
             )
 
     def _checked(self, number: int, result: AlignmentResult) -> Aligned:
