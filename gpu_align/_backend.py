@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -56,6 +57,7 @@ def choose_device(device: str) -> tuple[torch.device, str]:
     return torch.device("cpu"), "auto: this release computes on the CPU only"
 
 
+@lru_cache(maxsize=64)
 def version(package: str) -> str | None:
     """Return the installed version of a package, or None."""
     try:

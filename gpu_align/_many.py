@@ -1,7 +1,9 @@
 """From state dicts of one spec to results: many models in batches that fit the memory."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,12 +25,12 @@ from gpu_align._search import (
     Search,
     run_search,
 )
-from gpu_align._search._search import compute_threads
 from gpu_align._status import Status
 from gpu_align._symmetry import PermutationSpec
 from gpu_align._symmetry._spec import StateDict
 
 FunctionCheck = Callable[[StateDict, StateDict], float]
+_WORK_OF_THREADS = 2**25  # multiply-adds of the largest similarity of one model
 Aligned = AlignmentResult | AlignmentFailure
 
 
@@ -71,12 +73,35 @@ def align_state_dicts(
             progress,
             [checks[number] for number in usable],
         )
-        for index, outcome in task.run(search).items():
+        with _threads(spec):
+            outcomes = task.run(search)
+        for index, outcome in outcomes.items():
             at = usable[index]
             if isinstance(outcome, AlignmentFailure):
                 outcome = replace(outcome, index=at)
             found[at] = outcome
     return [found[number] for number in range(len(sources))]
+
+
+@contextmanager
+def _threads(spec: PermutationSpec) -> Iterator[None]:
+    """Use one torch thread for small models, as `run_search` does, for what is around it too.
+
+    Products of small matrices are shorter than a thread's wake-up, however many there are.
+    """
+    threads = torch.get_num_threads()
+    work = max(
+        (
+            math.prod(tensor.shape) * max(map(spec.units, tensor.groups), default=1)
+            for tensor in spec.tensors.values()
+        ),
+        default=0,
+    )
+    torch.set_num_threads(threads if work > _WORK_OF_THREADS else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -156,9 +181,8 @@ class _Task:
         if self.dtype != torch.float64:
             del problem  # both would not fit
             problem = self._problem(batch, torch.float64)
-        with compute_threads(problem):
-            results = self._results(search, outcome, problem, batch)
-            return dict(zip(batch, map(self._checked, batch, results), strict=True))
+        results = self._results(search, outcome, problem, batch)
+        return dict(zip(batch, map(self._checked, batch, results), strict=True))
 
     def _share(self, batch: range) -> Budget | None:
         """Return the budget, of its seconds the batch's share."""
