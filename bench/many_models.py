@@ -59,7 +59,7 @@ SMALL, SIREN, MNIST = (64, 32, 32, 10), (2, 32, 32, 1), (784, 128, 128, 128, 10)
 CASES = {
     "small": Case(SMALL, nn.ReLU, 1000, CoordinateDescent(), 20, 5),
     "small_default": Case(SMALL, nn.ReLU, 1000, None, 20, 3),
-    "siren": Case(SIREN, Sine, 10_000, CoordinateDescent(), 20, 5),
+    "siren": Case(SIREN, Sine, 10_000, CoordinateDescent(), 20, 3),
     "mnist": Case(MNIST, nn.ReLU, 1000, CoordinateDescent(), 20, 3, published=0.21),
 }
 
@@ -85,7 +85,8 @@ def check(batch: list[AlignmentResult], alone: list[AlignmentResult]) -> None:
     for result in (*batch, *alone):
         result.unwrap()
         assert result.lower_bound <= result.distance < result.distance_before
-        assert all(group.gap <= 1e-9 * (1 + abs(group.primal)) for group in result.groups)
+        # A float32 search takes no step below 1e-7 of the squared norms.
+        assert largest_gap([result]) <= 1e-6
     for together, single in zip(batch, alone, strict=False):
         assert abs(together.lower_bound - single.lower_bound) <= 1e-9 * single.lower_bound
         assert abs(together.distance_before - single.distance_before) <= (
@@ -130,8 +131,14 @@ def measure(case: Case) -> dict:
         "mean distance of the sample, before": mean_of("distance_before", found),
         "mean distance of the sample, batch": mean_of("distance", found),
         "mean distance of the sample, loop": mean_of("distance", alone),
+        "largest gap, relative": largest_gap(batch),
         "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def largest_gap(results: list[AlignmentResult]) -> float:
+    """Return the largest duality gap of a group, relative to the distance before."""
+    return max(g.gap / result.distance_before for result in results for g in result.groups)
 
 
 def mean_of(name: str, results: list[AlignmentResult]) -> float:
