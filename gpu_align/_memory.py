@@ -55,13 +55,18 @@ def _meminfo() -> dict[str, int]:
     return {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if len(line) == 3}
 
 
-def _left_in_control_group() -> float:
+def _left_in_control_group(folder: Path = Path("/sys/fs/cgroup")) -> float:
     """Return what the control group (version 2) of a container has left; inf without a limit."""
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if not (limit.exists() and used.exists()):
+    limit, used, stat = (folder / f"memory.{name}" for name in ("max", "current", "stat"))
+    if not (limit.exists() and used.exists() and stat.exists()):
         return math.inf
     allowed = limit.read_text(encoding="ascii").strip()
-    return math.inf if allowed == "max" else max(int(allowed) - int(used.read_text()), 0)
+    if allowed == "max":
+        return math.inf
+    # Cached files count as used, but make room.
+    lines = (line.split() for line in stat.read_text(encoding="ascii").splitlines())
+    cached = sum(int(size) for name, size in lines if name in ("active_file", "inactive_file"))
+    return max(int(allowed) - int(used.read_text(encoding="ascii")) + cached, 0)
 
 
 def batch_ranges(models: int, bytes_per_model: int, free: int) -> list[range]:

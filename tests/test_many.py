@@ -1,5 +1,6 @@
 """Many models in one call: the same answers as one by one, and one bad model stops no other."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,13 @@ from gpu_align import (
     discover,
 )
 from gpu_align import _many as many
-from gpu_align._memory import batch_ranges, bytes_per_model, free_bytes, hypotheses_per_model
+from gpu_align._memory import (
+    _left_in_control_group,
+    batch_ranges,
+    bytes_per_model,
+    free_bytes,
+    hypotheses_per_model,
+)
 from gpu_align._permutation import apply_each
 from gpu_align._symmetry._spec import memory_of
 
@@ -371,6 +378,15 @@ def test_memory_is_measured_and_needs_grow_with_what_is_held() -> None:
     assert need(FORWARD) > 4 * weights
     assert need(CoordinateDescent(starts=500)) > 10 * need(FORWARD)
     assert need(Annealing(starts=64), torch.float64) > need(Annealing(starts=64))
+
+
+def test_memory_of_a_container_is_what_its_control_group_has_left(tmp_path: Path) -> None:
+    assert _left_in_control_group(tmp_path) == math.inf
+    (tmp_path / "memory.current").write_text("3000\n")
+    (tmp_path / "memory.stat").write_text("anon 1500\ninactive_file 900\nactive_file 100\n")
+    for limit, left in {"max": math.inf, "4096": 2096, "1000": 0}.items():
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert _left_in_control_group(tmp_path) == left
 
 
 class Own(Search):
