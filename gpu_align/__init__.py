@@ -20,6 +20,7 @@ from gpu_align._backend import Backend, backends
 from gpu_align._canonical import canonicalize
 from gpu_align._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gpu_align._errors import (
+    AssignmentError,
     CheckpointError,
     GpuAlignError,
     InputError,
@@ -29,7 +30,7 @@ from gpu_align._errors import (
 )
 from gpu_align._permutation import Permutation
 from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
-from gpu_align._result import AlignmentResult
+from gpu_align._result import AlignmentFailure, AlignmentResult
 from gpu_align._search import (
     Annealing,
     BeamDescent,
@@ -51,9 +52,11 @@ from gpu_align._symmetry import PermutationSpec, chain_spec, discover
 
 __all__ = [
     "METRICS",
+    "AlignmentFailure",
     "AlignmentProblem",
     "AlignmentResult",
     "Annealing",
+    "AssignmentError",
     "AssignmentProblem",
     "AssignmentSolution",
     "AuctionAssignment",

@@ -1,33 +1,28 @@
 """align: from two networks to a permutation with its certificate."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar, overload
 
-import torch
 from torch import Tensor, nn
 
-from gpu_align._backend import Engine, choose_engine, versions
-from gpu_align._certificate import cost_matrix, group_reports
+from gpu_align._backend import choose_engine
 from gpu_align._checkpoint import load_checkpoint
 from gpu_align._errors import InputError
-from gpu_align._permutation import Permutation
-from gpu_align._problem import AlignmentProblem, Metric, lower_bound
-from gpu_align._result import AlignmentResult
-from gpu_align._search import (
-    Budget,
-    Outcome,
-    Portfolio,
-    ProgressCallback,
-    Search,
-    run_search,
-)
+from gpu_align._many import Aligned, FunctionCheck, align_state_dicts
+from gpu_align._problem import Metric
+from gpu_align._result import AlignmentFailure, AlignmentResult
+from gpu_align._search import Budget, ProgressCallback, Search
+from gpu_align._status import Status
 from gpu_align._symmetry import PermutationSpec, chain_spec, discover
 from gpu_align._symmetry._spec import StateDict
 from gpu_align._symmetry._verify import output_difference, tied_names
 
 Network = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
-FunctionCheck = Callable[[StateDict, StateDict], float]
+T = TypeVar("T")
+Networks = list[Network] | tuple[Network, ...] | Iterator[Network]
 
 
 @overload
@@ -48,7 +43,7 @@ def align(
 
 @overload
 def align(
-    source: list[Network] | tuple[Network, ...],
+    source: Networks,
     target: Network,
     *,
     spec: PermutationSpec | None = None,
@@ -59,11 +54,11 @@ def align(
     seed: int = 0,
     budget: Budget | None = None,
     progress: ProgressCallback | None = None,
-) -> list[AlignmentResult]: ...
+) -> list[AlignmentResult | AlignmentFailure]: ...
 
 
 def align(
-    source: Network | list[Network] | tuple[Network, ...],
+    source: Network | Networks,
     target: Network,
     *,
     spec: PermutationSpec | None = None,
@@ -74,57 +69,54 @@ def align(
     seed: int = 0,
     budget: Budget | None = None,
     progress: ProgressCallback | None = None,
-) -> AlignmentResult | list[AlignmentResult]:
+) -> AlignmentResult | list[AlignmentResult | AlignmentFailure]:
     """Find the permutation of the source's units that brings it closest to the target.
 
     Args:
         source: the network whose units are reordered: a module, a state dict, or the path of a
-            checkpoint; or a list of them, aligned to one target in one batch.
+            checkpoint; or a list, tuple or iterator of them, aligned to one target together, in
+            as few batches as fit the memory.
         target: the network that stays.
         spec: the symmetries of both. Default: discovered from whichever network is a module,
             which needs `example_inputs`; without a module the state dict must be a plain chain.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
-        search: how to look; default `Portfolio.for_problem`.
+        search: how to look; default `Portfolio.for_problem`, which spends on each of several
+            sources what it would spend on it alone: for thousands of them name a cheaper one.
         metric: "l2", "normalized", "standardized", "row" or a Metric.
         device: "auto", "cpu" or "cuda".
         seed: of the search; same seed, same result, unless a budget of seconds ends it.
-        budget: of sweeps or seconds.
-        progress: called after every step of the search.
+        budget: of sweeps or seconds; several batches share the seconds.
+        progress: called after every step of the search; of several batches its stage says which.
 
     Returns:
-        The result, or a list of results for a list of sources. `result.state_dict` computes the
-        same function as the source.
+        The result; its `state_dict` computes the same function as the source. For several sources
+        a list in their order, in which an `AlignmentFailure` stands for each source that cannot
+        be read, does not fit the spec, is not finite or cannot be solved; such a source does not
+        stop the others, and if all are such the list has nothing else.
 
     Raises:
-        InputError: an argument cannot be used; its children SpecError, CheckpointError,
-            ModelError and UnavailableError say what is wrong.
+        InputError: an argument other than one of several sources cannot be used; its children
+            SpecError, CheckpointError, ModelError and UnavailableError say what is wrong.
+        AssignmentError: the assignments of a single source could not be solved.
     """
-    sources = list(source) if isinstance(source, list | tuple) else [source]
-    if not sources:
-        raise InputError("expected at least one source to align, got an empty list")
+    if isinstance(source, list | tuple | Iterator):
+        networks = dict(enumerate(source))
+        if not networks:
+            raise InputError("expected at least one source to align, got an empty list")
+        attempt = _failures_as_values
+    else:
+        networks, attempt = {0: source}, _failures_raised
     engine = choose_engine(device)
-    states = [_state_dict(network) for network in sources]
     target_state = _state_dict(target)
-    model = next((n for n in (target, *sources) if isinstance(n, nn.Module)), None)
+    states, unread = attempt(_state_dict, networks)
+    readable = {index: networks[index] for index in states}
+    model = _model(target, target_state, readable.values())
     if spec is None:
-        if model is None:
-            spec = chain_spec(target_state)
-        elif example_inputs is None:
-            raise InputError(
-                "a module was given without example_inputs, which tracing needs; pass them, or a "
-                "spec, or module.state_dict() to have it read as a plain chain"
-            )
-        else:
-            spec = discover(model, example_inputs)
-    for network in (*sources, target):
-        if isinstance(network, nn.Module):
-            _check_ties(network, spec)
-    checks = [
-        function_check(network if isinstance(network, nn.Module) else model, example_inputs)
-        for network in sources
-    ]
-    results = align_state_dicts(
-        states,
+        spec = _find_spec(target_state, model, example_inputs)
+    _check_ties(target, spec)
+    untied, tied = attempt(partial(_check_ties, spec=spec), readable)
+    outcomes = align_state_dicts(
+        [states[index] for index in untied],
         target_state,
         spec,
         search=search,
@@ -133,63 +125,82 @@ def align(
         seed=seed,
         budget=budget,
         progress=progress,
-        checks=checks,
+        checks=[_check_of(networks[index], model, example_inputs) for index in untied],
     )
-    return results if isinstance(source, list | tuple) else results[0]
+    found: dict[int, Aligned] = {**unread, **tied}
+    for index, outcome in zip(untied, outcomes, strict=True):
+        if isinstance(outcome, AlignmentFailure):
+            outcome = replace(outcome, index=index, name=_name(networks[index]))
+        found[index] = outcome
+    if attempt is _failures_raised:
+        return found[0].unwrap()
+    return [found[index] for index in networks]
 
 
-def align_state_dicts(
-    sources: Sequence[StateDict],
-    target: StateDict,
-    spec: PermutationSpec,
-    *,
-    search: Search | None,
-    metric: str | Metric,
-    engine: Engine,
-    seed: int,
-    budget: Budget | None,
-    progress: ProgressCallback | None,
-    checks: Sequence[FunctionCheck | None],
-) -> list[AlignmentResult]:
-    """Align state dicts whose spec is known; `checks` compare each source before and after."""
-    problem = AlignmentProblem(sources, target, spec, metric=metric, engine=engine)
-    if search is None:
-        patient = budget is not None and budget.seconds is not None
-        search = Portfolio.for_problem(problem, patient=patient)
-    outcome = run_search(search, problem, seed=seed, budget=budget, progress=progress)
-    exact = AlignmentProblem(sources, target, spec, metric=metric, dtype=torch.float64)
-    bounds = lower_bound(exact)
-    results = []
-    for model, (source, check) in enumerate(zip(sources, checks, strict=True)):
-        permutation = problem.permutation(outcome.best, model)
-        moved = permutation.apply(source)
-        reports = group_reports(exact, permutation, model)
-        difference = None if check is None else check(source, moved)
-        results.append(
-            AlignmentResult(
-                permutation=permutation,
-                state_dict=moved,
-                metric=exact.metric.name,
-                distance=exact.distance(permutation, model),
-                distance_before=exact.distance(Permutation.identity(spec), model),
-                lower_bound=float(bounds[model]),
-                groups=reports,
-                function_difference=difference,
-                function_note=_function_note(check),
-                cost_matrix=cost_matrix(exact, permutation, reports, model),
-                history=outcome.history,
-                search=_winner(search, outcome, model),
-                status=outcome.status,
-                seconds=outcome.seconds,
-                assignments=outcome.assignments,
-                seed=seed,
-                device=str(engine),
-                versions=versions(),
-                log10_symmetries=spec.log10_symmetries,
-                origin=spec.origin,
-            )
+def _failures_raised(
+    function: Callable[[Network], T], networks: Mapping[int, Network]
+) -> tuple[dict[int, T], dict[int, AlignmentFailure]]:
+    """Apply a function to each source; for a single one, whose failure is the caller's."""
+    return {index: function(network) for index, network in networks.items()}, {}
+
+
+def _failures_as_values(
+    function: Callable[[Network], T], networks: Mapping[int, Network]
+) -> tuple[dict[int, T], dict[int, AlignmentFailure]]:
+    """Apply a function to each source; return its values, and the failures of the others."""
+    values: dict[int, T] = {}
+    failures: dict[int, AlignmentFailure] = {}
+    for index, network in networks.items():
+        try:
+            values[index] = function(network)
+        except InputError as error:
+            failures[index] = AlignmentFailure(index, _name(network), error, Status.UNUSABLE)
+    return values, failures
+
+
+def _name(network: Network) -> str | None:
+    return os.fspath(network) if isinstance(network, str | os.PathLike) else None
+
+
+def _model(
+    target: Network, target_state: StateDict, sources: Iterable[Network]
+) -> nn.Module | None:
+    """Return a module to trace, and to run for the networks that are none.
+
+    The target, else the first source of the target's names and shapes, else any.
+    """
+    if isinstance(target, nn.Module):
+        return target
+    modules = [source for source in sources if isinstance(source, nn.Module)]
+    shapes = {name: tensor.shape for name, tensor in target_state.items()}
+
+    def fits(module: nn.Module) -> bool:
+        state = _state_dict(module)
+        floating = (tensor for tensor in state.values() if tensor.is_floating_point())
+        return {name: tensor.shape for name, tensor in state.items()} == shapes and all(
+            bool(tensor.isfinite().all()) for tensor in floating
         )
-    return results
+
+    return next(filter(fits, modules), modules[0] if modules else None)
+
+
+def _find_spec(
+    target: StateDict, model: nn.Module | None, example_inputs: object
+) -> PermutationSpec:
+    if model is None:
+        return chain_spec(target)
+    if example_inputs is None:
+        raise InputError(
+            "a module was given without example_inputs, which tracing needs; pass them, or a "
+            "spec, or module.state_dict() to have it read as a plain chain"
+        )
+    return discover(model, example_inputs)
+
+
+def _check_of(
+    network: Network, model: nn.Module | None, example_inputs: object
+) -> FunctionCheck | None:
+    return function_check(network if isinstance(network, nn.Module) else model, example_inputs)
 
 
 def _state_dict(network: Network) -> StateDict:
@@ -209,8 +220,10 @@ def _state_dict(network: Network) -> StateDict:
     )
 
 
-def _check_ties(model: nn.Module, spec: PermutationSpec) -> None:
+def _check_ties(model: Network, spec: PermutationSpec) -> None:
     """Check that what a module shares is permuted as one."""
+    if not isinstance(model, nn.Module):
+        return
     for names in tied_names(model):
         if len({spec.ties.get(name, name) for name in names}) > 1:
             raise InputError(
@@ -224,21 +237,3 @@ def function_check(model: nn.Module | None, example_inputs: object) -> FunctionC
     if model is None or example_inputs is None:
         return None
     return lambda before, after: output_difference(model, example_inputs, before, after)
-
-
-def _function_note(check: FunctionCheck | None) -> str:
-    if check is None:
-        return "not checked: no model with example inputs was given"
-    return "outputs of the source before and after, float64, on the example inputs"
-
-
-def _winner(search: Search, outcome: Outcome, model: int) -> str:
-    """Name the search that the best hypothesis descends from, and the stage that finished it."""
-    if not isinstance(search, Portfolio):
-        return search.name
-    origin = search.describe(int(outcome.best.origin[model]))
-    if len(outcome.best) > 1:
-        return origin  # the history is that of all models together
-    best = outcome.history[-1].best_distance
-    last = next((e.stage for e in outcome.history if e.best_distance <= best * (1 + 1e-6)), origin)
-    return origin if last in (origin, search.name) else f"{origin}, refined by {last}"

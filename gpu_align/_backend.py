@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -98,6 +99,7 @@ def choose_engine(device: str) -> Engine:
     )
 
 
+@lru_cache(maxsize=64)
 def version(package: str) -> str | None:
     """Return the installed version of a package, or None."""
     try:

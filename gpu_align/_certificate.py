@@ -1,13 +1,22 @@
 """Certificates: what is proved about a permutation that a search has found."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from gpu_align._permutation import Permutation
-from gpu_align._problem import AlignmentProblem, Family, dual_match, optimistic, unsigned
+from gpu_align._problem import (
+    AlignmentProblem,
+    Family,
+    Hypotheses,
+    Member,
+    dual_match,
+    lower_bound,
+    optimistic,
+    unsigned,
+)
 
 
 @dataclass(frozen=True)
@@ -74,45 +83,88 @@ class CostMatrix:
 SHOWN = 96
 
 
-def group_reports(
-    problem: AlignmentProblem, permutation: Permutation, model: int = 0
-) -> tuple[GroupReport, ...]:
-    """Certify the assignment of every group, the others fixed.
+@dataclass(frozen=True)
+class Certificate:
+    """What is known about one hypothesis, all in float64.
+
+    Attributes:
+        distance_before, distance: squared distance of its source as given, and permuted.
+        lower_bound: no permutation has a smaller distance.
+        groups: one report per group.
+    """
+
+    distance_before: float
+    distance: float
+    lower_bound: float
+    groups: tuple[GroupReport, ...]
+
+
+def certificates(problem: AlignmentProblem, hypotheses: Hypotheses) -> list[Certificate]:
+    """Certify a batch of hypotheses: the assignment of every group, the others fixed.
 
     Args:
         problem: built in float64, so that the certificates are.
-        permutation: what is certified.
-        model: which source it belongs to.
+        hypotheses: b of them, of any of the problem's models.
+
+    Returns:
+        One certificate per hypothesis.
     """
-    before = problem.tensor_distances(Permutation.identity(permutation.spec), model)
-    after = problem.tensor_distances(permutation, model)
-    perms = problem.vectors(permutation)
-    moved = permutation.moved()
-    index = torch.tensor([model])
-    reports = []
-    for name, family in problem.families.items():
-        primal = float(problem.touched(name, perms, index))
-        dual = float(family.bound(_bounding_similarity(problem, family, perms, index), dual_match))
-        members = {member.group for member in family.members}
-        tensors = [t for t in before if not members.isdisjoint(problem.spec.tensors[t].groups)]
-        reports.append(
-            GroupReport(
-                name=name,
-                units=family.units(family.root),
-                inside=tuple(Inside(c.group, c.size, moved[c.group]) for c in family.children),
-                moved=moved[name],
-                distance_before=sum(before[t] for t in tensors),
-                distance_after=sum(after[t] for t in tensors),
-                primal=primal,
-                dual=dual,
-                gap=max(dual - primal, 0.0),
-            )
+    still = {m: torch.arange(n, device=hypotheses.model.device) for m, n in problem.sizes.items()}
+    perms = {m: vector.expand(len(hypotheses), -1) for m, vector in still.items()}
+    before = problem.each_tensor_distance(replace(hypotheses, perms=perms))
+    after = problem.each_tensor_distance(hypotheses)
+    bounds = lower_bound(problem)[hypotheses.model]
+    reports = [
+        _group_reports(problem, hypotheses, family, before, after)
+        for family in problem.families.values()
+    ]
+    totals = (_total(parts.values(), bounds).tolist() for parts in (before, after))
+    groups = zip(*reports, strict=True) if reports else [()] * len(hypotheses)
+    rows = zip(*totals, bounds.tolist(), groups, strict=True)
+    return [Certificate(b, a, bound, tuple(of_groups)) for b, a, bound, of_groups in rows]
+
+
+def _group_reports(
+    problem: AlignmentProblem,
+    hypotheses: Hypotheses,
+    family: Family,
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+) -> Iterator[GroupReport]:
+    """Yield the report of one family for each hypothesis."""
+    name, perms, model = family.root.group, hypotheses.perms, hypotheses.model
+    primal = problem.touched(name, perms, model)
+    dual = family.bound(_bounding_similarity(problem, family, perms, model), dual_match)
+    members = {member.group for member in family.members}
+    tensors = [t for t in before if not members.isdisjoint(problem.spec.tensors[t].groups)]
+    moved = torch.stack([_moved(member, perms) for member in family.members], dim=1)
+    numbers = (
+        *(_total((parts[t] for t in tensors), primal) for parts in (before, after)),
+        *(primal, dual, (dual - primal).clamp_min(0)),
+    )
+    # One transfer for all.
+    table = torch.stack([column.to(primal) for column in numbers], dim=1).tolist()
+    for (root, *children), row in zip(moved.tolist(), table, strict=True):
+        inside = tuple(
+            Inside(child.group, child.size, count)
+            for child, count in zip(family.children, children, strict=True)
         )
-    return tuple(reports)
+        yield GroupReport(name, family.units(family.root), inside, root, *row)
+
+
+def _total(parts: Iterable[Tensor], like: Tensor) -> Tensor:
+    return sum(parts, torch.zeros_like(like, dtype=torch.float64))
+
+
+def _moved(member: Member, perms: Mapping[str, Tensor]) -> Tensor:
+    """Return how many units of a member change place or sign, int64 [b]."""
+    # The signed matrix has the places too: a negated unit is ~j, which is nobody's place.
+    perm = perms[member.matrices[-1]]
+    return (perm != torch.arange(perm.shape[1], device=perm.device)).sum(1)
 
 
 def _bounding_similarity(
-    problem: AlignmentProblem, family: Family, perms: dict[str, Tensor], index: Tensor
+    problem: AlignmentProblem, family: Family, perms: Mapping[str, Tensor], index: Tensor
 ) -> dict[str, Tensor]:
     """Return the similarities of a family, with bounds for the terms it is quadratic in."""
     similarity = {matrix: problem.unary[matrix][index] for matrix in family.matrices}

@@ -5,9 +5,23 @@ the caller's to mend (exit code 2); any other ``GpuAlignError`` is a failure of 
 (exit code 1).
 """
 
+from gpu_align._status import Status
+
 
 class GpuAlignError(Exception):
     """Base of all errors raised by gpu-align."""
+
+
+class AssignmentError(GpuAlignError):
+    """An assignment problem could not be solved.
+
+    Attributes:
+        status: of the first problem that failed.
+    """
+
+    def __init__(self, message: str, status: Status) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class InputError(GpuAlignError, ValueError):

@@ -1,7 +1,7 @@
 """How much memory is free."""
 
+import math
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def free_bytes(device: torch.device) -> int:
         if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):
             return 4 * _GIB
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return min(available, _left_in_control_group())
+    return int(min(available, _left_in_control_group()))
 
 
 def _meminfo() -> dict[str, int]:
@@ -38,10 +38,15 @@ def _meminfo() -> dict[str, int]:
     return {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if len(line) == 3}
 
 
-def _left_in_control_group() -> int:
-    """Return what the control group (version 2) of a container has left; or a huge number."""
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if not (limit.exists() and used.exists()):
-        return sys.maxsize
+def _left_in_control_group(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return what the control group (version 2) of a container has left; inf without a limit."""
+    limit, used, stat = (folder / f"memory.{name}" for name in ("max", "current", "stat"))
+    if not (limit.exists() and used.exists() and stat.exists()):
+        return math.inf
     allowed = limit.read_text(encoding="ascii").strip()
-    return sys.maxsize if allowed == "max" else max(int(allowed) - int(used.read_text()), 0)
+    if allowed == "max":
+        return math.inf
+    # Cached files count as used, but make room.
+    lines = (line.split() for line in stat.read_text(encoding="ascii").splitlines())
+    cached = sum(int(size) for name, size in lines if name in ("active_file", "inactive_file"))
+    return max(int(allowed) - int(used.read_text(encoding="ascii")) + cached, 0)

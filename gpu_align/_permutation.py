@@ -1,7 +1,7 @@
 """Permutation: one index vector per group, and what can be done with it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpu_align._atomic import atomic_write
 from gpu_align._errors import CheckpointError, SpecError
-from gpu_align._symmetry._move import move, multiply
+from gpu_align._symmetry._move import move, move_each, multiply, multiply_each, stack
 from gpu_align._symmetry._spec import PermutationSpec, StateDict, TensorSpec, memory_of
 
 _SPEC_KEY = "gpu_align_spec"
@@ -198,3 +198,54 @@ class Permutation:
         signs = {n.removeprefix(_SIGNS): t for n, t in held.items() if n.startswith(_SIGNS)}
         perms = {name: tensor for name, tensor in held.items() if not name.startswith(_SIGNS)}
         return cls(PermutationSpec.from_json(spec), perms, signs)
+
+
+def apply_each(
+    permutations: Sequence[Permutation], state_dicts: Sequence[StateDict]
+) -> list[dict[str, Tensor]]:
+    """Return every state dict with its units reordered by its own permutation.
+
+    The same as `Permutation.apply` of one after another; all tensors of one name are moved at once.
+
+    Args:
+        permutations: of one spec.
+        state_dicts: as many; names and shapes of each fit the spec.
+    """
+    results: list[dict[str, Tensor]] = [{} for _ in permutations]
+    together = []
+    for number, (permutation, state) in enumerate(zip(permutations, state_dicts, strict=True)):
+        if len(permutations) == 1 or not _is_plain(permutation.spec, state):
+            results[number] = permutation.apply(state)
+        else:
+            results[number] = dict(state)
+            together.append(number)
+    moved = [permutations[number] for number in together]
+    for name, tensor_spec in permutations[0].spec.tensors.items() if together else ():
+        if tensor_spec.groups:
+            tensors = [results[number][name] for number in together]
+            for number, tensor in zip(together, _move_all(name, tensors, moved), strict=True):
+                results[number][name] = tensor
+    return results
+
+
+def _is_plain(spec: PermutationSpec, state: StateDict) -> bool:
+    """Say whether a state dict has the names of the spec only, and each its own memory."""
+    if state.keys() != spec.tensors.keys():
+        return False
+    return len({memory_of(tensor) for tensor in state.values()}) == len(state)
+
+
+def _move_all(
+    name: str, tensors: Sequence[Tensor], permutations: Sequence[Permutation]
+) -> list[Tensor]:
+    """Move the tensors of one name, each in memory of its own, so that it can be freed alone."""
+    spec = permutations[0].spec
+    tensor_spec = spec.tensors[name]
+    perms, signs = {}, {}
+    for group in tensor_spec.groups:
+        perms[group] = torch.stack([p.perms[group] for p in permutations])
+        if any(group in p.signs for p in permutations):
+            signs[group] = torch.stack([p._sign(group) for p in permutations])
+    moved = move_each(stack(tensors), tensor_spec, spec.groups, perms)
+    moved = multiply_each(moved, tensor_spec, spec.groups, signs)
+    return [row.to(t, copy=True) for row, t in zip(moved.unbind(0), tensors, strict=True)]

@@ -5,19 +5,21 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal, NoReturn
 
 from torch import Tensor
 
 from gpu_align._atomic import atomic_write
 from gpu_align._certificate import CostMatrix, GroupReport
-from gpu_align._errors import InputError
+from gpu_align._errors import GpuAlignError, InputError
 from gpu_align._outline import outline
 from gpu_align._permutation import Permutation
 from gpu_align._search import Progress
 from gpu_align._status import Status
 
 SCHEMA = "gpu-align/result/1"
+PICTURED = 8
+"""Most models of one call whose cost matrices are kept."""
 PRESERVED = 1e-9
 """Largest relative difference of outputs, in float64, that counts as the same function."""
 
@@ -37,19 +39,25 @@ class AlignmentResult:
         function_difference: largest relative difference of the outputs of the source before and
             after, in float64 on the example inputs; None if it could not be checked.
         function_note: how the function was checked, or why not.
-        cost_matrix: costs of the group that gained most, for a picture.
-        history: progress after every step of the search.
+        cost_matrix: costs of the group that gained most, for a picture; None without groups, and
+            where more than `PICTURED` models were aligned in one call.
+        history: progress after every step of the search, for all models of the batch together.
         search: which search found the best permutation.
         status: how the search ended.
-        seconds: time of the search.
-        assignments: number of assignment problems solved.
+        seconds: time of the search, for all models of the batch together.
+        assignments: number of assignment problems solved, for all models of the batch together.
         seed: seed of the search.
         device: what it ran on, and why.
         versions: of the libraries involved.
         log10_symmetries: log10 of the number of permutations that there are.
         origin: where the spec comes from.
         studies: further measurements for the report, such as the beam-width study.
+        batch_size: number of models that were aligned in one batch, this one included; less than
+            the number of sources where these did not fit the memory together.
+        ok: True; see `AlignmentFailure`.
     """
+
+    ok: ClassVar[Literal[True]] = True
 
     permutation: Permutation
     state_dict: Mapping[str, Tensor]
@@ -72,6 +80,11 @@ class AlignmentResult:
     log10_symmetries: float
     origin: str
     studies: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 1
+
+    def unwrap(self) -> "AlignmentResult":
+        """Return this result; an `AlignmentFailure` raises its error instead."""
+        return self
 
     @property
     def function_preserved(self) -> bool | None:
@@ -85,7 +98,7 @@ class AlignmentResult:
         names = (
             *("metric", "distance", "distance_before", "lower_bound", "function_difference"),
             *("function_preserved", "function_note", "search", "seconds", "assignments", "seed"),
-            *("device", "log10_symmetries", "origin"),
+            *("device", "log10_symmetries", "origin", "batch_size"),
         )
         return {
             "schema": SCHEMA,
@@ -109,6 +122,31 @@ class AlignmentResult:
         text = json.dumps(self.to_json(), indent=1)
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class AlignmentFailure:
+    """Stands in the place of a result for a source that could not be aligned; others were.
+
+    Attributes:
+        index: place of the source in the list.
+        name: its path, or None if it was not a file.
+        error: what `unwrap` raises; its message says what to mend.
+        status: UNUSABLE for a source that cannot be read, does not fit the spec or is not finite,
+            INTERRUPTED for one that was not begun, else why its assignments could not be solved.
+        ok: False; True for an `AlignmentResult`.
+    """
+
+    ok: ClassVar[Literal[False]] = False
+
+    index: int
+    name: str | None
+    error: GpuAlignError
+    status: Status
+
+    def unwrap(self) -> NoReturn:
+        """Raise the error."""
+        raise self.error
 
 
 def _plain(value: Any) -> Any:

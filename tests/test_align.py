@@ -35,7 +35,7 @@ from gpu_align import (
     backends,
     discover,
 )
-from gpu_align._certificate import group_reports
+from gpu_align._certificate import certificates
 
 FAST = CoordinateDescent()
 QUADRATIC = ["recurrent", "signed_recurrent", "grouped", "gqa", "signed_gqa"]
@@ -336,8 +336,8 @@ def test_certificate_of_a_group_on_two_axes_is_a_proof() -> None:
     problem = AlignmentProblem(networks.source, networks.target, networks.spec, dtype=torch.float64)
     (group,) = [name for name in problem.groups if problem.is_quadratic(name)]
     others = {name: torch.arange(size)[None] for name, size in problem.sizes.items()}
-    found = Permutation.identity(networks.spec)
-    report = next(r for r in group_reports(problem, found) if r.name == group)
+    found = problem.identity()
+    report = next(r for r in certificates(problem, found)[0].groups if r.name == group)
     reached = [
         float(
             problem.touched(group, {**others, group: torch.tensor([order])}, torch.zeros(1).long())

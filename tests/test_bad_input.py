@@ -269,7 +269,7 @@ def test_what_the_format_would_lose_is_known_before_the_search(folder: Path) -> 
         ("none.pt2", ("none.pt2", "no such file")),
         ("0.safetensors.pt2", ("exported program", "torch.export.save")),
         ("nets:Broken", ("[red]broken[/red]", "pass inputs")),
-        ("nets:wide", ("source does not fit", "[8, 6]", "[9, 6]", "check that both")),
+        ("nets:wide", ("target does not fit", "[8, 6]", "[9, 6]", "check that both")),
     ],
 )
 def test_unusable_model(model: str, mentions: tuple[str, ...], folder: Path) -> None:

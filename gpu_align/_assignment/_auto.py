@@ -81,7 +81,7 @@ def solve(
         One matching for each problem.
 
     Raises:
-        GpuAlignError: `throw`, and at least one problem failed; names their batch indices.
+        AssignmentError: `throw`, and at least one problem failed; names their batch indices.
         UnavailableError: the library of an explicitly chosen solver isn't installed.
     """
     solution = (solver or AutoAssignment()).solve(problem)

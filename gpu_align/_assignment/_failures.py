@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from gpu_align._errors import GpuAlignError, bullet_list
+from gpu_align._errors import AssignmentError, bullet_list
 from gpu_align._status import Status
 
 STATUS_OF_CODE = (
@@ -28,7 +28,7 @@ def raise_failures(status: Sequence[Status] | Tensor) -> None:
             codes back waits for their device.
 
     Raises:
-        GpuAlignError: at least one problem failed; names the batch indices.
+        AssignmentError: at least one problem failed; names the batch indices.
     """
     if isinstance(status, Tensor):
         status = [STATUS_OF_CODE[code] for code in status.tolist()]
@@ -38,7 +38,8 @@ def raise_failures(status: Sequence[Status] | Tensor) -> None:
         if each in STATUS_OF_CODE[1:]
     ]
     if failures:
-        raise GpuAlignError(
+        raise AssignmentError(
             f"{len(failures)} of {len(status)} assignment problems failed; mend them, "
-            f"or pass throw=False to `solve` to have the others solved.\n{bullet_list(failures)}"
+            f"or pass throw=False to `solve` to have the others solved.\n{bullet_list(failures)}",
+            next(each for each in status if each in STATUS_OF_CODE[1:]),
         )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gpu_align._align import align_state_dicts, function_check
+from gpu_align._align import function_check
 from gpu_align._backend import choose_engine
 from gpu_align._checkpoint import load_checkpoint
 from gpu_align._cli._model import choose_spec, load_model
@@ -26,6 +26,7 @@ from gpu_align._cli._searches import NAMES, make_search
 from gpu_align._cli._summary import print_summary, print_written
 from gpu_align._cli._terminal import display, print_json, stdout_to_stderr, warn
 from gpu_align._errors import GpuAlignError
+from gpu_align._many import align_state_dicts
 from gpu_align._problem import METRICS, AlignmentProblem
 from gpu_align._problem._metric import as_metric
 from gpu_align._result import AlignmentResult
@@ -153,7 +154,7 @@ def align(
         named = load_model(model, input_shape, seed)
         symmetries = choose_spec(spec, named, target_state)
         screen.stage("preparing the search")
-        [result] = align_state_dicts(
+        [outcome] = align_state_dicts(
             [source_file.tensors],
             target_state,
             symmetries,
@@ -165,6 +166,7 @@ def align(
             progress=screen.search,
             checks=[None if named is None else function_check(named.module, named.inputs)],
         )
+        result = outcome.unwrap()
         _refuse_wrong(result)
         if report is not None and result.status is not Status.INTERRUPTED:
             screen.stage("widening the beam for the report")

@@ -1,13 +1,14 @@
 """The alignment problem: terms, objective, similarity, metrics and bound."""
 
 from gpu_align._problem._bound import dual_match, lower_bound, optimistic
-from gpu_align._problem._family import Family, Member
+from gpu_align._problem._family import Family, Member, families_of
 from gpu_align._problem._form import AnyTerm
 from gpu_align._problem._hypotheses import Hypotheses, concatenate
 from gpu_align._problem._metric import METRICS, Metric
 from gpu_align._problem._problem import AlignmentProblem
 from gpu_align._problem._sibling_term import SiblingTerm
 from gpu_align._problem._signed import index_of, is_signed, picked, to_matrix, unsigned
+from gpu_align._problem._stack import check_weights, compute_dtype, unusable
 from gpu_align._problem._terms import Term
 
 __all__ = [
@@ -20,8 +21,11 @@ __all__ = [
     "Metric",
     "SiblingTerm",
     "Term",
+    "check_weights",
+    "compute_dtype",
     "concatenate",
     "dual_match",
+    "families_of",
     "index_of",
     "is_signed",
     "lower_bound",
@@ -29,4 +33,5 @@ __all__ = [
     "picked",
     "to_matrix",
     "unsigned",
+    "unusable",
 ]

@@ -26,7 +26,7 @@ def lower_bound(problem: AlignmentProblem) -> Tensor:
     Source: Gilmore, "Optimal and suboptimal algorithms for the quadratic assignment problem"
     (1962); Lawler, "The quadratic assignment problem" (1963).
     """
-    inner = torch.zeros(problem.models, dtype=torch.float64)
+    inner = torch.zeros_like(problem.constant)
     for family in problem.families.values():
         similarity = {m: problem.unary[m].to(torch.float64) for m in family.matrices}
         for term in problem.family_terms(family.root.group):

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpu_align._errors import CheckpointError, SpecError, bullet_list
+from gpu_align._errors import SpecError
 from gpu_align._problem._family import Family
 from gpu_align._problem._metric import Metric
 from gpu_align._problem._sibling_term import SiblingTerm
 from gpu_align._problem._signed import signed_matrix
+from gpu_align._problem._stack import flat, stacked
 from gpu_align._problem._terms import Term
 from gpu_align._symmetry._axis import Factor
 from gpu_align._symmetry._spec import Block, PermutationSpec, StateDict
@@ -48,39 +49,10 @@ class _Arrangement:
     order: tuple[int, ...]
     shape: tuple[int, ...]
 
-    def of(self, block: Block, tensor: Tensor) -> Tensor:
-        """Return the block of a tensor laid out, [*shape, d]."""
-        return block.unfold(tensor).permute(self.order).reshape(*self.shape, -1)
-
-
-def check_weights(spec: PermutationSpec, state_dict: StateDict, role: str) -> None:
-    """Check that the weights of a network can be compared.
-
-    Raises:
-        CheckpointError: weights are integers or complex, or have NaN or infinite entries.
-    """
-    problems = []
-    for name, tensor_spec in spec.tensors.items():
-        tensor = spec.tensor_of(name, state_dict)
-        if not torch.is_floating_point(tensor):
-            if tensor_spec.counted or tensor_spec.groups:
-                problems.append(
-                    f"{name!r} has dtype {tensor.dtype}, expected real floating point; convert or "
-                    "dequantise it"
-                )
-        elif bad := _count_not_finite(tensor):
-            problems.append(
-                f"{name!r} has {bad} NaN or infinite entries of {tensor.numel()}; "
-                "was the training stable?"
-            )
-    if problems:
-        raise CheckpointError(f"the {role} cannot be aligned:\n{bullet_list(problems)}")
-
-
-def _count_not_finite(tensor: Tensor) -> int:
-    # The 8-bit formats have no isfinite of their own.
-    wide = tensor if tensor.element_size() > 1 else tensor.float()
-    return tensor.numel() - int(torch.isfinite(wide).sum())
+    def of(self, block: Block, tensors: Tensor) -> Tensor:
+        """Return the block of a stack of tensors laid out, [m, *shape, d]."""
+        part = block.unfold(tensors).permute(0, *(number + 1 for number in self.order))
+        return part.reshape(len(tensors), *self.shape, -1)
 
 
 def build_form(
@@ -107,13 +79,12 @@ def build_form(
     for name, tensor_spec in spec.tensors.items():
         if not tensor_spec.counted or 0 in tensor_spec.shape:
             continue
-        a = metric.scaled(spec.tensor_of(name, target))
-        scaled = [metric.scaled(spec.tensor_of(name, source)) for source in sources]
-        constant += a.square().sum() + torch.stack([b.square().sum() for b in scaled])
+        a = metric.scaled(spec.tensor_of(name, target))[None]
+        b = metric.scaled_each(stacked(spec, name, sources))
+        constant += a.square().sum() + flat(b).square().sum(1)
         for block in tensor_spec.blocks():
             plan = arrange(name, block)
-            a_block = plan.of(block, a)
-            b_block = torch.stack([plan.of(block, b) for b in scaled])
+            a_block, b_block = plan.of(block, a)[0], plan.of(block, b)
             if plan.matrices:
                 kept = parts.setdefault((plan.matrices, plan.siblings), [])
                 kept.append((a_block.to(dtype), b_block.to(dtype)))
@@ -125,11 +96,15 @@ def build_form(
 def _term(
     matrices: tuple[str, ...], siblings: int, blocks: Sequence[tuple[Tensor, Tensor]]
 ) -> AnyTerm:
-    target = torch.cat([a for a, _ in blocks], dim=-1).contiguous()
-    source = torch.cat([b for _, b in blocks], dim=-1).contiguous()
+    target, source = _joined([a for a, _ in blocks]), _joined([b for _, b in blocks])
     if siblings:
         return SiblingTerm(matrices, siblings, target, source)
     return Term(matrices, target, source)
+
+
+def _joined(blocks: Sequence[Tensor]) -> Tensor:
+    """Join blocks along their last axis; a single one is not copied."""
+    return (blocks[0] if len(blocks) == 1 else torch.cat(list(blocks), dim=-1)).contiguous()
 
 
 class _Arranger:

@@ -52,6 +52,16 @@ class Hypotheses:
             origin=self.origin.index_select(0, index),
         )
 
+    def to(self, device: torch.device) -> "Hypotheses":
+        """Return the batch on a device."""
+        return replace(
+            self,
+            perms={name: perm.to(device) for name, perm in self.perms.items()},
+            model=self.model.to(device),
+            objective=self.objective.to(device),
+            origin=self.origin.to(device),
+        )
+
     def marked(self, origin: int) -> "Hypotheses":
         """Return the batch with one mark on all its hypotheses."""
         return replace(self, origin=torch.full_like(self.model, origin))

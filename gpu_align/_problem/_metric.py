@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gpu_align._errors import InputError
+from gpu_align._problem._stack import flat
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,27 @@ class Metric:
         transform: float tensor -> tensor of the same shape.
         weight: tensor -> w_t.
         odd: whether f commutes with negating units too; if not, signs stay as they are.
+        batched: f for a stack of tensors, [m, *shape], at once; only where the weight depends on
+            the shape alone. Without it, many models are scaled one after another.
     """
 
     name: str
     transform: Callable[[Tensor], Tensor]
     weight: Callable[[Tensor], float]
     odd: bool = False
+    batched: Callable[[Tensor], Tensor] | None = None
 
     def scaled(self, tensor: Tensor) -> Tensor:
         """Return `sqrt(w_t) f(tensor)` in float64, so that D is a plain squared distance."""
         tensor = tensor.to(torch.float64)
         return self.transform(tensor) * self.weight(tensor) ** 0.5
+
+    def scaled_each(self, tensors: Tensor) -> Tensor:
+        """Return `scaled` of every tensor of a stack, [m, *shape] with m >= 1."""
+        if self.batched is None:
+            return torch.stack([self.scaled(tensor) for tensor in tensors])
+        tensors = tensors.to(torch.float64)
+        return self.batched(tensors) * self.weight(tensors[0]) ** 0.5
 
 
 def _one(tensor: Tensor) -> float:
@@ -39,34 +50,45 @@ def _mean(tensor: Tensor) -> float:
     return 1.0 / max(tensor.numel(), 1)
 
 
-def _identity(tensor: Tensor) -> Tensor:
-    return tensor
+def _identity(tensors: Tensor) -> Tensor:
+    return tensors
 
 
-def _standardize(tensor: Tensor) -> Tensor:
+def _standardize(tensors: Tensor) -> Tensor:
     """Return zero mean and unit (unbiased) standard deviation; a constant tensor becomes zero."""
-    if tensor.numel() < 2:
-        return torch.zeros_like(tensor)
-    centred = tensor - tensor.mean()
-    deviation = centred.std()
-    return centred / deviation if deviation > 0 else torch.zeros_like(tensor)
+    entries = flat(tensors)
+    if entries.shape[1] < 2:
+        return torch.zeros_like(tensors)
+    centred = entries - entries.mean(1, keepdim=True)
+    deviation = centred.std(1, keepdim=True)
+    return torch.where(deviation > 0, centred / deviation, 0).reshape(tensors.shape)
 
 
-def _unit_rows(tensor: Tensor) -> Tensor:
+def _unit_rows(tensors: Tensor) -> Tensor:
     """Scale each slice of the first axis to unit norm; vectors and zero rows stay as they are."""
-    if tensor.ndim < 2:
-        return tensor
-    norms = tensor.flatten(1).norm(dim=1).reshape(-1, *[1] * (tensor.ndim - 1))
-    return tensor / torch.where(norms > 0, norms, torch.ones_like(norms))
+    if tensors.ndim < 3:
+        return tensors
+    norms = tensors.flatten(2).norm(dim=2).reshape(*tensors.shape[:2], *[1] * (tensors.ndim - 2))
+    return tensors / torch.where(norms > 0, norms, torch.ones_like(norms))
+
+
+def _named(
+    name: str,
+    batched: Callable[[Tensor], Tensor],
+    weight: Callable[[Tensor], float] = _one,
+    odd: bool = False,
+) -> Metric:
+    """Return a metric of which one tensor is a stack of one."""
+    return Metric(name, lambda tensor: batched(tensor[None])[0], weight, odd, batched)
 
 
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("l2", _identity, _one, odd=True),
-        Metric("normalized", _standardize, _mean),
-        Metric("standardized", _standardize, _one),
-        Metric("row", _unit_rows, _one, odd=True),
+        _named("l2", _identity, odd=True),
+        _named("normalized", _standardize, _mean),
+        _named("standardized", _standardize),
+        _named("row", _unit_rows, odd=True),
     )
 }
 """Named metrics.

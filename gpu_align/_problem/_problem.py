@@ -10,14 +10,16 @@ from gpu_align._backend import CPU, Engine
 from gpu_align._errors import InputError
 from gpu_align._permutation import Permutation
 from gpu_align._problem._family import families_of, gain_of
-from gpu_align._problem._form import AnyTerm, build_form, check_weights
+from gpu_align._problem._form import AnyTerm, build_form
 from gpu_align._problem._hypotheses import Hypotheses
 from gpu_align._problem._kernel_products import kernel_products
 from gpu_align._problem._metric import Metric, as_metric
 from gpu_align._problem._sibling_term import SiblingTerm
 from gpu_align._problem._signed import index_of, is_signed, sign_of, unsigned, with_sign
+from gpu_align._problem._stack import check_weights, compute_dtype, flat, stacked, unusable
 from gpu_align._problem._terms import Term
 from gpu_align._random import RandomStream
+from gpu_align._symmetry._move import move_each, multiply_each
 from gpu_align._symmetry._spec import PermutationSpec, StateDict, TensorSpec
 
 
@@ -87,11 +89,12 @@ class AlignmentProblem:
             for matrix in member.matrices
         }
         self.models = len(sources)
-        for state, role in [*((s, "source") for s in sources), (target, "target")]:
-            spec.validate(state, role)
-            check_weights(spec, state, role)
+        for number, error in unusable(spec, sources).items():
+            raise error if len(sources) == 1 else type(error)(f"source {number}: {error}")
+        spec.validate(target, "target")
+        check_weights(spec, target, "target")
         self._sources, self._target = sources, target
-        self.dtype = dtype or _compute_dtype(spec, [*sources, target])
+        self.dtype = dtype or compute_dtype(spec, [*sources, target])
         self.engine = engine
         form = build_form(spec, families, target, sources, self.metric, self.dtype)
         self.constant = form.constant.to(engine.device)
@@ -389,28 +392,65 @@ class AlignmentProblem:
 
     def tensor_distances(self, permutation: Permutation, model: int = 0) -> dict[str, float]:
         """Return what each counted tensor contributes to `distance`."""
-        moved = permutation.apply(self._sources[model])
+        perms, signs = (
+            {name: vector[None] for name, vector in found.items()}
+            for found in (permutation.perms, permutation.signs)
+        )
+        found = self._tensor_distances(perms, signs, [self._sources[model]])
+        return {name: float(distance) for name, distance in found.items()}
+
+    def each_tensor_distance(self, hypotheses: Hypotheses) -> dict[str, Tensor]:
+        """Return `tensor_distances` of every hypothesis at once, tensor -> float64 [b]."""
+        sources = [self._sources[model] for model in hypotheses.model.tolist()]
+        return self._tensor_distances(*self._group_vectors(hypotheses), sources)
+
+    def _tensor_distances(
+        self,
+        perms: Mapping[str, Tensor],
+        signs: Mapping[str, Tensor],
+        sources: Sequence[StateDict],
+    ) -> dict[str, Tensor]:
         distances = {}
         for name, tensor_spec in self.spec.tensors.items():
             if tensor_spec.counted:
+                b = stacked(self.spec, name, sources)
+                b = move_each(b, tensor_spec, self.spec.groups, perms)
+                b = multiply_each(b, tensor_spec, self.spec.groups, signs)
                 a = self.metric.scaled(self.spec.tensor_of(name, self._target))
-                b = self.metric.scaled(self.spec.tensor_of(name, moved))
-                distances[name] = float((a - b).square().sum())
+                distances[name] = flat(a - self.metric.scaled_each(b)).square().sum(1)
         return distances
 
     def permutation(self, hypotheses: Hypotheses, index: int = 0) -> Permutation:
         """Return one hypothesis as a Permutation of all groups of the spec."""
-        found = {matrix: perm[index].cpu() for matrix, perm in hypotheses.perms.items()}
-        perms, signs = dict(Permutation.identity(self.spec).perms), {}
-        for matrix, perm in found.items():
-            if is_signed(matrix):
-                signs[unsigned(matrix)] = sign_of(perm)
-            else:
-                perms[matrix] = perm
+        return self.permutations(hypotheses.select(torch.tensor([index])))[0]
+
+    def permutations(self, hypotheses: Hypotheses) -> list[Permutation]:
+        """Return every hypothesis as a Permutation of all groups of the spec."""
+        perms, signs = (
+            {name: vectors.cpu().unbind(0) for name, vectors in found.items()}
+            for found in self._group_vectors(hypotheses)
+        )
+        return [
+            Permutation(
+                self.spec,
+                {name: vectors[number].clone() for name, vectors in perms.items()},
+                {name: vectors[number].clone() for name, vectors in signs.items()},
+            )
+            for number in range(len(hypotheses))
+        ]
+
+    def _group_vectors(self, hypotheses: Hypotheses) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return vectors and signs of every group of the spec, group -> int64 [b, units]."""
+        found, device = hypotheses.perms, hypotheses.model.device
+        signs = {unsigned(m): sign_of(perm) for m, perm in found.items() if is_signed(m)}
+        perms = {}
+        for name in self.spec.groups:
+            still = torch.arange(self.spec.units(name), device=device)
+            perms[name] = found.get(name, still.expand(len(hypotheses), -1))
         for name, group in self.spec.groups.items():
             if group.parent is not None and group.size == 1:
                 perms[name] = perms[group.parent]
-        return Permutation(self.spec, perms, signs)
+        return perms, signs
 
     def vectors(self, permutation: Permutation) -> dict[str, Tensor]:
         """Return a Permutation as a batch of one, matrix -> int64 [1, n]."""
@@ -421,14 +461,3 @@ class AlignmentProblem:
                 perm = with_sign(perm, sign < 0)
             found[matrix] = perm[None].to(self.device)
         return found
-
-
-def _compute_dtype(spec: PermutationSpec, states: Sequence[StateDict]) -> torch.dtype:
-    """Half precision is computed in float32; float64 wherever a counted tensor has it."""
-    double = any(
-        spec.tensor_of(name, state).dtype == torch.float64
-        for name, tensor_spec in spec.tensors.items()
-        if tensor_spec.counted
-        for state in states
-    )
-    return torch.float64 if double else torch.float32

@@ -19,7 +19,7 @@ from gpu_align._assignment import (
     solve,
 )
 from gpu_align._assignment._failures import STATUS_OF_CODE
-from gpu_align._errors import GpuAlignError, InputError
+from gpu_align._errors import AssignmentError, InputError
 from gpu_align._memory import free_bytes
 from gpu_align._problem import AlignmentProblem, Hypotheses
 from gpu_align._random import RandomStream
@@ -195,11 +195,12 @@ class Run:
         """Wait for the device, and raise if an assignment problem has failed.
 
         Raises:
-            GpuAlignError: with the reason of one of them.
+            AssignmentError: with the reason of one of them.
         """
         code = 0 if self.waits else int(self._codes)
         if code:
-            raise GpuAlignError(f"an assignment problem failed: {STATUS_OF_CODE[code].value}")
+            status = STATUS_OF_CODE[code]
+            raise AssignmentError(f"an assignment problem failed: {status.value}", status)
 
     def match(
         self, similarity: Tensor, active: Tensor | None = None, warm: Warm | None = None

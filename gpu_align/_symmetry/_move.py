@@ -1,6 +1,6 @@
 """Moving the units of one tensor, and multiplying their entries by signs or scales."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,11 +24,18 @@ def move(tensor: Tensor, spec: TensorSpec, groups: Groups, perms: Mapping[str, T
     Returns:
         A new tensor, or the same one if no group lies on it.
     """
+    return move_each(tensor[None], spec, groups, _one_of_each(perms))[0] if spec.groups else tensor
+
+
+def move_each(
+    tensors: Tensor, spec: TensorSpec, groups: Groups, perms: Mapping[str, Tensor]
+) -> Tensor:
+    """Return the same for a stack of tensors, [m, *shape], and vectors [m, units]."""
     if not spec.groups:
-        return tensor
-    moved = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        return tensors
+    moved = torch.empty_like(tensors, memory_format=torch.contiguous_format)
     for block in spec.blocks():
-        part = block.unfold(tensor)
+        part = block.unfold(tensors)
         # Units of a parent go first and take with them what is inside.
         numbers = sorted(
             (n for n, factor in enumerate(block.factors) if factor.group is not None),
@@ -36,8 +43,20 @@ def move(tensor: Tensor, spec: TensorSpec, groups: Groups, perms: Mapping[str, T
         )
         for number in numbers:
             part = _reorder(part, block.factors, number, groups, perms)
-        block.view(moved).copy_(part.reshape(block.extents))
+        block.view(moved).copy_(part.reshape(len(part), *block.extents))
     return moved
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Return tensors of one shape as [m, *shape], on the device of the first; m >= 1.
+
+    The dtype is theirs, or float64 where they differ; a stack of one is a view.
+    """
+    if len(tensors) == 1:
+        return tensors[0][None]
+    if any(tensor.dtype != tensors[0].dtype for tensor in tensors):
+        tensors = [tensor.to(torch.float64) for tensor in tensors]
+    return torch.stack([tensor.to(tensors[0].device) for tensor in tensors])
 
 
 def _reorder(
@@ -47,17 +66,27 @@ def _reorder(
     groups: Groups,
     perms: Mapping[str, Tensor],
 ) -> Tensor:
-    """Reorder one axis of an unfolded block whose parents have been reordered already."""
+    """Reorder one axis of unfolded blocks [m, ...] whose parents have been reordered already."""
     name = factors[number].group or ""
     perm, parent = perms[name].to(part.device), groups[name].parent
     if parent is None:
-        return part.index_select(number, perm)
+        return _take(part, number + 1, perm)
     size = groups[name].size
-    inside = perm % size + torch.arange(len(perm), device=part.device) // size * size
+    inside = perm % size + torch.arange(perm.shape[1], device=part.device) // size * size
     place = _place_of(parent, factors)
-    leading = part.movedim((place, number), (0, 1))
-    flat = leading.reshape(-1, *leading.shape[2:]).index_select(0, inside)
-    return flat.reshape(leading.shape).movedim((0, 1), (place, number))
+    leading = part.movedim((place + 1, number + 1), (1, 2))
+    flat = _take(leading.flatten(1, 2), 1, inside)
+    return flat.reshape(leading.shape).movedim((1, 2), (place + 1, number + 1))
+
+
+def _take(tensors: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Select along one axis, in each of m tensors in its own way: index int64 [m, k]."""
+    if len(tensors) == 1:
+        return tensors.index_select(axis, index[0])
+    leading = tensors.movedim(axis, 1)
+    first = torch.arange(len(tensors), device=index.device) * leading.shape[1]
+    rows = leading.flatten(0, 1).index_select(0, (first[:, None] + index).flatten())
+    return rows.reshape(leading.shape).movedim(1, axis)
 
 
 def multiply(
@@ -74,27 +103,45 @@ def multiply(
     Returns:
         A new tensor, or the same one if no factor has a power of these groups.
     """
-    seen = {f.group for axis in spec.axes for f in axis.factors() if f.power}
-    if seen.isdisjoint(multipliers):
+    if not _has_power(spec, multipliers):
         return tensor
-    wide = tensor.to(torch.float64, memory_format=torch.contiguous_format, copy=True)
+    return multiply_each(tensor[None], spec, groups, _one_of_each(multipliers))[0]
+
+
+def multiply_each(
+    tensors: Tensor, spec: TensorSpec, groups: Groups, multipliers: Mapping[str, Tensor]
+) -> Tensor:
+    """Return the same for a stack of tensors, [m, *shape], and multipliers [m, units]."""
+    if not _has_power(spec, multipliers):
+        return tensors
+    wide = tensors.to(torch.float64, memory_format=torch.contiguous_format, copy=True)
     for block in spec.blocks():
         for number, factor in enumerate(block.factors):
             name = factor.group
             if name is not None and name in multipliers and factor.power:
                 units = multipliers[name].to(wide) ** factor.power
                 part = block.unfold(wide) * _spread(units, block.factors, number, groups)
-                block.view(wide).copy_(part.reshape(block.extents))
-    return wide.to(tensor.dtype)
+                block.view(wide).copy_(part.reshape(len(part), *block.extents))
+    return wide.to(tensors.dtype)
+
+
+def _has_power(spec: TensorSpec, multipliers: Mapping[str, Tensor]) -> bool:
+    seen = {f.group for axis in spec.axes for f in axis.factors() if f.power}
+    return not seen.isdisjoint(multipliers)
+
+
+def _one_of_each(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: vector[None] for name, vector in vectors.items()}
 
 
 def _spread(units: Tensor, factors: tuple[Factor, ...], number: int, groups: Groups) -> Tensor:
-    """Return a vector of units in the shape in which it meets an unfolded block."""
+    """Return vectors of units, [m, units], in the shape in which they meet unfolded blocks."""
     parent = groups[factors[number].group or ""].parent
     beside = {number} if parent is None else {number, _place_of(parent, factors)}
     if parent is not None and min(beside) == number:  # the parent stands behind
-        units = units.reshape(-1, factors[number].size).T
-    return units.reshape([factor.size if n in beside else 1 for n, factor in enumerate(factors)])
+        units = units.reshape(len(units), -1, factors[number].size).transpose(1, 2)
+    shape = [factor.size if n in beside else 1 for n, factor in enumerate(factors)]
+    return units.reshape(len(units), *shape)
 
 
 def _place_of(group: str, factors: tuple[Factor, ...]) -> int:

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -50,14 +51,22 @@ class Block:
     factors: tuple[Factor, ...]
 
     def view(self, tensor: Tensor) -> Tensor:
-        """Return the piece of a tensor as a view, one axis per axis of the tensor."""
-        for number, (start, extent) in enumerate(zip(self.starts, self.extents, strict=True)):
+        """Return the piece of a tensor as a view, one axis per axis of the tensor.
+
+        Axes before those of the spec, such as that of several models, are kept.
+        """
+        first = tensor.ndim - len(self.starts)
+        for number, (start, extent) in enumerate(
+            zip(self.starts, self.extents, strict=True), first
+        ):
             tensor = tensor.narrow(number, start, extent)
         return tensor
 
     def unfold(self, tensor: Tensor) -> Tensor:
-        """Return the piece of a tensor with one axis per factor."""
-        return self.view(tensor).reshape([factor.size for factor in self.factors])
+        """Return the piece of a tensor with one axis per factor, behind those before the spec's."""
+        first = tensor.ndim - len(self.starts)
+        sizes = [factor.size for factor in self.factors]
+        return self.view(tensor).reshape(*tensor.shape[:first], *sizes)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class TensorSpec:
     axes: tuple[Axis, ...]
     counted: bool = True
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """The shape that a tensor must have."""
         return tuple(axis.size for axis in self.axes)
@@ -275,6 +284,10 @@ class PermutationSpec:
         Raises:
             SpecError: names are missing or unknown, or shapes differ.
         """
+        if state_dict.keys() == self.tensors.keys() and all(
+            tensor.shape == self.tensors[name].shape for name, tensor in state_dict.items()
+        ):
+            return
         problems = [
             f"missing: {name!r} of shape {list(self.lookup(name).shape)}"
             for name in self.tensors
@@ -298,6 +311,8 @@ class PermutationSpec:
 
     def tensor_of(self, name: str, state_dict: StateDict) -> Tensor:
         """Return the tensor kept under `name` or under a name tied to it."""
+        if name in state_dict:
+            return state_dict[name]
         return next(state_dict[other] for other in self._names_of(name) if other in state_dict)
 
     def _names_of(self, name: str) -> list[str]:

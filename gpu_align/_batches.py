@@ -1,0 +1,79 @@
+"""How many models fit into memory at once."""
+
+import itertools
+import math
+
+import torch
+
+from gpu_align._problem import Metric, families_of
+from gpu_align._problem._terms import CHUNK_ELEMENTS
+from gpu_align._search import (
+    Annealing,
+    BeamDescent,
+    CoordinateDescent,
+    FrankWolfe,
+    LayerwiseBeam,
+    Portfolio,
+    Recombination,
+    Search,
+)
+from gpu_align._symmetry import PermutationSpec
+
+_SHARE = 0.5  # of the free memory that is planned with: the estimates are rough
+_UNKNOWN = 32  # hypotheses per model of a search that is not ours
+
+
+def batch_ranges(models: int, bytes_per_model: int, free: int) -> list[range]:
+    """Cut `range(models)` into as few batches of nearly equal size as fit the free memory.
+
+    A batch has at least one model, whatever is free.
+    """
+    fitting = max(int(_SHARE * free) // max(bytes_per_model, 1), 1)
+    count = -(-models // fitting)
+    ends = [models * number // count for number in range(count + 1)] if count else []
+    return [range(start, end) for start, end in itertools.pairwise(ends)]
+
+
+def bytes_per_model(
+    spec: PermutationSpec, metric: Metric, search: Search, dtype: torch.dtype
+) -> int:
+    """Estimate what one model needs while it is searched for, or certified after that.
+
+    The search holds terms in its dtype, laid out once more for every group axis, and for each
+    hypothesis at most four matrices per group at once (annealing: the matrices, their gradient
+    and two steps between); beside it the copy that permutes a term. The certificate holds the
+    terms and layouts in float64, and sorted copies of them for the bound. While either is built,
+    three copies of the largest tensor are there in float64.
+    """
+    families = families_of(spec, signs=metric.odd)
+    units = [f.units(member) for f in families for member in f.members for _ in member.matrices]
+    matrices = sum(n * n for n in units)
+    sizes, terms = [0], 0
+    for tensor in spec.tensors.values():
+        if tensor.counted:
+            axes = sum(len(axis.groups) for axis in tensor.axes)
+            sizes.append(math.prod(tensor.shape))
+            terms += sizes[-1] * (1 + (axes if axes > 1 else 0))
+    width = hypotheses_per_model(search)
+    entries = terms + (1 + 4 * width) * matrices + width * min(max(sizes), CHUNK_ELEMENTS)
+    searching = entries * dtype.itemsize + width * 4 * 8 * sum(units)
+    certifying = 8 * (terms + 2 * sum(sizes) + 6 * matrices)
+    return max(searching, certifying) + 3 * 8 * max(sizes)
+
+
+def hypotheses_per_model(search: Search) -> int:
+    """Return how many hypotheses of each model a search holds at most; a guess for others' own."""
+    match search:
+        case Portfolio():
+            parts = (*search.searches, *search.refinements)
+            return search.width + max(map(hypotheses_per_model, parts))
+        case CoordinateDescent() | FrankWolfe() | Annealing():
+            return search.starts
+        case Recombination():
+            return search.population + search.children
+        case BeamDescent():
+            return search.width * (1 + search.expansions)
+        case LayerwiseBeam():
+            return search.width * (1 + search.candidates.count)
+        case _:
+            return _UNKNOWN
