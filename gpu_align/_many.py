@@ -245,6 +245,7 @@ class _Task:
                 log10_symmetries=log10_symmetries,
                 origin=self.spec.origin,
                 batch_size=len(batch),
+                splits=outcome.splits,
             )
 
     def _checked(self, number: int, result: AlignmentResult) -> Aligned:

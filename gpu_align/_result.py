@@ -55,6 +55,7 @@ class AlignmentResult:
         batch_size: number of models that were aligned in one batch, this one included; less than
             the number of sources where these did not fit the memory together.
         ok: True; see `AlignmentFailure`.
+        splits: what of the search did not fit into memory at once -> in what parts it was computed.
     """
 
     ok: ClassVar[Literal[True]] = True
@@ -81,6 +82,7 @@ class AlignmentResult:
     origin: str
     studies: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 1
+    splits: Mapping[str, str] = field(default_factory=dict)
 
     def unwrap(self) -> "AlignmentResult":
         """Return this result; an `AlignmentFailure` raises its error instead."""
@@ -111,6 +113,7 @@ class AlignmentResult:
             "cost_matrix": None if self.cost_matrix is None else asdict(self.cost_matrix),
             "versions": dict(self.versions),
             "studies": dict(self.studies),
+            "splits": dict(self.splits),
         }
 
     def save_json(self, path: str | os.PathLike[str]) -> None:

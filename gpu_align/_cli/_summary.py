@@ -41,6 +41,7 @@ def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
                 "time": f"{duration(result.seconds)}, {result.assignments} assignments, "
                 f"seed {result.seed}, {result.device}",
                 "symmetries": _symmetries(result),
+                **_memory(result),
             }
         )
     )
@@ -68,6 +69,11 @@ def _change(result: AlignmentResult) -> str:
     if result.distance_before == 0:
         return "the networks are equal"
     return f"{100 * (result.distance / result.distance_before - 1):+.1f} %"
+
+
+def _memory(result: AlignmentResult) -> dict[str, str]:
+    parts = "; ".join(f"{what}: {parts}" for what, parts in result.splits.items())
+    return {"memory": f"short, so computed in parts ({parts})"} if parts else {}
 
 
 def _function(result: AlignmentResult) -> str:
