@@ -133,3 +133,23 @@ def test_align_ends_with_the_certificate_of_the_cpu() -> None:
 def test_free_memory_is_that_of_the_device() -> None:
     free = free_bytes(torch.device("cuda"))
     assert 0 < free <= torch.cuda.get_device_properties(0).total_memory
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_networks_on_the_device_are_aligned_and_stay_there(device: str) -> None:
+    pytest.importorskip("cupy")
+
+    def make(seed: int) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        linear = torch.nn.Linear
+        return torch.nn.Sequential(linear(8, 16), torch.nn.ReLU(), linear(16, 4))
+
+    here = align(make(1), make(2), example_inputs=torch.randn(3, 8), device="cpu")
+    source, target = make(1).cuda(), make(2).cuda()
+    inputs = torch.randn(3, 8, device="cuda")
+    there = align(source, target, example_inputs=inputs, device=device)
+    assert there.distance == pytest.approx(here.distance, rel=1e-6)
+    assert there.function_preserved
+    assert all(tensor.is_cuda for tensor in there.state_dict.values())
+    listed = align([source, make(3).cuda()], target, example_inputs=inputs, device=device)
+    assert listed[0].distance == pytest.approx(here.distance, rel=1e-6)

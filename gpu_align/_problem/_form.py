@@ -79,7 +79,7 @@ def build_form(
     for name, tensor_spec in spec.tensors.items():
         if not tensor_spec.counted or 0 in tensor_spec.shape:
             continue
-        a = metric.scaled(spec.tensor_of(name, target))[None]
+        a = metric.scaled(spec.tensor_of(name, target).cpu())[None]
         b = metric.scaled_each(stacked(spec, name, sources))
         constant += a.square().sum() + flat(b).square().sum(1)
         for block in tensor_spec.blocks():

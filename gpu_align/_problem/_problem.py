@@ -416,7 +416,7 @@ class AlignmentProblem:
                 b = stacked(self.spec, name, sources)
                 b = move_each(b, tensor_spec, self.spec.groups, perms)
                 b = multiply_each(b, tensor_spec, self.spec.groups, signs)
-                a = self.metric.scaled(self.spec.tensor_of(name, self._target))
+                a = self.metric.scaled(self.spec.tensor_of(name, self._target).cpu())
                 distances[name] = flat(a - self.metric.scaled_each(b)).square().sum(1)
         return distances
 

@@ -14,8 +14,8 @@ _CHUNK_ELEMENTS = 2**26  # of the copies that are made to look for NaN: 256 MiB 
 
 
 def stacked(spec: PermutationSpec, name: str, states: Sequence[StateDict]) -> Tensor:
-    """Return one tensor of every model, [m, *shape]; see `stack`."""
-    return stack([spec.tensor_of(name, state) for state in states])
+    """Return one tensor of every model on the host, [m, *shape]; see `stack`."""
+    return stack([spec.tensor_of(name, state).cpu() for state in states])
 
 
 def flat(tensors: Tensor) -> Tensor:

@@ -109,7 +109,10 @@ class _Reference:
 
     def outputs(self, state: StateDict) -> list[Tensor]:
         """Run the model under a state dict and return its tensor outputs."""
-        double = {name: _double(tensor) for name, tensor in state.items()}
+        double = {
+            name: _double(tensor.to(self.own[name].device) if name in self.own else tensor)
+            for name, tensor in state.items()
+        }
         for names in self.ties:
             # A checkpoint may hold a shared tensor once, under any of its names.
             held = next((double[name] for name in names if name in double), None)
