@@ -63,11 +63,20 @@ SEARCHES: dict[str, Search] = {
 
 
 class OneDevice(TorchDispatchMode):
-    """Fails where an operation mixes devices, which CUDA refuses and `meta` sometimes allows."""
+    """Fails where an operation mixes devices, which CUDA refuses and `meta` sometimes allows.
+
+    Attributes:
+        seen: number of operations on tensors of `meta`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
         devices = {tensor.device.type for tensor in tensors if tensor.dim()}
+        self.seen += "meta" in devices
         copies = func._overloadpacket._qualified_op_name in ("aten::_to_copy", "aten::copy_")
         assert len(devices) < 2 or copies, f"{func} of tensors on {devices}"
         return func(*args, **(kwargs or {}))
@@ -148,8 +157,9 @@ def test_nothing_is_read_back_within_a_sweep(
     queued: Callable[[Step], None], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = on_meta(monkeypatch, name)
-    with OneDevice():
+    with OneDevice() as watched:
         queued(step)
+    assert watched.seen > 3
 
 
 def test_a_look_at_a_value_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
