@@ -52,34 +52,33 @@ def align_state_dicts(
     A source that cannot be aligned gives a failure in its place; what is wrong with the target or
     with an argument is raised.
     """
-    spec.validate(target, "target")
-    check_weights(spec, target, "target")
-    found: dict[int, Aligned] = {
-        number: AlignmentFailure(number, None, error, Status.UNUSABLE)
-        for number, error in unusable(spec, sources).items()
-    }
-    usable = [number for number in range(len(sources)) if number not in found]
-    if usable:
-        states = [sources[number] for number in usable]
-        task = _Task(
-            states,
-            target,
-            spec,
-            as_metric(metric),
-            compute_dtype(spec, [*states, target]),
-            engine,
-            seed,
-            budget,
-            progress,
-            [checks[number] for number in usable],
-        )
-        with _threads(spec):
-            outcomes = task.run(search)
-        for index, outcome in outcomes.items():
-            at = usable[index]
-            if isinstance(outcome, AlignmentFailure):
-                outcome = replace(outcome, index=at)
-            found[at] = outcome
+    with _threads(spec):
+        spec.validate(target, "target")
+        check_weights(spec, target, "target")
+        found: dict[int, Aligned] = {
+            number: AlignmentFailure(number, None, error, Status.UNUSABLE)
+            for number, error in unusable(spec, sources).items()
+        }
+        usable = [number for number in range(len(sources)) if number not in found]
+        if usable:
+            states = [sources[number] for number in usable]
+            task = _Task(
+                states,
+                target,
+                spec,
+                as_metric(metric),
+                compute_dtype(spec, [*states, target]),
+                engine,
+                seed,
+                budget,
+                progress,
+                [checks[number] for number in usable],
+            )
+            for index, outcome in task.run(search).items():
+                at = usable[index]
+                if isinstance(outcome, AlignmentFailure):
+                    outcome = replace(outcome, index=at)
+                found[at] = outcome
     return [found[number] for number in range(len(sources))]
 
 

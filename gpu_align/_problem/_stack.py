@@ -10,7 +10,7 @@ from gpu_align._errors import CheckpointError, GpuAlignError, SpecError, bullet_
 from gpu_align._symmetry._move import stack
 from gpu_align._symmetry._spec import PermutationSpec, StateDict
 
-_CHUNK_ELEMENTS = 2**26  # of the copies that are made to look for NaN: 256 MiB in float32
+_CHUNK_ELEMENTS = 2**18  # stacked to look for NaN: larger copies would cost more than the calls
 
 
 def stacked(spec: PermutationSpec, name: str, states: Sequence[StateDict]) -> Tensor:
