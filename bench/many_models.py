@@ -58,7 +58,7 @@ class Case:
 SMALL, SIREN, MNIST = (64, 32, 32, 10), (2, 32, 32, 1), (784, 128, 128, 128, 10)
 CASES = {
     "small": Case(SMALL, nn.ReLU, 1000, CoordinateDescent(), 20, 5),
-    "small_default": Case(SMALL, nn.ReLU, 1000, None, 20, 3),
+    "small_default": Case(SMALL, nn.ReLU, 200, None, 10, 3),
     "siren": Case(SIREN, Sine, 10_000, CoordinateDescent(), 20, 3),
     "mnist": Case(MNIST, nn.ReLU, 1000, CoordinateDescent(), 20, 3, published=0.21),
 }
@@ -126,6 +126,7 @@ def measure(case: Case) -> dict:
         "times faster": quantiles(ratios),
         "milliseconds per model": 1000 * statistics.median(times["batch"]) / case.models,
         "published seconds per pair": case.published,
+        "device": batch[0].device,
         "models per batch": batch[0].batch_size,
         "search seconds, last round": batch[0].seconds,
         "mean distance of the sample, before": mean_of("distance_before", found),
