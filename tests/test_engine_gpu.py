@@ -97,7 +97,7 @@ def test_warm_starts_and_updates_change_no_answer(
 ) -> None:
     objectives = []
     for worth in (0, 2**62):
-        monkeypatch.setattr(_recall, "_WORTH", worth)
+        monkeypatch.setattr(_recall, "_WORTH_ON_DEVICE", worth)
         problem = float32_problem("cnn", cuda)
         search = CoordinateDescent(starts=4, initial="random")
         objectives.append(run_search(search, problem, seed=4).hypotheses.objective)

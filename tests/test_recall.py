@@ -98,7 +98,7 @@ def test_warm_starts_change_no_answer(search: Search, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Run, "_enqueue", counted)
     problem = float32_problem("cnn", Engine(waits=False))
     for worth in (0, 2**62):
-        monkeypatch.setattr(_recall, "_WORTH", worth)
+        monkeypatch.setattr(_recall, "_WORTH_ON_DEVICE", worth)
         monkeypatch.setattr(_recall, "_WARM_CHANGE", 10.0)
         objectives.append(run_search(search, problem, seed=4).best.objective)
     assert torch.allclose(*objectives)

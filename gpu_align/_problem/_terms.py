@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ class Layout:
 
     target: Tensor
     source: Tensor
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """Return the target by columns, [K * d, n]."""
+        return self.target.T.contiguous()
 
 
 @dataclass(frozen=True)
@@ -122,16 +128,16 @@ class Term:
             return None
         places = moved.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
         size, units = len(layout.target), moved.shape[1]
-        target = layout.target.reshape(size, units, -1)
-        depth = target.shape[2]
+        columns = layout.columns.reshape(units, -1, size)
+        depth = columns.shape[1]
 
         def of(part: slice) -> Tensor:
             chosen, first = places[part], model[part][:, None] * units
             rows = layout.source.reshape(-1, depth, size)
             difference = _signed_rows(rows, first, new[part].gather(1, chosen))
             difference -= _signed_rows(rows, first, old[part].gather(1, chosen))
-            columns = target.movedim(1, 0)[chosen].movedim(1, 2).flatten(2)  # [b, n, most * d]
-            return columns @ difference.reshape(len(chosen), -1, size)
+            target = columns[chosen].reshape(len(chosen), -1, size)
+            return target.transpose(1, 2) @ difference.reshape(len(chosen), -1, size)
 
         chunk = CHUNK_ELEMENTS // max(most * depth * size, 1)
         return in_chunks(of, len(model), chunk)
@@ -184,7 +190,9 @@ def _numbered(perms: Sequence[Tensor]) -> Tensor:
 
 def _signed_rows(rows: Tensor, first: Tensor, perm: Tensor) -> Tensor:
     """Return rows [., d, n] that an index vector names, negated where it says so: [b, k, d, n]."""
-    return rows[first + index_of(perm)] * sign_of(perm)[..., None, None]
+    index = first + index_of(perm)
+    chosen = rows.index_select(0, index.flatten()).reshape(*index.shape, *rows.shape[1:])
+    return chosen.mul_(sign_of(perm)[..., None, None])
 
 
 def gather_rows(source: Tensor, rows: Tensor, perms: Sequence[tuple[str, Tensor]]) -> Tensor:

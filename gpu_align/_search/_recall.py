@@ -9,8 +9,14 @@ from torch import Tensor
 from gpu_align._problem import Family, Hypotheses
 from gpu_align._search._search import Run, Warm, deviation
 
-_WORTH = 2**27
-"""Multiply-adds of a similarity from which on it is kept and updated."""
+_WORTH = 2**31
+"""Multiply-adds of a similarity from which on the host keeps and updates it.
+
+Descent of an MLP, two cores: no gain at 3 x 512, a fifth of the time at 3 x 1024 and 3 x 2048.
+"""
+
+_WORTH_ON_DEVICE = 2**24
+"""The same on a device, where assignments start warm too. A guess, not yet measured."""
 
 _SHARE = 0.25
 """Share of the free memory that kept similarities may take."""
@@ -48,6 +54,20 @@ class _Kept:
     seen: Tensor
     warm: Warm
 
+    def warm_start(self, index: Tensor, old: Tensor | None, new: Tensor) -> Warm:
+        """Return where assignments start: cold where a similarity has changed too much.
+
+        Args:
+            index: int64 [c], which hypotheses.
+            old, new: [c, n, n], similarities of the last matchings and of those to come.
+        """
+        col_dual = self.warm.col_dual[index]
+        cold = torch.ones(len(index), dtype=torch.bool, device=index.device)
+        if old is not None:
+            change = (new - old).square_().mean((1, 2)).sqrt()
+            cold = ~(change < _WARM_CHANGE * deviation(new))
+        return Warm(col_dual.masked_fill(cold[:, None], torch.nan), self.warm.col_ind[index])
+
 
 class Recall:
     """The last looks of a descent: similarities, which are updated, and duals, for warm starts.
@@ -80,17 +100,15 @@ class Recall:
         kept = self._kept[group]
         if kept is None:
             return Look(problem.similarities(group, part.perms, part.model))
-        warm = Warm(kept.warm.col_dual[index], kept.warm.col_ind[index])
+        old = None
         if bool(kept.seen[chosen].all()):
             old = kept.similarity[index]
             before = {name: perm[index] for name, perm in kept.perms.items()}
             new = problem.updated_similarity(group, old, before, part.perms, part.model)
-            change = (new - old).square_().mean((1, 2)).sqrt()
-            cold = ~(change < _WARM_CHANGE * deviation(new))
-            warm.col_dual = warm.col_dual.masked_fill(cold[:, None], torch.nan)
         else:
             new = problem.similarity(group, part.perms, part.model)
-            warm.col_dual = torch.full_like(warm.col_dual, torch.nan)
+        # The solvers of the host have no use for a warm start.
+        warm = None if run.waits else kept.warm_start(index, old, new)
         kept.seen[chosen] = True
         kept.similarity.index_copy_(0, index, new)
         for name, perm in kept.perms.items():
@@ -109,7 +127,8 @@ class Recall:
         problem, group = run.problem, family.root.group
         size, terms = problem.sizes[group], problem.touching(group)
         work = size * sum(term.target.numel() for term in terms)
-        if len(family.matrices) > 1 or work < _WORTH or not run.affords(_SHARE, batch * size**2):
+        worth = _WORTH if run.waits else _WORTH_ON_DEVICE
+        if len(family.matrices) > 1 or work < worth or not run.affords(_SHARE, batch * size**2):
             return None
         others = {name for term in terms for name in term.matrices}
         device, dtype = problem.device, problem.dtype
