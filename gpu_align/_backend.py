@@ -86,7 +86,7 @@ def choose_engine(device: str) -> Engine:
             raise UnavailableError(
                 f"device 'cuda' was asked for, but cannot be used. {why}. Or use --device cpu"
             )
-        return Engine(reason=f"auto, as there is no {why}")
+        return Engine(reason=f"auto: {missing.name} cannot be used here, see gpu-align env")
     products = (
         "Triton kernels" if triton.available else f"torch products, as triton is {triton.detail}"
     )
