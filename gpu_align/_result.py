@@ -94,7 +94,7 @@ class AlignmentResult:
             "status_note": self.status.value,
             "groups": [asdict(group) for group in self.groups],
             "outline": asdict(outline(self.permutation.spec)),
-            "history": [asdict(entry) for entry in self.history],
+            "history": [_plain_step(entry) for entry in self.history],
             "cost_matrix": None if self.cost_matrix is None else asdict(self.cost_matrix),
             "versions": dict(self.versions),
             "studies": dict(self.studies),
@@ -109,6 +109,11 @@ class AlignmentResult:
         text = json.dumps(self.to_json(), indent=1)
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _plain_step(entry: Progress) -> dict[str, Any]:
+    # The history has whole steps only.
+    return {name: value for name, value in asdict(entry).items() if name != "part"}
 
 
 def _plain(value: Any) -> Any:
