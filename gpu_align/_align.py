@@ -20,6 +20,7 @@ from gpu_align._search import (
     Portfolio,
     ProgressCallback,
     Search,
+    SearchStore,
     run_search,
 )
 from gpu_align._symmetry import PermutationSpec, chain_spec, discover
@@ -150,13 +151,14 @@ def align_state_dicts(
     budget: Budget | None,
     progress: ProgressCallback | None,
     checks: Sequence[FunctionCheck | None],
+    store: SearchStore | None = None,
 ) -> list[AlignmentResult]:
     """Align state dicts whose spec is known; `checks` compare each source before and after."""
     problem = AlignmentProblem(sources, target, spec, metric=metric, engine=engine)
     if search is None:
         patient = budget is not None and budget.seconds is not None
         search = Portfolio.for_problem(problem, patient=patient)
-    outcome = run_search(search, problem, seed=seed, budget=budget, progress=progress)
+    outcome = run_search(search, problem, seed=seed, budget=budget, progress=progress, store=store)
     exact = AlignmentProblem(sources, target, spec, metric=metric, dtype=torch.float64)
     bounds = lower_bound(exact)
     results = []
