@@ -207,7 +207,8 @@ def align(
         print_json({**result.to_json(), **names, "warnings": warnings})
     elif not quiet:
         print_summary(result, source, target)
-        print_written(written, "-o, --permutation or --json-file")
+        if written or outputs.state is None:
+            print_written(written, "-o, --permutation or --json-file")
     if failure is not None or result.status is Status.INTERRUPTED:
         tell_how_to_continue(store, None if "out" in written else out)
     if failure is not None:
