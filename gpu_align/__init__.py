@@ -7,6 +7,7 @@
 Neither Triton nor CuPy is imported here.
 """
 
+from gpu_align import _startup  # noqa: F401 - before what takes long to import
 from gpu_align._align import align
 from gpu_align._assignment import (
     AssignmentProblem,
@@ -45,6 +46,7 @@ from gpu_align._search import (
     Recombination,
     Rounding,
     Search,
+    SearchStore,
     run_search,
 )
 from gpu_align._status import Status
@@ -84,6 +86,7 @@ __all__ = [
     "Rounding",
     "ScipyAssignment",
     "Search",
+    "SearchStore",
     "SpecError",
     "Status",
     "UnavailableError",

@@ -23,6 +23,7 @@ from gpu_align._search import (
     Progress,
     ProgressCallback,
     Search,
+    SearchStore,
     run_search,
 )
 from gpu_align._status import Status
@@ -46,8 +47,11 @@ def align_state_dicts(
     budget: Budget | None,
     progress: ProgressCallback | None,
     checks: Sequence[FunctionCheck | None],
+    store: SearchStore | None = None,
 ) -> list[Aligned]:
     """Align state dicts whose spec is known; `checks` compare each source before and after.
+
+    The search of a single source may be kept in a `store`, and resumed from it.
 
     A source that cannot be aligned gives a failure in its place; what is wrong with the target or
     with an argument is raised.
@@ -73,6 +77,7 @@ def align_state_dicts(
                 budget,
                 progress,
                 [checks[number] for number in usable],
+                store if len(sources) == 1 else None,
             )
             for index, outcome in task.run(search).items():
                 at = usable[index]
@@ -117,6 +122,7 @@ class _Task:
     budget: Budget | None
     progress: ProgressCallback | None
     checks: Sequence[FunctionCheck | None]
+    store: SearchStore | None
 
     def run(self, search: Search | None) -> dict[int, Aligned]:
         """Return what became of each source.
@@ -182,6 +188,7 @@ class _Task:
             seed=self.seed,
             budget=self._share(batch),
             progress=self._named(batch),
+            store=self.store,
         )
         # What was found, wherever it was, is certified in float64 on the host.
         if self.dtype != torch.float64 or problem.device.type != "cpu":

@@ -109,7 +109,7 @@ class AlignmentResult:
             "status_note": self.status.value,
             "groups": [asdict(group) for group in self.groups],
             "outline": asdict(outline(self.permutation.spec)),
-            "history": [asdict(entry) for entry in self.history],
+            "history": [_plain_step(entry) for entry in self.history],
             "cost_matrix": None if self.cost_matrix is None else asdict(self.cost_matrix),
             "versions": dict(self.versions),
             "studies": dict(self.studies),
@@ -150,6 +150,11 @@ class AlignmentFailure:
     def unwrap(self) -> NoReturn:
         """Raise the error."""
         raise self.error
+
+
+def _plain_step(entry: Progress) -> dict[str, Any]:
+    # The history has whole steps only.
+    return {name: value for name, value in asdict(entry).items() if name != "part"}
 
 
 def _plain(value: Any) -> Any:

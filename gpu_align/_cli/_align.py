@@ -9,6 +9,12 @@ import typer
 from gpu_align._align import function_check
 from gpu_align._backend import choose_engine
 from gpu_align._checkpoint import load_checkpoint
+from gpu_align._cli._keeping import (
+    keeping,
+    make_store,
+    tell_how_to_continue,
+    write_and_discard,
+)
 from gpu_align._cli._model import choose_spec, load_model
 from gpu_align._cli._options import (
     CHECKPOINT_HELP,
@@ -132,19 +138,33 @@ def align(
             help="Most steps of the search. Unlike seconds, the same result each time.",
         ),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            rich_help_panel=SEARCH,
+            help="Continue the search that the same command began and that was interrupted. "
+            "--seconds and --sweeps may change; they count from the beginning.",
+        ),
+    ] = False,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
     """Find the order of SOURCE's units that brings it closest to TARGET.
 
-    The reordered network computes the same function as SOURCE. Ctrl-C ends the search; the best
-    order found by then is written all the same, and the exit code is 1.
+    The reordered network computes the same function as SOURCE.
+
+    Ctrl-C ends the search; the best order found by then is written all the same, and the exit code
+    is 1. The search itself is kept in a file beside the first output (OUT.search), also now and
+    then while it runs; the same command with --resume continues it, and ends as if it had never
+    been interrupted. The file is removed once the outputs are written.
     """
     outputs = Outputs(out=out, permutation=permutation, json_file=json_file, report=report)
     chosen_search = make_search(search, width, starts)
     chosen_metric = as_metric(metric)
     budget = Budget(sweeps=sweeps, seconds=seconds)
     engine = choose_engine(device)
+    store = make_store(outputs, resume)
     with display(quiet=quiet) as screen, stdout_to_stderr():
         screen.stage("reading checkpoints")
         source_file, target_file = load_checkpoint(source), load_checkpoint(target)
@@ -154,26 +174,31 @@ def align(
         named = load_model(model, input_shape, seed)
         symmetries = choose_spec(spec, named, target_state)
         screen.stage("preparing the search")
-        [outcome] = align_state_dicts(
-            [source_file.tensors],
-            target_state,
-            symmetries,
-            search=chosen_search,
-            metric=chosen_metric,
-            engine=engine,
-            seed=seed,
-            budget=budget,
-            progress=screen.search,
-            checks=[None if named is None else function_check(named.module, named.inputs)],
-        )
-        result = outcome.unwrap()
-        _refuse_wrong(result)
-        if report is not None and result.status is not Status.INTERRUPTED:
-            screen.stage("widening the beam for the report")
-            problem = AlignmentProblem(source_file.tensors, target_state, symmetries, metric=metric)
-            result = with_beam_widths(result, problem)
-        screen.stage("writing")
-        written, failure = outputs.write(result, source_file, f"{source.name} to {target.name}")
+        with keeping(store):
+            [outcome] = align_state_dicts(
+                [source_file.tensors],
+                target_state,
+                symmetries,
+                search=chosen_search,
+                metric=chosen_metric,
+                engine=engine,
+                seed=seed,
+                budget=budget,
+                progress=screen.search,
+                checks=[None if named is None else function_check(named.module, named.inputs)],
+                store=store,
+            )
+            result = outcome.unwrap()
+            _refuse_wrong(result)
+            if report is not None and result.status is not Status.INTERRUPTED:
+                screen.stage("widening the beam for the report")
+                problem = AlignmentProblem(
+                    source_file.tensors, target_state, symmetries, metric=metric
+                )
+                result = with_beam_widths(result, problem)
+            screen.stage("writing")
+            title = f"{source.name} to {target.name}"
+            written, failure = write_and_discard(outputs, result, source_file, title, store)
     warnings = list(source_file.warnings) if "out" in written else []
     if named is None and spec is None:
         warnings.append(UNCHECKED)
@@ -184,7 +209,10 @@ def align(
         print_json({**result.to_json(), **names, "warnings": warnings})
     elif not quiet:
         print_summary(result, source, target)
-        print_written(written, "-o, --permutation or --json-file")
+        if written or outputs.state is None:
+            print_written(written, "-o, --permutation or --json-file")
+    if failure is not None or result.status is Status.INTERRUPTED:
+        tell_how_to_continue(store, None if "out" in written else out)
     if failure is not None:
         raise failure
     if result.status is Status.INTERRUPTED:

@@ -16,6 +16,7 @@ from gpu_align._cli._env import env
 from gpu_align._cli._inspect import inspect
 from gpu_align._cli._report import report
 from gpu_align._errors import GpuAlignError, InputError
+from gpu_align._interrupt import take_signals
 
 FAILED = 1
 BAD_INPUT = 2
@@ -90,4 +91,5 @@ for _command in (align, inspect, apply, canonicalize, report, demo, env):
 
 def main() -> None:
     """Run the command line."""
+    take_signals()
     app()

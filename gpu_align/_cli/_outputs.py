@@ -10,6 +10,9 @@ from gpu_align._checkpoint._types import FILE_SUFFIXES, INDEX_SUFFIX
 from gpu_align._errors import CheckpointError, GpuAlignError, InputError
 from gpu_align._result import AlignmentResult
 
+STATE_SUFFIX = ".search"
+"""Of the file beside the outputs in which a running search is kept."""
+
 
 def check_file(path: Path, suffixes: Iterable[str], *, reads: Iterable[Path]) -> None:
     """Check that a file can be written.
@@ -90,6 +93,31 @@ class Outputs:
     json_file: Path | None
     report: Path | None
 
+    @property
+    def state(self) -> Path | None:
+        """The file beside the first output in which the search is kept; None without outputs."""
+        path = next((p for f in fields(self) if (p := getattr(self, f.name)) is not None), None)
+        if path is None:
+            return None
+        # A folder of shards must have nothing else in it.
+        path = path.parent if path.name.endswith(INDEX_SUFFIX) else path
+        path = Path(os.path.abspath(path)) if path.name in ("", "..") else path
+        return path.with_name(path.name + STATE_SUFFIX)
+
+    def held_back(self, source: Checkpoint) -> tuple[str, ...]:
+        """Return the outputs that an interrupted search must not write, if it is to be resumed.
+
+        They are the checkpoint in the place of the source, which the search goes on with, and
+        the folder of shards, which is written only once.
+        """
+        if self.out is None:
+            return ()
+        here = os.path.exists(self.out)
+        replaces = here and any(os.path.samefile(self.out, file) for file in source.files)
+        is_file = self.out.suffix.lower() in (*FILE_SUFFIXES, ".json")
+        shards = source.shards is not None and (not is_file or self.out.name.endswith(INDEX_SUFFIX))
+        return ("out",) if replaces or shards else ()
+
     def check(self, source: Checkpoint, target: Checkpoint, *others: Path | None) -> None:
         """Check all of them before the search, so that none of it is lost.
 
@@ -127,7 +155,7 @@ class Outputs:
                 )
 
     def write(
-        self, result: AlignmentResult, source: Checkpoint, title: str
+        self, result: AlignmentResult, source: Checkpoint, title: str, *, but: Iterable[str] = ()
     ) -> tuple[dict[str, str], GpuAlignError | None]:
         """Write what is wanted; one failure does not keep the others from being written.
 
@@ -135,6 +163,7 @@ class Outputs:
             result: what was found.
             source: what the aligned checkpoint is written like.
             title: of the report.
+            but: outputs that are left out.
 
         Returns:
             option -> path of what was written, and the first failure.
@@ -143,7 +172,7 @@ class Outputs:
         failure: GpuAlignError | None = None
         for field in fields(self):
             path: Path | None = getattr(self, field.name)
-            if path is None:
+            if path is None or field.name in but:
                 continue
             try:
                 self._write_one(field.name, path, result, source, title)

@@ -1,6 +1,7 @@
 """The alignment problem: terms, objective, similarity, metrics and bound."""
 
 from gpu_align._problem._bound import dual_match, lower_bound, optimistic
+from gpu_align._problem._digest import hash_tensors
 from gpu_align._problem._family import Family, Member, families_of
 from gpu_align._problem._form import AnyTerm
 from gpu_align._problem._hypotheses import Hypotheses, concatenate
@@ -26,6 +27,7 @@ __all__ = [
     "concatenate",
     "dual_match",
     "families_of",
+    "hash_tensors",
     "index_of",
     "is_signed",
     "lower_bound",

@@ -9,6 +9,7 @@ from torch import Tensor
 from gpu_align._backend import CPU, Engine
 from gpu_align._errors import InputError
 from gpu_align._permutation import Permutation
+from gpu_align._problem._digest import hash_tensors
 from gpu_align._problem._family import families_of, gain_of
 from gpu_align._problem._form import AnyTerm, build_form
 from gpu_align._problem._hypotheses import Hypotheses
@@ -367,6 +368,7 @@ class AlignmentProblem:
         soft: Mapping[str, Tensor],
         model: Tensor,
         out: Mapping[str, Tensor] | None = None,
+        beat: Callable[[str], None] | None = None,
     ) -> dict[str, Tensor]:
         """Return the gradient of F at doubly stochastic matrices, matrix -> [b, n, n].
 
@@ -374,14 +376,17 @@ class AlignmentProblem:
             soft: matrix -> [b, n, n].
             model: int64 [b].
             out: matrix -> [b, n, n] to write to; default new memory.
+            beat: told before each product how many are done.
         """
         gradient = {
             matrix: torch.index_select(unary, 0, model, out=None if out is None else out[matrix])
             for matrix, unary in self.unary.items()
         }
-        for term in self.terms:
-            for place, matrix in enumerate(term.matrices):
-                gradient[matrix] += term.soft_similarity(place, soft, model)
+        places = [(t, place, m) for t in self.terms for place, m in enumerate(t.matrices)]
+        for number, (term, place, matrix) in enumerate(places):
+            if beat is not None:
+                beat(f"product {number + 1} of {len(places)}")
+            gradient[matrix] += term.soft_similarity(place, soft, model)
         return gradient
 
     # Exact evaluation
@@ -419,6 +424,17 @@ class AlignmentProblem:
                 a = self.metric.scaled(self.spec.tensor_of(name, self._target).cpu())
                 distances[name] = flat(a - self.metric.scaled_each(b)).square().sum(1)
         return distances
+
+    def digests(self) -> dict[str, str]:
+        """Return hashes of the weights that the spec names: of all sources, and of the target."""
+
+        def named(state: StateDict) -> dict[str, Tensor]:
+            return {name: self.spec.tensor_of(name, state) for name in self.spec.tensors}
+
+        return {
+            "the weights of the source": hash_tensors(map(named, self._sources)),
+            "the weights of the target": hash_tensors([named(self._target)]),
+        }
 
     def permutation(self, hypotheses: Hypotheses, index: int = 0) -> Permutation:
         """Return one hypothesis as a Permutation of all groups of the spec."""

@@ -8,16 +8,9 @@ from gpu_align._search._frank_wolfe import FrankWolfe
 from gpu_align._search._layerwise import LayerwiseBeam
 from gpu_align._search._portfolio import Portfolio
 from gpu_align._search._recombination import Recombination
-from gpu_align._search._search import (
-    Budget,
-    Outcome,
-    Progress,
-    ProgressCallback,
-    Run,
-    Search,
-    State,
-    run_search,
-)
+from gpu_align._search._search import Outcome, Run, Search, run_search
+from gpu_align._search._state import Budget, Progress, ProgressCallback, State
+from gpu_align._search._store import SearchStore
 
 __all__ = [
     "Annealing",
@@ -37,6 +30,7 @@ __all__ = [
     "Rounding",
     "Run",
     "Search",
+    "SearchStore",
     "State",
     "run_search",
 ]

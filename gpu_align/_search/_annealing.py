@@ -11,8 +11,10 @@ from gpu_align._search._cooling import Cooling
 from gpu_align._search._descent import Descent, descend, start_descent
 from gpu_align._search._relaxed import soft_starts, to_hypotheses
 from gpu_align._search._search import Run, Search, State
+from gpu_align._search._state import stored
 
 
+@stored
 @dataclass(frozen=True)
 class _Wave:
     """The starts that cool at present; all of them, where they fit into memory.
@@ -88,7 +90,10 @@ class Annealing(Search):
         wave = state.memory
         assert isinstance(wave, _Wave)
         number = (state.sweep - 1) % self.steps
-        wave.cooling.step(run, self.hot * (self.cold / self.hot) ** (number / (self.steps - 1)))
+        temperature = self.hot * (self.cold / self.hot) ** (number / (self.steps - 1))
+        # It moves in place: where a step was interrupted after it, it has been done.
+        if wave.cooling.done == number:
+            wave.cooling.step(run, temperature)
         if number < self.steps - 1:
             return state
         rounded = (*wave.rounded, to_hypotheses(run, wave.cooling.soft, wave.cooling.model))

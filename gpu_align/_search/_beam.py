@@ -11,9 +11,11 @@ from gpu_align._problem import Hypotheses, concatenate
 from gpu_align._search._descent import ORDERS, Descent, Order, draw_order, start_descent, sweep
 from gpu_align._search._moves import best_move
 from gpu_align._search._search import Run, Search, State
+from gpu_align._search._state import stored
 from gpu_align._status import Status
 
 
+@stored
 @dataclass(frozen=True)
 class _Beam:
     """The beam between two sweeps.
@@ -130,6 +132,7 @@ class BeamDescent(Search):
         moved = run.random.below(len(groups), born)
         stale = torch.zeros(models, each + children.each, len(groups), dtype=torch.bool)
         for number, group in enumerate(groups):
+            run.beat(f"perturbing group {number + 1} of {len(groups)}")
             slots = (moved == number).nonzero().flatten()
             chosen = (busy.nonzero() * children.each + slots).flatten()
             for part in run.parts(group, chosen):

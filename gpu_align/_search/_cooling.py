@@ -1,25 +1,30 @@
 """One annealing step of all groups at once, in place."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gpu_align._problem import Family
+from gpu_align._interrupt import uninterrupted
 from gpu_align._replay import Replay
 from gpu_align._search._relaxed import soften
 from gpu_align._search._search import Run
+from gpu_align._search._state import stored
 
 
+@stored
 class Cooling:
     """Doubly stochastic matrices that harden step by step.
 
     With kernels, families without children and signs take one fused step each; all other work is
-    torch's. The tensors stay where they are, so that on a device a step can be replayed.
+    torch's. The tensors stay where they are, so that on a device a step can be replayed. A step
+    that is interrupted has been done as a whole, or not at all.
 
     Attributes:
         soft: matrix -> [b, n, n].
         model: int64 [b].
+        done: number of steps done.
     """
 
     def __init__(
@@ -28,43 +33,68 @@ class Cooling:
         """See `Annealing` for damping and iterations."""
         self.soft, self.model = soft, model
         self._damping, self._iterations = damping, iterations
-        self._replay: tuple[Tensor, Replay] | None = None
+        self.done = 0
+        self._advance: _Advance | None = None
+        self._beat: Callable[[str], None] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_replay": None}
+        return {**vars(self), "_advance": None, "_beat": None}
 
-    def step(self, run: Run, temperature: float) -> None:
+    def step(self, run: Run, temperature: float, part: str = "") -> None:
         """Move all groups one step towards the assignments of this temperature.
 
         Args:
             run: the running search.
             temperature: in units of the standard deviation of each similarity.
+            part: what signs of life begin with.
         """
-        if self._replay is None:
-            self._replay = self._prepared(run)
-        device_temperature, replay = self._replay
-        device_temperature.fill_(temperature)
-        replay()
+        # On a device the host only queues, and what it queues may be a capture.
+        self._beat = (lambda text: run.beat(part + text)) if run.waits else None
+        if self._advance is None:
+            self._advance = self._prepared(run)
+        advance = self._advance
+        advance.temperature.fill_(temperature)
+        if run.waits:
+            advance.look()
+            with uninterrupted():
+                advance.move()
+                self.done += 1
+        else:
+            with uninterrupted():
+                advance.replay()
+                self.done += 1
 
-    def _prepared(self, run: Run) -> tuple[Tensor, Replay]:
+    def _prepared(self, run: Run) -> "_Advance":
         problem = run.problem
         temperature = torch.zeros((), dtype=problem.dtype, device=problem.device)
-        similarity = {matrix: torch.empty_like(s) for matrix, s in self.soft.items()}
+        goal = {matrix: torch.empty_like(s) for matrix, s in self.soft.items()}
         families = list(problem.families.values())
         fused = None
         if problem.engine.kernels and problem.dtype == torch.float32:
             plain = [f.root.group for f in families if len(f.matrices) == 1]
             families = [family for family in families if len(family.matrices) > 1]
-            fused = self._fused(plain, similarity, temperature)
+            fused = self._fused(plain, goal, temperature)
 
-        def advance() -> None:
-            problem.soft_similarity(self.soft, self.model, out=similarity)
+        def look() -> None:
+            problem.soft_similarity(self.soft, self.model, out=goal, beat=self._beat)
+            for family in families:
+                own = {matrix: goal[matrix] for matrix in family.matrices}
+                softened = soften(family, own, temperature, self._iterations)
+                for matrix, found in softened.items():
+                    goal[matrix].copy_(found)
+
+        def move() -> None:
             if fused is not None:
                 fused()
             for family in families:
-                self._soften(family, similarity, temperature)
+                for matrix in family.matrices:
+                    self.soft[matrix].lerp_(goal[matrix], self._damping)
 
-        return temperature, Replay(advance, problem.device)
+        def both() -> None:
+            look()
+            move()
+
+        return _Advance(temperature, look, move, Replay(both, problem.device))
 
     def _fused(
         self, groups: list[str], similarity: Mapping[str, Tensor], temperature: Tensor
@@ -75,9 +105,12 @@ class Cooling:
         step = AnnealingStep([similarity[g] for g in groups], [self.soft[g] for g in groups])
         return lambda: step.launch(temperature, self._damping, self._iterations)
 
-    def _soften(
-        self, family: Family, similarity: Mapping[str, Tensor], temperature: Tensor
-    ) -> None:
-        own = {matrix: similarity[matrix] for matrix in family.matrices}
-        for matrix, goal in soften(family, own, temperature, self._iterations).items():
-            self.soft[matrix].lerp_(goal, self._damping)
+
+@dataclass(frozen=True)
+class _Advance:
+    """What one step does: look at all matrices, then move them; both at once on a device."""
+
+    temperature: Tensor
+    look: Callable[[], None]
+    move: Callable[[], None]
+    replay: Replay

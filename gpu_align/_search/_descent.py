@@ -12,12 +12,14 @@ from gpu_align._problem import Hypotheses
 from gpu_align._search._moves import best_move
 from gpu_align._search._recall import Recall
 from gpu_align._search._search import Run, Search, State
+from gpu_align._search._state import stored
 from gpu_align._status import Status
 
 Order = Literal["random", "forward", "backward"]
 ORDERS = ("random", "forward", "backward")
 
 
+@stored
 @dataclass(frozen=True)
 class Descent:
     """A batch on its way down, with a note of what still has to be looked at.
@@ -73,14 +75,19 @@ def queue_sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
     A move is kept only if it lowers the distance by more than rounding noise, so descent ends.
 
     The host plans the sweep from what it knows to be alive. On a device it looks at nothing:
-    groups that are not stale are left out by the solver there.
+    groups that are not stale are left out by the solver there. Once the budget of seconds is
+    spent, the other groups stay as they are, and stale.
 
     Args:
         run: the running search.
         descent: the batch.
         order: int64 [each, groups], the same for each model.
     """
-    for number, slots in _plan(order, _coupling(run)):
+    plan = list(_plan(order, _coupling(run)))
+    for place, (number, slots) in enumerate(plan):
+        if run.clock.late():
+            break
+        run.clock.beat(f"move {place + 1} of {len(plan)}")
         first = torch.arange(run.problem.models)[:, None] * len(order)
         chosen = (first + slots).flatten()
         chosen = chosen[descent.stale[chosen, number] if run.waits else descent.alive[chosen]]

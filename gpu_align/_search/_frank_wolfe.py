@@ -13,8 +13,10 @@ from gpu_align._problem import Hypotheses, concatenate, to_matrix
 from gpu_align._search._descent import Descent, descend, start_descent
 from gpu_align._search._relaxed import soft_starts, to_hypotheses
 from gpu_align._search._search import Run, Search, State
+from gpu_align._search._state import stored
 
 
+@stored
 @dataclass(frozen=True)
 class _Polytope:
     """Matrices inside the polytope: those of all starts, or of a wave that fits into memory.
@@ -111,9 +113,10 @@ class FrankWolfe(Search):
 
     def _advance(self, run: Run, point: _Polytope) -> _Polytope:
         problem, model = run.problem, point.model
-        gradient = problem.soft_similarity(point.soft, model)
+        gradient = problem.soft_similarity(point.soft, model, beat=run.beat)
         direction = {}
-        for family in problem.families.values():
+        for number, family in enumerate(problem.families.values()):
+            run.beat(f"assignment {number + 1} of {len(problem.families)}")
             own = {matrix: gradient[matrix] for matrix in family.matrices}
             for matrix, perm in family.assign(own, run.match).items():
                 direction[matrix] = to_matrix(perm, problem.dtype) - point.soft[matrix]

@@ -21,22 +21,44 @@ from gpu_align._problem import (
 )
 from gpu_align._search._candidates import Candidates, KBest
 from gpu_align._search._search import Run, Search, State
+from gpu_align._search._state import stored
 from gpu_align._status import Status
 from gpu_align._symmetry import TensorSpec
 
 
+@stored
+class _Costs:
+    """The problem whose terms make the costs; made anew where a search is resumed."""
+
+    def __init__(self) -> None:
+        self._problem: AlignmentProblem | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_problem": None}
+
+    def of(self, search: "LayerwiseBeam", problem: AlignmentProblem) -> AlignmentProblem:
+        """Return it."""
+        if self._problem is None:
+            self._problem = problem
+            if search.rule == "incoming" or search.cost_metric is not None:
+                keep = _is_incoming if search.rule == "incoming" else _is_any
+                metric = search.cost_metric or problem.metric
+                self._problem = problem.restricted(keep, metric)
+        return self._problem
+
+
+@stored
 @dataclass(frozen=True)
 class _Partial:
     """Hypotheses whose first `decided` groups are chosen; the others stay at the identity.
 
     `hypotheses.objective` is the score so far: the constant less twice what the settled terms
-    and, with look-ahead, at most the open terms contribute. `costs` is the problem whose terms
-    make the costs.
+    and, with look-ahead, at most the open terms contribute.
     """
 
     hypotheses: Hypotheses
     decided: int
-    costs: AlignmentProblem
+    costs: _Costs
 
 
 @dataclass(frozen=True)
@@ -84,11 +106,7 @@ class LayerwiseBeam(Search):
         hypotheses = run.problem.identity() if start is None else start
         blank = run.problem.identity()
         blank = replace(blank, objective=run.problem.constant[blank.model])
-        costs = run.problem
-        if self.rule == "incoming" or self.cost_metric is not None:
-            keep = _is_incoming if self.rule == "incoming" else _is_any
-            costs = costs.restricted(keep, self.cost_metric or costs.metric)
-        partial = _Partial(blank, 0, costs)
+        partial = _Partial(blank, 0, _Costs())
         return State(self.name, hypotheses, partial, expected=len(run.problem.groups))
 
     def step(self, run: Run, state: State) -> State:
@@ -131,8 +149,9 @@ class LayerwiseBeam(Search):
             Which hypothesis each proposal extends, int64 [k], and matrix -> int64 [k, n].
         """
         group = run.problem.groups[partial.decided]
-        family = partial.costs.families[group]
-        similarity, cost = self._cost(partial, family)
+        problem = partial.costs.of(self, run.problem)
+        family = problem.families[group]
+        similarity, cost = self._cost(problem, partial, family)
         outer, inner = family.outer({g: -c for g, c in cost.items()}, run.match)
         root = self.candidates.propose(run, -outer)
         parent = torch.arange(len(root), device=root.device).repeat_interleave(root.shape[1])
@@ -146,10 +165,10 @@ class LayerwiseBeam(Search):
         return parent, {m: moved.get(m, moved[unsigned(m)]) for m in wanted}
 
     def _cost(
-        self, partial: _Partial, family: Family
+        self, problem: AlignmentProblem, partial: _Partial, family: Family
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return similarities, matrix -> [b, n, n], and costs, group -> [b, n, n]."""
-        problem, hypotheses = partial.costs, partial.hypotheses
+        hypotheses = partial.hypotheses
         model, perms = hypotheses.model, problem.completed(hypotheses.perms)
         similarity = {m: problem.unary[m][model] for m in family.matrices}
         norms = {m: problem.unary_norms(m)[model] for m in family.matrices}

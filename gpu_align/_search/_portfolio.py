@@ -14,6 +14,7 @@ from gpu_align._search._descent import CoordinateDescent
 from gpu_align._search._layerwise import LayerwiseBeam
 from gpu_align._search._recombination import Recombination
 from gpu_align._search._search import Run, Search, State
+from gpu_align._search._state import stored
 
 _SCOUTS = 4  # annealed starts that may already agree
 _SOFT_ELEMENTS = 2**27  # doubly stochastic matrices kept at once: 512 MiB in float32
@@ -21,6 +22,7 @@ _ANNEALING_WORK = 6e10  # multiply-adds of the annealed starts: seconds on two c
 _REFINEMENT_WORK = 4e10  # sum of n^3 over the assignments of the refinement: seconds to minutes
 
 
+@stored
 @dataclass(frozen=True)
 class _Stage:
     """The stage that runs, its state, and what the stages before it have found.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gpu_align._problem import Family, Hypotheses
 from gpu_align._search._search import Run, Warm, deviation
+from gpu_align._search._state import stored
 
 _WORTH = 2**31
 """Multiply-adds of a similarity from which on the host keeps and updates it.
@@ -69,6 +70,7 @@ class _Kept:
         return Warm(col_dual.masked_fill(cold[:, None], torch.nan), self.warm.col_ind[index])
 
 
+@stored
 class Recall:
     """The last looks of a descent: similarities, which are updated, and duals, for warm starts.
 
@@ -80,6 +82,7 @@ class Recall:
         self._kept: dict[str, _Kept | None] = {}
 
     def __getstate__(self) -> dict[str, object]:
+        # A cache is not kept with a search: it is large, and made anew.
         return {"_kept": {}}
 
     def look(

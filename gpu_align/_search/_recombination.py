@@ -13,9 +13,11 @@ from gpu_align._search._cooling import Cooling
 from gpu_align._search._descent import Descent, draw_order, start_descent, sweep
 from gpu_align._search._relaxed import random_soft, to_hypotheses
 from gpu_align._search._search import Run, Search, State
+from gpu_align._search._state import stored
 from gpu_align._status import Status
 
 
+@stored
 @dataclass(frozen=True)
 class _Population:
     """The population, and its children on their way down; None before they are born.
@@ -125,7 +127,8 @@ class Recombination(Search):
         model = run.problem.model_index(len(slots))
         cooling = Cooling(soft, model, self.damping, self.iterations)
         for step in range(self.steps):
-            cooling.step(run, self.hot * (self.cold / self.hot) ** (step / (self.steps - 1)))
+            temperature = self.hot * (self.cold / self.hot) ** (step / (self.steps - 1))
+            cooling.step(run, temperature, f"breeding, step {step + 1} of {self.steps}, ")
         children = to_hypotheses(run, soft, model)
         return replace(children, origin=adults.origin[parents[0]])
 

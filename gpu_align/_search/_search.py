@@ -3,7 +3,7 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -19,76 +19,14 @@ from gpu_align._assignment import (
     solve,
 )
 from gpu_align._assignment._failures import STATUS_OF_CODE
-from gpu_align._errors import AssignmentError, InputError
+from gpu_align._errors import AssignmentError
 from gpu_align._memory import free_bytes
 from gpu_align._problem import AlignmentProblem, Hypotheses
 from gpu_align._random import RandomStream
+from gpu_align._search._clock import Clock, OutOfTime
+from gpu_align._search._state import Budget, Progress, ProgressCallback, Snapshot, State
+from gpu_align._search._store import SearchStore
 from gpu_align._status import Status
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a search may spend; None is no limit beyond the search's own end.
-
-    A budget of sweeps is deterministic for a seed, one of seconds is not.
-
-    Attributes:
-        sweeps: number of steps of the search.
-        seconds: wall-clock time, looked at after every step.
-    """
-
-    sweeps: int | None = None
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("sweeps", self.sweeps), ("seconds", self.seconds)):
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"expected a finite budget of {name} above 0, got {value}")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a search stands after a step.
-
-    Attributes:
-        stage: name of the search or of its present stage.
-        sweep: number of steps done.
-        sweeps: number of steps expected in all, None if unknown.
-        best_distance: smallest distance found so far (the mean over models if there are several).
-        seconds: time spent.
-        seconds_left: estimate of the time left, None if unknown.
-    """
-
-    stage: str
-    sweep: int
-    sweeps: int | None
-    best_distance: float
-    seconds: float
-    seconds_left: float | None
-
-
-ProgressCallback = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class State:
-    """A search between two steps.
-
-    Attributes:
-        stage: what is being done, for the progress display.
-        hypotheses: complete hypotheses that exist by now; the best one is the answer so far.
-        sweep: number of steps done.
-        expected: number of steps expected in all, None if unknown.
-        finished: set when the search has ended by itself.
-        memory: what the search keeps for its own use.
-    """
-
-    stage: str
-    hypotheses: Hypotheses
-    memory: object = None
-    sweep: int = 0
-    expected: int | None = None
-    finished: Status | None = None
 
 
 class Search(ABC):
@@ -132,6 +70,7 @@ class Run:
         solver: solves the assignment problems.
         assignments: number of assignment problems given to the solver so far.
         splits: what did not fit into memory at once -> in what parts it was computed.
+        clock: the time, and who is told of it.
     """
 
     problem: AlignmentProblem
@@ -139,6 +78,7 @@ class Run:
     solver: AbstractAssignmentSolver = field(default_factory=AutoAssignment)
     assignments: int = 0
     splits: dict[str, str] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
     _measured: tuple[float, int] = (-math.inf, 0)
 
     def __post_init__(self) -> None:
@@ -149,6 +89,20 @@ class Run:
     def waits(self) -> bool:
         """Whether the host may look at values at any time; if not, only between steps."""
         return self.problem.engine.waits
+
+    def beat(self, part: str) -> None:
+        """Give a sign of life within a long step; it ends here if its time is spent.
+
+        Args:
+            part: what is being done, such as "product 3 of 8".
+
+        Raises:
+            OutOfTime: the budget of seconds is spent. The search ends with the state before the
+                step.
+        """
+        self.clock.beat(part)
+        if self.clock.late():
+            raise OutOfTime
 
     def upload(self, tensor: Tensor) -> Tensor:
         """Return a tensor of the host on the problem's device, without waiting for it."""
@@ -303,6 +257,7 @@ def run_search(
     solver: AbstractAssignmentSolver | None = None,
     progress: ProgressCallback | None = None,
     start: Hypotheses | None = None,
+    store: SearchStore | None = None,
 ) -> Outcome:
     """Run a search to its end or to the end of its budget.
 
@@ -313,36 +268,95 @@ def run_search(
         problem: what to solve.
         seed: of all random numbers; the result is deterministic for a seed unless the budget of
             seconds ends the search.
-        budget: limits.
+        budget: limits, for the whole search if it is resumed.
         solver: of the assignment problems, default `AutoAssignment`.
-        progress: called after every step.
+        progress: called after every step, and now and then within long ones.
         start: hypotheses to begin from, instead of the search's own.
+        store: where the search is kept while it runs, and resumed from. The caller discards it
+            once the result is in safety.
+
+    Raises:
+        InputError: the search cannot be resumed.
     """
-    run = Run(problem, RandomStream(seed), solver or AutoAssignment())
-    clock = _Clock(budget or Budget(), progress)
-    best = problem.identity() if start is None else start.best()
-    if not problem.groups or (not problem.evidence and _all_equal(problem, best)):
-        clock.note(State(search.name, best), best)
-        return clock.outcome(run, best, best, Status.TRIVIAL)
-    state = State(search.name, best)
-    status: Status | None = None
-    known: Hypotheses | None = None
+    run = Run(
+        problem, RandomStream(seed), solver or AutoAssignment(), clock=Clock(budget, progress)
+    )
+    settings = {"the search": search, "the solver": run.solver, "the seed": seed}
+    kept = None if store is None else store.begin(problem, settings, start)
+    if kept is None:
+        best = problem.identity() if start is None else start.best()
+        state = State(search.name, best)
+        run.clock.begin(state, best)
+        if not problem.groups or (not problem.evidence and _all_equal(problem, best)):
+            return _outcome(run, state, best, Status.TRIVIAL)
+    else:
+        state, best = _resumed(run, kept)
+    with compute_threads(problem):
+        return _loop(run, search, start, state, best, kept is not None, store)
+
+
+def _loop(
+    run: Run,
+    search: Search,
+    start: Hypotheses | None,
+    state: State,
+    best: Hypotheses,
+    begun: bool,
+    store: SearchStore | None,
+) -> Outcome:
+    """Do step after step; `begun` says that `state` is not the one before `Search.init`."""
+    clock, known, status = run.clock, None, None
     try:
-        with compute_threads(problem):
+        if not begun:
             state = search.init(run, start)
-            while (status := state.finished or clock.spent(state)) is None:
-                state = search.step(run, replace(state, sweep=state.sweep + 1))
-                if state.hypotheses is not known:
-                    run.check()
-                    best, known = _better(run, best, state.hypotheses), state.hypotheses
-                clock.note(state, best)
+            _keep(run, store, state, best)
+        while (status := state.finished or clock.spent(state)) is None:
+            state = search.step(run, replace(state, sweep=state.sweep + 1))
+            if state.hypotheses is not known:
+                run.check()
+                best, known = _better(run, best, state.hypotheses), state.hypotheses
+            clock.note(state, best)
+            _keep(run, store, state, best)
+            clock.show()
+    except OutOfTime:
+        status = Status.TIME_BUDGET
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
-    best = _better(run, best, state.hypotheses)
+        if store is not None:
+            store.flush()
+    return _outcome(run, state, _better(run, best, state.hypotheses), status)
+
+
+def _keep(run: Run, store: SearchStore | None, state: State, best: Hypotheses) -> None:
+    if store is not None:
+        splits, history = dict(run.splits), tuple(run.clock.history)
+        spent = (run.random.event, run.assignments, splits, history, run.clock.seconds())
+        store.note(Snapshot(state, best, *spent))
+
+
+def _resumed(run: Run, kept: Snapshot) -> tuple[State, Hypotheses]:
+    run.random.event, run.assignments = kept.event, kept.assignments
+    run.splits = dict(kept.splits)
+    run.clock.resume(kept.history, kept.seconds)
+    run.clock.begin(kept.state, kept.best)
+    return kept.state, kept.best
+
+
+def _outcome(run: Run, state: State, best: Hypotheses, status: Status) -> Outcome:
+    clock = run.clock
     if not clock.history:
         # Ended before its first step: by Ctrl-C, or by a budget of seconds spent on the start.
         clock.note(state, best)
-    return clock.outcome(run, best, state.hypotheses, status)
+        clock.show()
+    return Outcome(
+        best,
+        state.hypotheses,
+        tuple(clock.history),
+        status,
+        clock.seconds(),
+        run.assignments,
+        dict(run.splits),
+    )
 
 
 def _better(run: Run, best: Hypotheses, found: Hypotheses) -> Hypotheses:
@@ -374,60 +388,3 @@ def compute_threads(problem: AlignmentProblem) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-class _Clock:
-    """Keeps the history and the budget of one run."""
-
-    def __init__(self, budget: Budget, progress: ProgressCallback | None) -> None:
-        self.budget, self.progress = budget, progress
-        self.started = time.perf_counter()
-        self.history: list[Progress] = []
-        self._noted: tuple[Hypotheses | None, float] = (None, math.nan)
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-    def spent(self, state: State) -> Status | None:
-        if self.budget.sweeps is not None and state.sweep >= self.budget.sweeps:
-            return Status.SWEEP_BUDGET
-        if self.budget.seconds is not None and self.seconds() >= self.budget.seconds:
-            return Status.TIME_BUDGET
-        return None
-
-    def note(self, state: State, best: Hypotheses) -> None:
-        if best is not self._noted[0]:
-            self._noted = best, float(best.objective.mean())
-        entry = Progress(
-            stage=state.stage,
-            sweep=state.sweep,
-            sweeps=state.expected,
-            best_distance=self._noted[1],
-            seconds=self.seconds(),
-            seconds_left=self._left(state),
-        )
-        self.history.append(entry)
-        if self.progress is not None:
-            self.progress(entry)
-
-    def _left(self, state: State) -> float | None:
-        guesses = []
-        if self.budget.seconds is not None:
-            guesses.append(self.budget.seconds - self.seconds())
-        if state.expected is not None and state.sweep:
-            expected = min(state.expected, self.budget.sweeps or state.expected)
-            guesses.append(self.seconds() / state.sweep * (expected - state.sweep))
-        return max(min(guesses), 0.0) if guesses else None
-
-    def outcome(
-        self, run: Run, best: Hypotheses, hypotheses: Hypotheses, status: Status
-    ) -> Outcome:
-        return Outcome(
-            best,
-            hypotheses,
-            tuple(self.history),
-            status,
-            self.seconds(),
-            run.assignments,
-            dict(run.splits),
-        )

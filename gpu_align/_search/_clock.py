@@ -1,0 +1,98 @@
+"""The time, the budget and the history of one run."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gpu_align._problem import Hypotheses
+from gpu_align._search._state import Budget, Progress, ProgressCallback, State
+from gpu_align._status import Status
+
+_BEAT = 1.0
+"""Seconds of silence after which a step that still runs gives a sign of life."""
+
+
+class OutOfTime(Exception):
+    """The budget of seconds has been spent within a step."""
+
+
+class Clock:
+    """Keeps the history and the budget of one run, and shows where it stands.
+
+    Attributes:
+        budget: limits.
+        history: the progress after every step.
+    """
+
+    def __init__(
+        self, budget: Budget | None = None, progress: ProgressCallback | None = None
+    ) -> None:
+        self.budget, self.history = budget or Budget(), list[Progress]()
+        self._progress = progress
+        self._started = self._shown = time.perf_counter()
+        self._state: State | None = None
+        self._noted: tuple[Hypotheses | None, float] = (None, math.nan)
+
+    def resume(self, history: Sequence[Progress], seconds: float) -> None:
+        """Go on from where another run has ended."""
+        self.history = list(history)
+        self._started -= seconds
+
+    def seconds(self) -> float:
+        """Return the time spent, also before an interruption."""
+        return time.perf_counter() - self._started
+
+    def late(self) -> bool:
+        """Say whether the budget of seconds is spent."""
+        return self.budget.seconds is not None and self.seconds() >= self.budget.seconds
+
+    def spent(self, state: State) -> Status | None:
+        """Say which budget is spent."""
+        if self.budget.sweeps is not None and state.sweep >= self.budget.sweeps:
+            return Status.SWEEP_BUDGET
+        return Status.TIME_BUDGET if self.late() else None
+
+    def begin(self, state: State, best: Hypotheses) -> None:
+        """Take a state as the one that signs of life are about."""
+        self._state = state
+        if best is not self._noted[0]:
+            self._noted = best, float(best.objective.mean())
+
+    def note(self, state: State, best: Hypotheses) -> None:
+        """Add a step to the history."""
+        self.begin(state, best)
+        self.history.append(self._entry(state))
+
+    def show(self) -> None:
+        """Tell the caller of the last step."""
+        if self._progress is not None:
+            self._shown = time.perf_counter()
+            self._progress(self.history[-1])
+
+    def beat(self, part: str) -> None:
+        """Tell the caller how far a step is, if there has been silence for long."""
+        if self._progress is None or self._state is None:
+            return
+        if time.perf_counter() - self._shown >= _BEAT:
+            self._shown = time.perf_counter()
+            self._progress(replace(self._entry(self._state), part=part))
+
+    def _entry(self, state: State) -> Progress:
+        return Progress(
+            stage=state.stage,
+            sweep=state.sweep,
+            sweeps=state.expected,
+            best_distance=self._noted[1],
+            seconds=self.seconds(),
+            seconds_left=self._left(state),
+        )
+
+    def _left(self, state: State) -> float | None:
+        guesses = []
+        if self.budget.seconds is not None:
+            guesses.append(self.budget.seconds - self.seconds())
+        if state.expected is not None and state.sweep:
+            expected = min(state.expected, self.budget.sweeps or state.expected)
+            guesses.append(self.seconds() / state.sweep * (expected - state.sweep))
+        return max(min(guesses), 0.0) if guesses else None

@@ -1,0 +1,261 @@
+"""Keeping a running search in a file, from which it can be resumed."""
+
+import hashlib
+import os
+import pickle
+import struct
+import time
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpu_align._atomic import atomic_write
+from gpu_align._backend import version
+from gpu_align._errors import InputError, bullet_list
+from gpu_align._problem import AlignmentProblem, Hypotheses, hash_tensors, index_of
+from gpu_align._search._state import STORED, Snapshot, State
+
+SCHEMA = "gpu-align/search/1"
+
+_INTERVAL = 30.0  # seconds between two writes, at least
+_SHARE = 0.05  # of the time that writing may take
+
+# What `torch.load(weights_only=True)` raises on files that are damaged or hold other classes.
+_DAMAGE = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, RuntimeError),
+    *(LookupError, ValueError, TypeError, AttributeError, AssertionError, OverflowError),
+    *(NotImplementedError, zlib.error),
+)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+class SearchStore:
+    """The file that a running search is kept in: written now and then, and when it is interrupted.
+
+    A search that is resumed goes on with the same random numbers and ends as if it had never been
+    interrupted. Only what `Recall` holds is computed anew, which on large problems differs from
+    what was updated in rounding.
+
+    Attributes:
+        path: of the file. It is replaced in one step, so that it always holds a whole search.
+        resume: whether to go on from the file; if not, a file that is there is replaced.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        resume: bool = False,
+        on_failure: Callable[[str], None] = _warn,
+    ) -> None:
+        """Say where; nothing is read or written yet.
+
+        Args:
+            path: of the file; its folder must exist.
+            resume: whether to go on from the file.
+            on_failure: is told why the file cannot be written; the search goes on.
+        """
+        self.path, self.resume = Path(path), resume
+        self._on_failure = on_failure
+        self._identify: Callable[[], dict[str, str]] = dict
+        self._identity: dict[str, str] = {}
+        self._newest: Snapshot | None = None
+        self._written: Snapshot | None = None
+        self._told: str | None = None
+        self._due = 0.0
+
+    @property
+    def kept(self) -> bool:
+        """Whether the file now holds what this search has come to."""
+        return self._newest is not None and self._newest is self._written
+
+    def begin(
+        self, problem: AlignmentProblem, settings: Mapping[str, object], start: Hypotheses | None
+    ) -> Snapshot | None:
+        """Begin with a run; return where it goes on, None if it begins anew.
+
+        Args:
+            problem: what is solved.
+            settings: what else the result depends on -> its value.
+            start: the hypotheses to begin from.
+
+        Raises:
+            InputError: it is to be resumed, and the file is missing, damaged, or of another run.
+        """
+        self._identify = partial(_identity, problem, settings, start)
+        self._identity = {}
+        self._newest = self._written = None
+        self._due = time.monotonic() + _INTERVAL
+        if not self.resume:
+            return None
+        self._newest = self._written = self._read(problem)
+        return self._newest
+
+    def note(self, snapshot: Snapshot) -> None:
+        """Take what is to be kept; it is written if that is due."""
+        self._newest = snapshot
+        if time.monotonic() >= self._due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was noted last, unless the file has it."""
+        if self._newest is None or self.kept:
+            return
+        began = time.monotonic()
+        try:
+            self._write(self._newest)
+            self._written, self._told = self._newest, None
+        except (InputError, RuntimeError, MemoryError) as error:
+            message = f"the search goes on, but its state could not be kept: {error}"
+            if message != self._told:
+                self._told = message
+                self._on_failure(message)
+        ended = time.monotonic()
+        self._due = ended + max(_INTERVAL, (ended - began) / _SHARE)
+
+    def discard(self) -> None:
+        """Remove the file: the search has ended and its result is in safety."""
+        self._newest = self._written = None
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            self._on_failure(f"{self.path} is needed no more, but cannot be removed: {error}")
+
+    def _write(self, snapshot: Snapshot) -> None:
+        document = {"schema": SCHEMA, "identity": self._own(), "snapshot": snapshot}
+        with atomic_write(self.path) as temporary, open(temporary, "wb") as file:
+            try:
+                torch.save(document, file)
+            except RuntimeError as error:
+                # torch's zip writer hides the system's error (a full disk, mostly).
+                raise OSError(f"torch.save failed ({error})") from error
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self, problem: AlignmentProblem) -> Snapshot:
+        document = self._load(problem.device)
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            raise self._unusable(f"expected a search kept by this release ({SCHEMA})")
+        kept, own = document.get("identity"), self._own()
+        if not isinstance(kept, dict):
+            raise self._unusable("it does not say whose search it is")
+        different = [
+            _difference(name, kept.get(name), value)
+            for name, value in own.items()
+            if kept.get(name) != value
+        ]
+        if different:
+            raise InputError(
+                f"cannot resume the search in {self.path}, as it is another one:\n"
+                f"{bullet_list(different)}\nrepeat the command as it was and add --resume, or "
+                "remove the file to begin anew"
+            )
+        return self._checked(document.get("snapshot"), problem)
+
+    def _own(self) -> dict[str, str]:
+        # All weights are read for it, so not before it is needed.
+        self._identity = self._identity or self._identify()
+        return self._identity
+
+    def _load(self, device: torch.device) -> Any:
+        def place(storage: Any, location: str) -> Any:
+            # What was on the host stays there.
+            on_host = location == "cpu" or device.type == "cpu"
+            return storage if on_host else storage.cuda(device.index)
+
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                # torch itself does not look at the checksums.
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+            with torch.serialization.safe_globals(list(STORED)):
+                return torch.load(self.path, map_location=place, weights_only=True)
+        except FileNotFoundError:
+            raise InputError(
+                f"there is nothing to resume: {self.path} does not exist; leave out --resume to "
+                "begin anew, or name the outputs as in the command that was interrupted"
+            ) from None
+        except OSError as error:
+            raise self._unusable(error.strerror or str(error)) from error
+        except _DAMAGE as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise self._unusable(f"it is damaged, or no kept search ({reason})") from error
+
+    def _checked(self, snapshot: object, problem: AlignmentProblem) -> Snapshot:
+        """Check what was read as far as a damaged file could do harm without an error."""
+        whole = isinstance(snapshot, Snapshot) and _has_fields(snapshot)
+        if not whole or not isinstance(snapshot, Snapshot) or not _has_fields(snapshot.state):
+            raise self._unusable("it is not complete")
+        for hypotheses in (snapshot.best, snapshot.state.hypotheses):
+            if not isinstance(hypotheses, Hypotheses) or not _fits(hypotheses, problem):
+                raise self._unusable("its permutations do not fit these networks")
+        return snapshot
+
+    def _unusable(self, reason: str) -> InputError:
+        return InputError(
+            f"cannot resume the search in {self.path}: {reason}; remove the file and leave out "
+            "--resume to begin anew"
+        )
+
+
+def _has_fields(value: Snapshot | State | Hypotheses) -> bool:
+    return all(field.name in vars(value) for field in fields(value))
+
+
+def _fits(hypotheses: Hypotheses, problem: AlignmentProblem) -> bool:
+    """Say whether a batch holds permutations of the problem's matrices."""
+    if not _has_fields(hypotheses) or hypotheses.perms.keys() != problem.sizes.keys():
+        return False
+    if hypotheses.models != problem.models or len(hypotheses) % problem.models:
+        return False
+    for matrix, size in problem.sizes.items():
+        perm = hypotheses.perms[matrix]
+        if not isinstance(perm, Tensor) or perm.shape != (len(hypotheses), size):
+            return False
+        places = torch.arange(size, device=perm.device).expand_as(perm)
+        if not torch.equal(index_of(perm).sort(1).values, places):
+            return False
+    return True
+
+
+def _identity(
+    problem: AlignmentProblem, settings: Mapping[str, object], start: Hypotheses | None
+) -> dict[str, str]:
+    """Return all that the result depends on, apart from budgets: name -> value or hash."""
+    engine, spec = problem.engine, replace(problem.spec, origin="")
+    tensors = {**problem.evidence, **({} if start is None else start.perms)}
+    return {
+        "the version of gpu-align": str(version("gpu-align")),
+        **{name: str(value) for name, value in settings.items()},
+        "the metric": problem.metric.name,
+        "the precision": str(problem.dtype),
+        "the device": f"{engine.device.type}{' with kernels' if engine.kernels else ''}",
+        "the symmetries": _HASH + hashlib.sha256(spec.to_json().encode()).hexdigest(),
+        **{name: _HASH + digest for name, digest in problem.digests().items()},
+        "the evidence or the start": _HASH + hash_tensors([tensors]),
+    }
+
+
+_HASH = "sha256:"
+
+
+def _difference(name: str, before: object, now: str) -> str:
+    if not isinstance(before, str) or now.startswith(_HASH):
+        return f"{name}: not the same"
+    if len(before) + len(now) < 100:
+        return f"{name}: it was {before}, now it is {now}"
+    kind, now_kind = before.partition("(")[0], now.partition("(")[0]
+    if kind != now_kind:
+        return f"{name}: it was {kind}, now it is {now_kind}"
+    return f"{name}: its settings (--width, --starts, and whether --seconds is given, decide them)"
