@@ -77,7 +77,9 @@ class Cooling:
 
         def look() -> None:
             problem.soft_similarity(self.soft, self.model, out=goal, beat=self._beat)
-            for family in families:
+            for number, family in enumerate(families):
+                if self._beat is not None:
+                    self._beat(f"group {number + 1} of {len(families)}")
                 own = {matrix: goal[matrix] for matrix in family.matrices}
                 softened = soften(family, own, temperature, self._iterations)
                 for matrix, found in softened.items():

@@ -122,6 +122,7 @@ class LayerwiseBeam(Search):
     def _expand(self, run: Run, partial: _Partial) -> _Partial:
         problem, parents = run.problem, partial.hypotheses
         parent, moved = self._candidates(run, partial)
+        run.beat("scores, part 3 of 3")
         before = parents.select(parent)
         after = replace(before, perms={**before.perms, **moved})
         gain = torch.zeros_like(before.objective)
@@ -151,7 +152,8 @@ class LayerwiseBeam(Search):
         group = run.problem.groups[partial.decided]
         problem = partial.costs.of(self, run.problem)
         family = problem.families[group]
-        similarity, cost = self._cost(problem, partial, family)
+        similarity, cost = self._cost(run, problem, partial, family)
+        run.beat("candidates, part 2 of 3")
         outer, inner = family.outer({g: -c for g, c in cost.items()}, run.match)
         root = self.candidates.propose(run, -outer)
         parent = torch.arange(len(root), device=root.device).repeat_interleave(root.shape[1])
@@ -165,7 +167,7 @@ class LayerwiseBeam(Search):
         return parent, {m: moved.get(m, moved[unsigned(m)]) for m in wanted}
 
     def _cost(
-        self, problem: AlignmentProblem, partial: _Partial, family: Family
+        self, run: Run, problem: AlignmentProblem, partial: _Partial, family: Family
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return similarities, matrix -> [b, n, n], and costs, group -> [b, n, n]."""
         hypotheses = partial.hypotheses
@@ -186,7 +188,8 @@ class LayerwiseBeam(Search):
             for term, place in _opened(problem, partial.decided):
                 norms[term.matrices[place]] += term.squared_norms(place)[model]
                 bounded.append((term, place))
-        for term, place in bounded:
+        for number, (term, place) in enumerate(bounded):
+            run.beat(f"bound {number + 1} of {len(bounded)}")
             # A bound holds for any sign, so it is not the sign's business.
             plain = unsigned(term.matrices[place])
             similarity[plain] += optimistic(term, place).to(similarity[plain])[model]

@@ -118,7 +118,8 @@ class Recombination(Search):
         owners = slots.repeat(run.problem.models)
         noise = torch.ones(len(owners), dtype=run.problem.dtype, device=owners.device)
         soft: dict[str, Tensor] = {}
-        for family in run.problem.families.values():
+        for number, family in enumerate(run.problem.families.values()):
+            run.beat(f"pairing group {number + 1} of {len(run.problem.families)}")
             for matrix, drawn in random_soft(run, family, noise, owners).items():
                 soft[matrix] = self.noise * drawn
                 for parent in parents:

@@ -139,7 +139,8 @@ def soft_starts(run: Run, slots: Tensor, noise: float, exact_first: bool) -> dic
     if exact_first:
         scale = scale.masked_fill(owners == 0, 0)
     soft: dict[str, Tensor] = {}
-    for family in run.problem.families.values():
+    for number, family in enumerate(run.problem.families.values()):
+        run.beat(f"start, group {number + 1} of {len(run.problem.families)}")
         soft |= random_soft(run, family, scale, owners)
     return soft
 
