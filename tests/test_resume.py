@@ -35,10 +35,10 @@ from gpu_align import (
     Search,
     Status,
     _interrupt,
+    _many,
     run_search,
     save_checkpoint,
 )
-from gpu_align import _align as _library_align
 from gpu_align._cli import _outputs, _terminal, app
 from gpu_align._search import Outcome, Run, SearchStore, State, _cooling, _descent, _store
 
@@ -711,7 +711,7 @@ def test_ctrl_c_after_the_search_keeps_it(folder: Path, monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_library_align, "lower_bound", stop)
+        patch.setattr(_many, "certificates", stop)
         result = invoke("-o", "new.safetensors")
     assert result.exit_code == 1
     assert "--resume" in result.stderr
