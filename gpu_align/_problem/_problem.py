@@ -438,7 +438,8 @@ class AlignmentProblem:
 
     def permutation(self, hypotheses: Hypotheses, index: int = 0) -> Permutation:
         """Return one hypothesis as a Permutation of all groups of the spec."""
-        return self.permutations(hypotheses.select(torch.tensor([index])))[0]
+        chosen = torch.full((1,), index, device=hypotheses.model.device)
+        return self.permutations(hypotheses.select(chosen))[0]
 
     def permutations(self, hypotheses: Hypotheses) -> list[Permutation]:
         """Return every hypothesis as a Permutation of all groups of the spec."""

@@ -1,0 +1,90 @@
+"""Whole searches on a device that holds its tensors apart from the host's."""
+
+import pytest
+import torch
+from networks import pair
+from pretend_device import DEVICE, ENGINE, PretendDevice, solve_elsewhere
+from test_engine import KINDS, SEARCHES, float32_problem
+
+from gpu_align import (
+    AlignmentResult,
+    CoordinateDescent,
+    LayerwiseBeam,
+    Noise,
+    Portfolio,
+    Search,
+    run_search,
+)
+from gpu_align._backend import CPU
+from gpu_align._many import align_state_dicts
+from gpu_align._search import _recall
+
+# The k best are found by a solver of the host's choice.
+WHOLE: dict[str, Search] = {
+    **{name: search for name, search in SEARCHES.items() if name != "layerwise"},
+    "lookahead": LayerwiseBeam(width=3, candidates=Noise(4), lookahead=True),
+}
+
+
+@pytest.fixture(autouse=True)
+def solver(auction_on_host: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    solve_elsewhere(monkeypatch)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("search", WHOLE.values(), ids=WHOLE)
+def test_a_search_keeps_its_tensors_on_the_device(search: Search, name: str) -> None:
+    plain = run_search(search, float32_problem(name, CPU, models=2), seed=1)
+    with PretendDevice():
+        problem = float32_problem(name, ENGINE, models=2)
+        found = run_search(search, problem, seed=1).best
+        assert found.objective.device == DEVICE
+        objective = found.objective.cpu()
+        assert torch.allclose(problem.objective(found.perms, found.model).cpu(), objective)
+    if search is not SEARCHES["layerwise_rounding"]:
+        assert torch.allclose(objective, plain.best.objective, rtol=1e-6)
+
+
+def test_updates_and_warm_starts_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_recall, "_WORTH_ON_DEVICE", 0)
+    search = CoordinateDescent(starts=3, initial="random")
+    plain = run_search(search, float32_problem("cnn", CPU), seed=1)
+    with PretendDevice():
+        found = run_search(search, float32_problem("cnn", ENGINE), seed=1).best
+        assert torch.allclose(found.objective.cpu(), plain.best.objective, rtol=1e-6)
+
+
+@pytest.mark.parametrize("starts", [1, 4])
+def test_a_sweep_is_read_once_after_it(starts: int) -> None:
+    search = CoordinateDescent(starts=starts, initial="random")
+    with PretendDevice() as watched:
+        problem = float32_problem("resnet", ENGINE)
+        watched.reads = 0
+        outcome = run_search(search, problem, seed=1)
+    sweeps, before, each = len(outcome.history), 2 * len(problem.sizes) + 2, 3
+    assert watched.reads <= before + each * sweeps
+
+
+@pytest.mark.parametrize("name", ["mlp", "heads", "signed_heads"])
+def test_align_brings_its_answer_home(name: str) -> None:
+    networks = pair(name)
+    sources = [networks.source, pair(name, seed=3).source]
+    search = Portfolio((CoordinateDescent(),), width=2)
+    options = {"search": search, "metric": "l2", "seed": 0, "budget": None, "progress": None}
+    results: list[list[AlignmentResult]] = []
+    for engine in (CPU, ENGINE):
+        with PretendDevice():
+            results.append(
+                align_state_dicts(
+                    sources,
+                    networks.target,
+                    networks.spec,
+                    engine=engine,
+                    checks=[None, None],
+                    **options,
+                )
+            )
+    for plain, found in zip(*results, strict=True):
+        assert found.distance == pytest.approx(plain.distance, rel=1e-9)
+        assert found.lower_bound == pytest.approx(plain.lower_bound)
+        assert all(t.device.type == "cpu" for t in found.state_dict.values())
