@@ -3,7 +3,7 @@
 from gpu_align._problem._bound import dual_match, lower_bound, optimistic
 from gpu_align._problem._family import Family, Member
 from gpu_align._problem._form import AnyTerm
-from gpu_align._problem._hypotheses import Hypotheses, concatenate
+from gpu_align._problem._hypotheses import Hypotheses, concatenate, in_chunks
 from gpu_align._problem._metric import METRICS, Metric
 from gpu_align._problem._problem import AlignmentProblem
 from gpu_align._problem._sibling_term import SiblingTerm
@@ -22,6 +22,7 @@ __all__ = [
     "Term",
     "concatenate",
     "dual_match",
+    "in_chunks",
     "index_of",
     "is_signed",
     "lower_bound",
