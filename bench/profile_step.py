@@ -2,7 +2,7 @@
 
     GPU_ALIGN_PAIRS=folder python -m bench.profile_step [--record]
 
-Each step is run twice on the same state: once for its time, once under torch's profiler, which
+Each step is run again and again on the same state: for its time, and under torch's profiler, which
 gives the time of each operation by itself and the number of launches (calls, on the CPU). In the
 sweep every group of every hypothesis is looked at once and from nothing. Beside it stands a floor:
 the matrix products from their shapes, every weight read and every similarity written once, at the
@@ -10,6 +10,7 @@ rates of a matrix product and a copy measured in the same run. What it leaves ou
 problems of the sweep and the Sinkhorn iterations of the annealing.
 """
 
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from bench.pairs import load_pair, random_pair
 from bench.record import record
 from bench.searching import engines, result_name
-from bench.timing import quantiles, synchronize, wall_clock
+from bench.timing import quantiles, synchronize
 from gpu_align import AlignmentProblem, Annealing, BeamDescent, chain_spec
 from gpu_align._assignment import (
     AbstractAssignmentSolver,
@@ -38,6 +39,7 @@ PAIRS = ("mnist_mlp_128x3", "mnist_mlp_512x3")
 HYPOTHESES = 16
 SHOWN = 8
 TURNS = 5
+RATE_TURNS = 20
 ASSIGNMENT = "assignment problems"
 """What the host's solvers are called among the operations."""
 
@@ -54,14 +56,14 @@ class Named(AbstractAssignmentSolver):
 
 
 def rates(engine: Engine) -> dict[str, float]:
-    """Measure matrix products in FLOP/s and copies in bytes/s, float32."""
+    """Measure matrix products in FLOP/s and copies in bytes/s, float32: the best of some."""
     size, length = (4096, 2**28) if engine.device.type == "cuda" else (1024, 2**24)
     a, b = torch.randn(2, size, size, device=engine.device)
     out = torch.empty_like(a)
-    product = wall_clock(lambda: torch.mm(a, b, out=out))["median"]
     memory = torch.randn(length, device=engine.device)
     copy = torch.empty_like(memory)
-    copied = wall_clock(lambda: copy.copy_(memory))["median"]
+    product = min(_milliseconds(lambda: torch.mm(a, b, out=out)) for _ in range(RATE_TURNS))
+    copied = min(_milliseconds(lambda: copy.copy_(memory)) for _ in range(RATE_TURNS))
     return {"flops": 2e3 * size**3 / product, "copy": 2e3 * memory.nbytes / copied}
 
 
@@ -125,13 +127,13 @@ def measure(step: str, pair: str, engine: Engine, limits: dict[str, float]) -> d
     make, floor = STEPS[step]
     with compute_threads(problem):
         run = make(problem)
-        run(), run()  # lays out the terms, compiles on a device
+        run()  # lays out the terms, compiles on a device
         times = [_milliseconds(run) for _ in range(TURNS)]
         activities = [ProfilerActivity.CPU]
         if engine.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         with profile(activities=activities) as profiler:
-            profiled = _milliseconds(run)
+            profiled = statistics.mean(_milliseconds(run) for _ in range(TURNS))
     needs = floor(problem, HYPOTHESES)
     parts = {"products_ms": 1e3 * needs["flops"] / limits["flops"]}
     parts["memory_ms"] = 1e3 * needs["bytes"] / limits["copy"]
@@ -144,7 +146,7 @@ def measure(step: str, pair: str, engine: Engine, limits: dict[str, float]) -> d
 def operations(profiler: profile, profiled: float, device: str) -> dict[str, object]:
     """Return the longest operations by the time they take themselves, and how many there were.
 
-    On a device these are its kernels and copies; what is between them is in no row.
+    Both are means of `TURNS` runs. On a device they are those of its kernels and copies.
     """
     cuda = device == "cuda"
     events = [
@@ -154,8 +156,8 @@ def operations(profiler: profile, profiled: float, device: str) -> dict[str, obj
     ]
     spent = {
         event.key: (
-            (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3,
-            event.count,
+            (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3 / TURNS,
+            event.count / TURNS,
         )
         for event in events
     }
@@ -180,12 +182,11 @@ def _milliseconds(run: Callable[[], object]) -> float:
 def show(row: dict) -> None:
     """Print a row and its operations."""
     print(f"{row['step']}, {row['pair']} ({row['weights']}), {row['device']}:", end=" ")
-    print(
-        f"{row['ms']['median']:.2f} ms, floor {row['floor_ms']:.2f} ms, {row['launches']} launches"
-    )
+    print(f"{row['ms']['median']:.2f} ms, floor {row['floor_ms']:.2f} ms,", end=" ")
+    print(f"{row['launches']:.0f} launches")
     for entry in row["operations"]:
         share = 100 * entry["self_ms"] / row["profiled_ms"]
-        calls = entry.get("calls", "")
+        calls = f"{entry['calls']:.0f}" if "calls" in entry else ""
         print(
             f"  {entry['operation'][:60]:60} {entry['self_ms']:9.3f} ms {share:5.1f} % {calls:>6}"
         )

@@ -12,6 +12,7 @@ says so; --quick has a short limit, and runs planted networks on one device only
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ from gpu_align._backend import Engine
 LIMIT, QUICK_LIMIT = 300.0, 20.0
 """Seconds after which a descent stops; looked at after a sweep, in the plain loop after a group."""
 
-ENOUGH = 10.0
+ENOUGH = 30.0
 """Seconds of one way after which it is not timed again."""
 
 TURNS = 3
@@ -54,55 +55,57 @@ def make_pair(network: Network, spec: PermutationSpec) -> tuple[State, State, Pe
     return plant(network.make, spec, NOISE, seed=0)
 
 
-def measure_plain(source: State, target: State, spec: PermutationSpec, limit: float) -> dict:
-    """Time the loop in NumPy and SciPy."""
+def run_plain(source: State, target: State, spec: PermutationSpec, limit: float, seed: int) -> dict:
+    """Run the loop in NumPy and SciPy once."""
     a, b = ({name: tensor.numpy() for name, tensor in s.items()} for s in (target, source))
-    times: list[float] = []
-    while len(times) < TURNS and sum(times) < ENOUGH:
-        started = time.perf_counter()
-        perms = weight_matching(a, b, spec, np.random.default_rng(len(times)), limit)
-        times.append(time.perf_counter() - started)
-    row = {"way": "plain", "device": "cpu", "stopped": max(times) > limit}
-    distance = squared_distance(a, b, spec, perms)
-    return row | {"ms": quantiles([1e3 * t for t in times]), "distance": distance}
+    clock = Clock()
+    perms = weight_matching(a, b, spec, np.random.default_rng(seed), limit)
+    row = {"way": "plain", "device": "cpu", **clock.read()}
+    row["stopped"] = row["ms"] > 1e3 * limit
+    return row | {"distance": squared_distance(a, b, spec, perms)}
 
 
-def measure(
-    source: State, target: State, spec: PermutationSpec, engine: Engine, limit: float
+def run_ours(
+    source: State,
+    target: State,
+    spec: PermutationSpec,
+    limit: float,
+    seed: int,
+    engine: Engine,
 ) -> dict:
-    """Check and time CoordinateDescent on one device."""
-    times: list[float] = []
-    form: list[float] = []
-    warm_up = engine.device.type == "cuda"  # what compiles does so before
-    while len(times) < TURNS and sum(times) < ENOUGH:
-        synchronize()
-        started = time.perf_counter()
-        problem = AlignmentProblem(source, target, spec, engine=engine)
-        synchronize()
-        ready = time.perf_counter()
-        outcome = run_search(
-            CoordinateDescent(), problem, seed=len(times), budget=Budget(seconds=limit)
-        )
-        synchronize()
-        if warm_up:
-            warm_up = False
-            continue
-        form.append(ready - started)
-        times.append(time.perf_counter() - started)
-    row = {"way": "gpu-align", "device": engine.device.type}
+    """Run CoordinateDescent once on one device, and check it."""
+    clock = Clock()
+    problem = AlignmentProblem(source, target, spec, engine=engine)
+    form = clock.read()["ms"]
+    budget = Budget(seconds=limit)
+    outcome = run_search(CoordinateDescent(), problem, seed=seed, budget=budget)
+    row = {"way": "gpu-align", "device": engine.device.type, **clock.read(), "form_ms": form}
     row |= {"stopped": outcome.status is not Status.CONVERGED, "sweeps": len(outcome.history)}
-    row |= {
-        "ms": quantiles([1e3 * t for t in times]),
-        "form_ms": quantiles([1e3 * t for t in form]),
-    }
     return row | {"distance": gate(problem, outcome)[1], "splits": dict(outcome.splits)}
+
+
+class Clock:
+    """Reads the milliseconds since it was made, of the wall and of this process's processors."""
+
+    def __init__(self) -> None:
+        synchronize()
+        self.wall, self.processor = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        synchronize()
+        wall, processor = time.perf_counter(), time.process_time()
+        return {"ms": 1e3 * (wall - self.wall), "processor_ms": 1e3 * (processor - self.processor)}
+
+
+def joined(runs: list[dict]) -> dict:
+    """Return one row for several runs: quantiles of their times, and what the first one found."""
+    times = {key: quantiles([run[key] for run in runs]) for key in runs[0] if key.endswith("ms")}
+    return {**runs[0], **times}
 
 
 def line(row: dict) -> str:
     """Format a row."""
     what = f"{row['network']:13} {row['way']:9} {row['device']:5}"
-    if "ms" not in row:
-        return f"{what} {row['failed']}"
     seconds, stopped = row["ms"]["median"] / 1e3, ", stopped at the limit" * row["stopped"]
     return f"{what} {seconds:9.2f} s  {row['before']:.1f} -> {row['distance']:.1f}{stopped}"
 
@@ -130,33 +133,40 @@ def facts_of(network: Network) -> tuple[dict, State, State, PermutationSpec]:
 
 
 def rows_of(network: Network, found: list[Engine], limit: float, quick: bool) -> Iterator[dict]:
-    """Yield the rows of a network, the device's first."""
-    facts, source, target, spec = facts_of(network)
+    """Yield the row of a way after each of its runs; the ways take turns, the device first."""
+    facts, *pair = facts_of(network)
     large = quick and "planted" in facts
-    for engine in found[:-2:-1] if large else found[::-1]:
-        try:
-            yield facts | measure(source, target, spec, engine, limit)
-        except AssertionError as error:
-            row = {"way": "gpu-align", "device": engine.device.type}
-            yield facts | row | {"failed": str(error)}
-    if not large:
-        yield facts | measure_plain(source, target, spec, limit)
+    ways = [partial(run_ours, *pair, limit, engine=engine) for engine in reversed(found)]
+    ways = ways[:1] if large else [*ways, partial(run_plain, *pair, limit)]
+    if len(found) > 1:
+        ways[0](seed=0)  # what compiles on the device does so before
+    runs: list[list[dict]] = [[] for _ in ways]
+    for seed in range(TURNS):
+        for way, done in zip(ways, runs, strict=True):
+            if sum(run["ms"] for run in done) < 1e3 * ENOUGH:
+                done.append(way(seed=seed))
+                yield facts | joined(done)
 
 
 def main() -> None:
     names = [name for name in sys.argv[1:] if not name.startswith("--")]
     quick = "--quick" in sys.argv
     found = engines()
-    rows: list[dict] = []
+    rows: dict[tuple[str, str, str], dict] = {}
+    failed = False
     for network in NETWORKS:
         if names and network.name not in names:
             continue
-        for row in rows_of(network, found, QUICK_LIMIT if quick else LIMIT, quick):
-            rows.append(row)
-            print(line(row), flush=True)
-            if "--record" in sys.argv:
-                record(result_name("whole", found), rows)
-    if any("failed" in row for row in rows):
+        try:
+            for row in rows_of(network, found, QUICK_LIMIT if quick else LIMIT, quick):
+                rows[row["network"], row["way"], row["device"]] = row
+                print(line(row), flush=True)
+                if "--record" in sys.argv:
+                    record(result_name("whole", found), list(rows.values()))
+        except AssertionError as error:
+            failed = True
+            print(f"{network.name}: {error}")
+    if failed:
         sys.exit("some answers are wrong")
 
 

@@ -207,15 +207,17 @@ def test_a_device_has_its_own_record():
 def test_whole_alignment():
     """Both ways reach the planted permutation; without time both stop where they begin."""
     network = large.Network("small", lambda: pairs.mlp([6, 20, 20, 4]), (2, 6), published=1.0)
-    ours, plain = whole.rows_of(network, [CPU], limit=60.0, quick=False)
-    assert ours["distance"] == pytest.approx(ours["planted"])
-    assert plain["distance"] == pytest.approx(ours["planted"])
-    assert not ours["stopped"]
-    assert "s  " in whole.line(ours)
+    rows = list(whole.rows_of(network, [CPU], limit=60.0, quick=False))
+    assert [row["way"] for row in rows] == ["gpu-align", "plain"] * whole.TURNS
+    for row in rows[-2:]:
+        assert row["distance"] == pytest.approx(row["planted"])
+        assert row["ms"]["repetitions"] == whole.TURNS
+        assert not row["stopped"]
+        assert "s  " in whole.line(row)
     _, source, target, spec = whole.facts_of(network)
-    stopped = whole.measure_plain(source, target, spec, limit=0.0)
+    stopped = whole.run_plain(source, target, spec, limit=0.0, seed=0)
     assert stopped["stopped"]
-    assert stopped["distance"] == ours["before"]
+    assert stopped["distance"] == rows[0]["before"]
     a, b = ({name: t.numpy() for name, t in s.items()} for s in (target, source))
     perms = weight_matching(a, b, spec, np.random.default_rng(0), seconds=0.0)
     assert all((perm == np.arange(len(perm))).all() for perm in perms.values())
