@@ -4,8 +4,8 @@
 
 From two state dicts to the permutation: the form of the problem and CoordinateDescent, on the CPU
 and on a CUDA device in the same run; tracing the model is not in it, and takes seconds. A network
-without trained checkpoints is a planted one: random weights, and the same with noise of one
-standard deviation, its units shuffled. What runs longer than the limit stops there, and its row
+without trained checkpoints is a planted one: random weights, and the same with noise, its
+units shuffled. What runs longer than the limit stops there, and its row
 says so; --quick has a short limit, and runs planted networks on one device only.
 """
 
@@ -42,7 +42,6 @@ ENOUGH = 30.0
 """Seconds of one way after which it is not timed again."""
 
 TURNS = 3
-NOISE = 1.0
 
 State = dict[str, torch.Tensor]
 
@@ -52,7 +51,7 @@ def make_pair(network: Network, spec: PermutationSpec) -> tuple[State, State, Pe
     pair = load_pair(network.pair) if network.pair else None
     if pair is not None:
         return *pair, None
-    return plant(network.make, spec, NOISE, seed=0)
+    return plant(network.make, spec, network.noise, seed=0)
 
 
 def run_plain(source: State, target: State, spec: PermutationSpec, limit: float, seed: int) -> dict:
@@ -120,7 +119,7 @@ def facts_of(network: Network) -> tuple[dict, State, State, PermutationSpec]:
     identity = {name: perm.numpy() for name, perm in Permutation.identity(spec).perms.items()}
     facts = {
         "network": network.name,
-        "weights": "trained" if planted is None else f"planted, noise {NOISE:g}",
+        "weights": "trained" if planted is None else f"planted, noise {network.noise:g}",
         "parameters": sum(target[n].numel() for n, t in spec.tensors.items() if t.counted),
         "published_seconds": network.published,
         "tracing_seconds": traced,
