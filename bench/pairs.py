@@ -88,6 +88,10 @@ ARCHITECTURES = {
 """Pair -> how its model is made, and the shape of its inputs."""
 
 
+COURSEWORK = (lambda: mlp([784, 64, 24, 10]), (2, 784))
+"""The same of the pair `coursework`, which has its own bench."""
+
+
 def spec_of(name: str) -> PermutationSpec:
     """Return the discovered spec of a pair's architecture."""
     factory, shape = ARCHITECTURES[name]
@@ -109,7 +113,7 @@ def load_pair(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
 
 def random_pair(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return two networks with random weights: the shapes of a pair without its training."""
-    factory, _ = ARCHITECTURES[name]
+    factory, _ = ARCHITECTURES.get(name, COURSEWORK)
     states = []
     for seed in range(2):
         with torch.random.fork_rng():

@@ -4,6 +4,8 @@ This is the baseline of the benches, written as a user would write it from the p
 al., Git Re-Basin, ICLR 2023, algorithm 1), with the permutation spec as its only help.
 """
 
+import math
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,14 +19,24 @@ Perms = dict[str, NDArray]
 
 
 def weight_matching(
-    target: Arrays, source: Arrays, spec: PermutationSpec, rng: np.random.Generator
+    target: Arrays,
+    source: Arrays,
+    spec: PermutationSpec,
+    rng: np.random.Generator,
+    seconds: float = math.inf,
 ) -> Perms:
-    """Descend from the identity, groups in random order, until a sweep changes nothing."""
+    """Descend from the identity, groups in random order, until a sweep changes nothing.
+
+    After so many seconds it stops where it is.
+    """
+    started = time.perf_counter()
     perms = {name: np.arange(group.size) for name, group in spec.groups.items()}
     improved = True
     while improved:
         improved = False
         for name in rng.permutation(list(perms)):
+            if time.perf_counter() - started > seconds:
+                return perms
             similarity = _similarity(target, source, spec, perms, name)
             columns = linear_sum_assignment(similarity, maximize=True)[1]
             rows = np.arange(len(columns))

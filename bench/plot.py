@@ -1,4 +1,4 @@
-"""Draw the recorded results of the kernels and the assignment solvers; measures nothing.
+"""Draw the recorded results of kernels, assignment solvers and beams; measures nothing.
 
     python -m bench.plot
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from bench import record
 from gpu_align._atomic import atomic_write
@@ -26,6 +27,9 @@ SOLVERS = (
     "torch-lap-cuda",
 )
 """Each has its colour, whatever else is drawn; `auction, warm` is a dashed `auction`."""
+
+MARKERS = "osD^vP"
+"""Of the cases of a beam, so that lines on top of each other can be told apart."""
 
 DTYPES = ("torch.float32", "torch.bfloat16")
 
@@ -141,11 +145,57 @@ def roofline(run: dict) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, axes: Axes, run: dict) -> None:
+def beam_width(run: dict) -> Figure:
+    """Draw run time and distance against the width of the beam, a line per case and device."""
+    rows = [row for row in run["rows"] if "ms" in row]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    time, distance = figure.subplots(1, 2)
+    for number, case in enumerate(cases):
+        devices = dict.fromkeys(row["device"] for row in rows if row["case"] == case)
+        for device in devices:
+            points = [row for row in rows if (row["case"], row["device"]) == (case, device)]
+            label = f"{case}, {device.upper()}" if len(devices) > 1 else case
+            style = {"color": STAGES[number], "linestyle": "--" if device == "cuda" else "-"}
+            style |= {"marker": MARKERS[number], "markersize": 4, "linewidth": 1.6, "label": label}
+            widths = [row["width"] for row in points]
+            middle, below, above = zip(*(_seconds(row["ms"]) for row in points), strict=True)
+            time.errorbar(widths, middle, (below, above), **style)
+            distance.plot(widths, [row["distance"] / row["before"] for row in points], **style)
+    reported = {row["width"]: row["reported_seconds"] for row in rows if "reported_seconds" in row}
+    if reported:
+        label = "the coursework's report (other networks)"
+        time.plot(*zip(*sorted(reported.items()), strict=True), ":.", color=QUIET, label=label)
+    titles = ("seconds", "distance, as a share of the unaligned one")
+    for axes, title in zip((time, distance), titles, strict=True):
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        axes.set_xlabel("width of the beam")
+        axes.set_xscale("log")
+        axes.set_xticks(sorted({row["width"] for row in rows}), minor=False)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.minorticks_off()
+    time.set_yscale("log")
+    time.yaxis.set_major_formatter("{x:g}")
+    distance.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _legend(figure, time, run, columns=2)
+    return figure
+
+
+def _seconds(ms: dict[str, float]) -> tuple[float, float, float]:
+    """Return the median, and how far the 20 % and the 80 % quantile are from it."""
+    low, middle, high = (ms[key] / 1e3 for key in ("q20", "median", "q80"))
+    return middle, max(middle - low, 0.0), max(high - middle, 0.0)
+
+
+def _legend(figure: Figure, axes: Axes, run: dict, columns: int = 3) -> None:
     """Put the legend above the panels and the machine below."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns)
     machine = run["machine"]
-    where = machine["gpu"] or f"{machine['cores']} cores of {machine['processor']}"
+    devices = {row.get("device", "cuda") for row in run["rows"]}
+    named = [machine["gpu"]] if machine["gpu"] else []
+    if not named or "cpu" in devices:
+        named.append(f"{machine['cores']} cores of {machine['processor']}")
+    where = " and ".join(named)
     where += f", torch {run['versions']['torch']}"
     where += f", commit {run['commit'][:7]}" if run["commit"] else ""
     figure.supxlabel(where, x=0.99, horizontalalignment="right", fontsize=7.5, color=QUIET)
@@ -164,6 +214,9 @@ def main() -> None:
     with matplotlib.rc_context(STYLE):
         if run := load("row_distance"):
             save("row_distance", roofline(run))
+        for name in ("beam_width", "beam_width_cpu"):
+            if run := load(name):
+                save(name, beam_width(run))
         for name in ("assignment", "assignment_cpu"):
             run = load(name)
             if run is None:

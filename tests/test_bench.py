@@ -2,14 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from auction_host import COMPILER, HostDevice, build
 from triton_devices import INTERPRETED, mend_interpreter
 
-from bench import assignment, plot, record
+from bench import assignment, beam_width, large, pairs, plot, profile_step, record, searching, whole
 from bench.cases import CASES, Case
+from bench.plain import weight_matching
 from bench.timing import quantiles, wall_clock
+from gpu_align import AlignmentProblem, KBest, LayerwiseBeam, chain_spec, run_search
+from gpu_align._backend import CPU
 from gpu_align.kernels import auction as launcher
 
 TIME = {"median": 1.0, "q20": 1.0, "q80": 1.0, "repetitions": 1}
@@ -122,7 +126,7 @@ MACHINE = {"machine": {"gpu": "a GPU", "cores": 2}, "versions": {"torch": "2"}, 
 def test_plots_are_drawn_from_what_is_recorded(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bench.record.RESULTS", tmp_path)
     plot.main()
-    assert capsys.readouterr().out.count("not yet measured") == 3
+    assert capsys.readouterr().out.count("not yet measured") == 5
     assert not list(tmp_path.iterdir())
     solvers = ("SciPy, all cores", "auction", "auction, warm")
     tasks = [vars(task) for task in assignment.tasks("cuda")]
@@ -144,13 +148,111 @@ def test_plots_are_drawn_from_what_is_recorded(tmp_path, monkeypatch, capsys):
     assert "assignment_cpu: not yet measured" in capsys.readouterr().out
 
 
-def test_the_recorded_results_can_be_drawn(tmp_path, monkeypatch):
-    recorded = json.loads((record.RESULTS / "assignment_cpu.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["assignment_cpu", "beam_width_cpu"])
+def test_the_recorded_results_can_be_drawn(name, tmp_path, monkeypatch):
+    recorded = json.loads((record.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert not any("failed" in row for row in recorded["rows"])
     monkeypatch.setattr("bench.record.RESULTS", tmp_path)
-    write(tmp_path / "assignment_cpu.json", recorded["rows"])
+    write(tmp_path / f"{name}.json", recorded["rows"])
     plot.main()
-    assert (tmp_path / "assignment_cpu.png").exists()
+    assert (tmp_path / f"{name}.png").exists()
+
+
+@pytest.fixture
+def random_weights(monkeypatch):
+    monkeypatch.delenv(pairs.PAIRS, raising=False)
+
+
+SMALL = beam_width.Case("small", "coursework", lambda width: LayerwiseBeam(width, KBest(2)))
+
+
+@pytest.mark.usefixtures("random_weights")
+def test_beam_widths_take_turns():
+    rows = beam_width.measure(SMALL, CPU, turns=2)
+    assert [row["width"] for row in rows] == list(beam_width.WIDTHS)
+    assert rows[0]["times_width_1"] == 1
+    for row in rows:
+        assert row["weights"] == "random"
+        assert row["ms"]["repetitions"] == 2
+        assert row["distance"] < row["before"]
+
+
+@pytest.mark.usefixtures("random_weights")
+def test_a_beam_that_would_take_too_long_is_left_out():
+    first, *others = beam_width.measure(SMALL, CPU, limit=0.0, turns=1)
+    assert "ms" in first
+    assert all("expected to take more than 0 s" in row["skipped"] for row in others)
+    assert all(row["skipped"] in beam_width.line(row) for row in others)
+
+
+def test_the_gate_of_searches():
+    source, target = pairs.random_pair("coursework")
+    problem = AlignmentProblem(source, target, chain_spec(target))
+    outcome = run_search(LayerwiseBeam(), problem)
+    permutation, distance = searching.gate(problem, outcome)
+    assert distance == problem.distance(permutation)
+    outcome.best.objective.mul_(0.999)
+    with pytest.raises(AssertionError, match="the distance is"):
+        searching.gate(problem, outcome)
+    outcome.best.perms["0"][0, 0] = outcome.best.perms["0"][0, 1]
+    with pytest.raises(AssertionError, match="no permutation"):
+        searching.gate(problem, outcome)
+
+
+def test_a_device_has_its_own_record():
+    assert searching.result_name("whole", [CPU]) == "whole_cpu"
+    assert searching.result_name("whole", [CPU, CPU]) == "whole"
+
+
+def test_whole_alignment():
+    """Both ways reach the planted permutation; without time both stop where they begin."""
+    network = large.Network("small", lambda: pairs.mlp([6, 20, 20, 4]), (2, 6), published=1.0)
+    rows = list(whole.rows_of(network, [CPU], limit=60.0, quick=False))
+    assert [row["way"] for row in rows] == ["gpu-align", "plain"] * whole.TURNS
+    for row in rows[-2:]:
+        assert row["distance"] == pytest.approx(row["planted"])
+        assert row["ms"]["repetitions"] == whole.TURNS
+        assert not row["stopped"]
+        assert "s  " in whole.line(row)
+    _, source, target, spec = whole.facts_of(network)
+    stopped = whole.run_plain(source, target, spec, limit=0.0, seed=0)
+    assert stopped["stopped"]
+    assert stopped["distance"] == rows[0]["before"]
+    a, b = ({name: t.numpy() for name, t in s.items()} for s in (target, source))
+    perms = weight_matching(a, b, spec, np.random.default_rng(0), seconds=0.0)
+    assert all((perm == np.arange(len(perm))).all() for perm in perms.values())
+
+
+def test_the_networks_of_whole_alignments():
+    """Parameters as published: 25,557,032 and 272,474 with another norm's running statistics."""
+    assert sum(p.numel() for p in large.resnet50().parameters()) == 25_557_032
+    assert sum(p.numel() for p in large.resnet20(1).parameters()) == pytest.approx(
+        272_474, rel=0.02
+    )
+    spec = large.Network("ResNet20", lambda: large.resnet20(1), (2, 3, 32, 32)).spec()
+    assert sorted(group.size for group in spec.groups.values()) == [16] * 4 + [32] * 4 + [64] * 4
+
+
+@pytest.mark.usefixtures("random_weights")
+@pytest.mark.parametrize("step", profile_step.STEPS)
+def test_profile_of_a_step(step):
+    limits = {"flops": 1e12, "copy": 1e12}
+    row = profile_step.measure(step, "mnist_mlp_128x3", CPU, limits)
+    names = [entry["operation"] for entry in row["operations"]]
+    assert "aten::bmm" in names
+    assert (profile_step.ASSIGNMENT in names) == ("sweep" in step)
+    spent = sum(entry["self_ms"] for entry in row["operations"])
+    assert spent == pytest.approx(row["profiled_ms"], rel=0.2)
+    assert row["floor_ms"] == max(row["products_ms"], row["memory_ms"]) > 0
+
+
+def test_the_floor_of_a_sweep():
+    """Three layers, counted by hand: what both groups share is multiplied once for each."""
+    source, target = pairs.random_pair("coursework")
+    problem = AlignmentProblem(source, target, chain_spec(target))
+    floor = profile_step.floor_of_sweep(problem, 5)
+    assert floor["flops"] == 2 * 5 * (64 * 64 * 24 + 24 * 64 * 24)
+    assert floor["bytes"] == 4 * (4 * 64 * 24 + 6 * 64**2 + 6 * 24**2)
 
 
 def write(path, rows) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from gpu_align import AlignmentProblem, KBest, LayerwiseBeam, Noise, Rounding, run_search
 from gpu_align._problem import picked
 from gpu_align._random import RandomStream
-from gpu_align._search import Candidates, Run
+from gpu_align._search import Candidates, Run, _candidates
 
 
 def run_of(problem: AlignmentProblem | None = None) -> Run:
@@ -216,6 +216,15 @@ def test_rounding_gives_several_optima_of_the_rounded_costs() -> None:
     assert len({tuple(row) for row in candidates[0].tolist()}) > 3
     rounded = (cost / 0.5).round()
     assert set(totals(rounded, candidates)[0].tolist()) == {optimum(rounded[0])}
+
+
+def test_rounding_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = Rounding(count=5, unit=0.3).propose(run_of(), cost)
+    monkeypatch.setitem(_candidates._CHUNK, "cpu", 4 * 7 * 7)
+    run = run_of()
+    assert torch.equal(Rounding(count=5, unit=0.3).propose(run, cost), whole)
+    assert run.assignments == 15
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0], ids=["zeros", "constant"])

@@ -4,7 +4,7 @@ from gpu_align._problem._bound import dual_match, lower_bound, optimistic
 from gpu_align._problem._digest import hash_tensors
 from gpu_align._problem._family import Family, Member, families_of
 from gpu_align._problem._form import AnyTerm
-from gpu_align._problem._hypotheses import Hypotheses, concatenate
+from gpu_align._problem._hypotheses import Hypotheses, concatenate, in_chunks
 from gpu_align._problem._metric import METRICS, Metric
 from gpu_align._problem._problem import AlignmentProblem
 from gpu_align._problem._sibling_term import SiblingTerm
@@ -28,6 +28,7 @@ __all__ = [
     "dual_match",
     "families_of",
     "hash_tensors",
+    "in_chunks",
     "index_of",
     "is_signed",
     "lower_bound",

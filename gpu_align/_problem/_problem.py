@@ -16,7 +16,7 @@ from gpu_align._problem._hypotheses import Hypotheses
 from gpu_align._problem._kernel_products import kernel_products
 from gpu_align._problem._metric import Metric, as_metric
 from gpu_align._problem._sibling_term import SiblingTerm
-from gpu_align._problem._signed import index_of, is_signed, sign_of, unsigned, with_sign
+from gpu_align._problem._signed import is_signed, picked, sign_of, unsigned, with_sign
 from gpu_align._problem._stack import check_weights, compute_dtype, flat, stacked, unusable
 from gpu_align._problem._terms import Term
 from gpu_align._random import RandomStream
@@ -234,15 +234,10 @@ class AlignmentProblem:
         """Return D of each hypothesis, less twice its evidence, float64 [b], from all terms."""
         inner = self.constant.new_zeros(len(model))
         for matrix in self.sizes:
-            inner += self._unary_inner(matrix, perms, model)
+            inner += picked(self.unary[matrix], perms[matrix], model)
         for term in self.terms:
             inner += term.inner(perms, model)
         return self.constant[model] - 2 * inner
-
-    def _unary_inner(self, matrix: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        rows, perm = torch.arange(self.sizes[matrix], device=self.device), perms[matrix]
-        entries = self.unary[matrix][model[:, None], rows, index_of(perm)]
-        return (entries * sign_of(perm)).sum(1, dtype=torch.float64)
 
     def similarity(self, matrix: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return `S = dF/dP` of a matrix with the others fixed.
@@ -340,7 +335,7 @@ class AlignmentProblem:
         """Return the part of F that depends on a family, float64 [b]."""
         inner = self.constant.new_zeros(len(model))
         for matrix in self.families[group].matrices:
-            inner += self._unary_inner(matrix, perms, model)
+            inner += picked(self.unary[matrix], perms[matrix], model)
         for term in self.family_terms(group):
             inner += term.inner(perms, model)
         return inner

@@ -36,9 +36,20 @@ def with_sign(perm: Tensor, negative: Tensor) -> Tensor:
     return torch.where(negative, ~perm, perm)
 
 
-def picked(matrix: Tensor, perm: Tensor) -> Tensor:
-    """Return `<M, P>` of a matrix and a signed permutation: [b, n, n], [b, n] -> float64 [b]."""
-    entries = matrix.gather(2, index_of(perm)[..., None])[..., 0]
+def picked(matrix: Tensor, perm: Tensor, owner: Tensor | None = None) -> Tensor:
+    """Return `<M, P>` of matrices and signed permutations, float64 [b].
+
+    Args:
+        matrix: [b, n, n]; [k, n, n] with `owner`.
+        perm: int64 [b, n].
+        owner: int64 [b], which matrix each permutation belongs to; no matrix is copied.
+    """
+    index = index_of(perm)
+    if owner is None:
+        entries = matrix.gather(2, index[..., None])[..., 0]
+    else:
+        rows = torch.arange(perm.shape[1], device=perm.device)
+        entries = matrix[owner[:, None], rows, index]
     return (entries * sign_of(perm)).sum(1, dtype=torch.float64)
 
 

@@ -8,7 +8,12 @@ from torch import Tensor
 
 from gpu_align._assignment import AssignmentProblem, k_best
 from gpu_align._errors import InputError
+from gpu_align._problem import in_chunks
 from gpu_align._search._search import Run, deviation
+
+_CHUNK = {"cpu": 2**22}
+_DEVICE_CHUNK = 2**26
+"""Entries of shuffled costs that are made at once: few copies in fresh memory, many problems."""
 
 
 class Candidates(ABC):
@@ -93,11 +98,16 @@ class Rounding(Candidates):
     def propose(self, run: Run, cost: Tensor) -> Tensor:
         """See `Candidates.propose`."""
         batch, size, _ = cost.shape
-        rounded = self._rounded(cost)
-        order = run.random.permutation(run.owners(batch), self.count, size)
-        shuffled = rounded[torch.arange(batch, device=cost.device)[:, None, None], order]
-        assigned = run.assign(-shuffled.flatten(0, 1)).reshape(batch, self.count, size)
-        return torch.empty_like(assigned).scatter_(2, order, assigned)
+        worth = -self._rounded(cost)
+        order = run.random.permutation(run.owners(batch), self.count, size).flatten(0, 1)
+        owner = torch.arange(batch, device=cost.device).repeat_interleave(self.count)
+
+        def assigned(part: slice) -> Tensor:
+            return run.assign(worth[owner[part, None], order[part]])
+
+        chunk = _CHUNK.get(cost.device.type, _DEVICE_CHUNK) // max(size**2, 1)
+        columns = in_chunks(assigned, len(order), chunk)
+        return torch.empty_like(columns).scatter_(1, order, columns).unflatten(0, (batch, -1))
 
     def _rounded(self, cost: Tensor) -> Tensor:
         if self.unit is not None:

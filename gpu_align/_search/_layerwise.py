@@ -1,6 +1,6 @@
 """Layer-wise beam search: group after group, from the input to the output, never looking back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -121,21 +121,20 @@ class LayerwiseBeam(Search):
 
     def _expand(self, run: Run, partial: _Partial) -> _Partial:
         problem, parents = run.problem, partial.hypotheses
-        parent, moved = self._candidates(run, partial)
+        worth, quadratic = _worth(problem, partial.decided, parents)
+        parent, moved = self._candidates(run, partial, worth)
         run.beat("scores, part 3 of 3")
         before = parents.select(parent)
         after = replace(before, perms={**before.perms, **moved})
         gain = torch.zeros_like(before.objective)
         for matrix, perm in moved.items():
-            gain += picked(problem.unary[matrix][before.model], perm)
-        for term in _settled(problem, partial.decided):
+            gain += picked(worth[matrix], perm, parent)
+        for term in quadratic:
             gain += term.inner(after.perms, before.model)
-            if (
-                self.lookahead
-                and (place := _first_decided(problem, term, partial.decided - 1)) >= 0
-            ):
-                gain -= _open_gain(term, place, before)
         if self.lookahead:
+            for term in _settled(problem, partial.decided):
+                if (place := _first_decided(problem, term, partial.decided - 1)) >= 0:
+                    gain -= _open_gain(term, place, before)
             for term, place in _opened(problem, partial.decided):
                 gain += _open_gain(term, place, after)
         score = before.objective - 2 * gain
@@ -143,8 +142,15 @@ class LayerwiseBeam(Search):
         width = min(self.width, children.each)
         return replace(partial, hypotheses=children.best(width), decided=partial.decided + 1)
 
-    def _candidates(self, run: Run, partial: _Partial) -> tuple[Tensor, dict[str, Tensor]]:
+    def _candidates(
+        self, run: Run, partial: _Partial, worth: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Propose vectors for the next family.
+
+        Args:
+            run: the running search.
+            partial: what is expanded.
+            worth: see `_worth`, of the problem that is solved.
 
         Returns:
             Which hypothesis each proposal extends, int64 [k], and matrix -> int64 [k, n].
@@ -152,7 +158,11 @@ class LayerwiseBeam(Search):
         group = run.problem.groups[partial.decided]
         problem = partial.costs.of(self, run.problem)
         family = problem.families[group]
-        similarity, cost = self._cost(run, problem, partial, family)
+        if problem is not run.problem:
+            perms = problem.completed(partial.hypotheses.perms)
+            hypotheses = replace(partial.hypotheses, perms=perms)
+            worth, _ = _worth(problem, partial.decided, hypotheses)
+        similarity, cost = self._cost(run, problem, partial, family, worth)
         run.beat("candidates, part 2 of 3")
         outer, inner = family.outer({g: -c for g, c in cost.items()}, run.match)
         root = self.candidates.propose(run, -outer)
@@ -167,22 +177,22 @@ class LayerwiseBeam(Search):
         return parent, {m: moved.get(m, moved[unsigned(m)]) for m in wanted}
 
     def _cost(
-        self, run: Run, problem: AlignmentProblem, partial: _Partial, family: Family
+        self,
+        run: Run,
+        problem: AlignmentProblem,
+        partial: _Partial,
+        family: Family,
+        worth: Mapping[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return similarities, matrix -> [b, n, n], and costs, group -> [b, n, n]."""
-        hypotheses = partial.hypotheses
-        model, perms = hypotheses.model, problem.completed(hypotheses.perms)
-        similarity = {m: problem.unary[m][model] for m in family.matrices}
+        model, similarity = partial.hypotheses.model, dict(worth)
         norms = {m: problem.unary_norms(m)[model] for m in family.matrices}
         bounded = []
         for term in _settled(problem, partial.decided):
-            own = [n for n, matrix in enumerate(term.matrices) if matrix in family.matrices]
+            own = _own_places(term, family)
             for place in own:
-                matrix = term.matrices[place]
-                norms[matrix] += term.squared_norms(place)[model]
-                if len(own) == 1:
-                    similarity[matrix] += term.similarity(place, perms, model)
-                else:
+                norms[term.matrices[place]] += term.squared_norms(place)[model]
+                if len(own) > 1:
                     bounded.append((term, place))
         if self.lookahead:
             for term, place in _opened(problem, partial.decided):
@@ -192,7 +202,8 @@ class LayerwiseBeam(Search):
             run.beat(f"bound {number + 1} of {len(bounded)}")
             # A bound holds for any sign, so it is not the sign's business.
             plain = unsigned(term.matrices[place])
-            similarity[plain] += optimistic(term, place).to(similarity[plain])[model]
+            bound = optimistic(term, place).to(similarity[plain])[model]
+            similarity[plain] = similarity[plain] + bound
         costs = {}
         for member in family.members:
             total = torch.stack([norms[matrix] for matrix in member.matrices]).sum(0)
@@ -216,6 +227,31 @@ def _settled(problem: AlignmentProblem, number: int) -> Iterator[AnyTerm]:
     for term in problem.family_terms(problem.groups[number]):
         if decided.issuperset(problem.roots(term)):
             yield term
+
+
+def _worth(
+    problem: AlignmentProblem, number: int, hypotheses: Hypotheses
+) -> tuple[dict[str, Tensor], list[AnyTerm]]:
+    """Return what is gained by each entry of group `number`'s matrices.
+
+    Returns:
+        matrix -> [b, n, n], over all terms that are settled by it and linear in it, and the
+        settled terms that are not linear.
+    """
+    family, model = problem.families[problem.groups[number]], hypotheses.model
+    worth = {matrix: problem.unary[matrix][model] for matrix in family.matrices}
+    quadratic = []
+    for term in _settled(problem, number):
+        place, *more = _own_places(term, family)
+        if more:
+            quadratic.append(term)
+        else:
+            worth[term.matrices[place]] += term.similarity(place, hypotheses.perms, model)
+    return worth, quadratic
+
+
+def _own_places(term: AnyTerm, family: Family) -> list[int]:
+    return [place for place, matrix in enumerate(term.matrices) if matrix in family.matrices]
 
 
 def _opened(problem: AlignmentProblem, number: int) -> Iterator[tuple[AnyTerm, int]]:

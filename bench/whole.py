@@ -1,0 +1,173 @@
+"""Whole alignments by weight matching, beside the plain loop in SciPy and the published times.
+
+    GPU_ALIGN_PAIRS=folder python -m bench.whole [--record] [--quick] [NAME ...]
+
+From two state dicts to the permutation: the form of the problem and CoordinateDescent, on the CPU
+and on a CUDA device in the same run; tracing the model is not in it, and takes seconds. A network
+without trained checkpoints is a planted one: random weights, and the same with noise, its
+units shuffled. What runs longer than the limit stops there, and its row
+says so; --quick has a short limit, and runs planted networks on one device only.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+
+from bench.large import NETWORKS, Network
+from bench.pairs import load_pair
+from bench.plain import squared_distance, weight_matching
+from bench.planted import plant
+from bench.record import record
+from bench.searching import engines, gate, result_name
+from bench.timing import quantiles, synchronize
+from gpu_align import (
+    AlignmentProblem,
+    Budget,
+    CoordinateDescent,
+    Permutation,
+    PermutationSpec,
+    Status,
+    run_search,
+)
+from gpu_align._backend import Engine
+
+LIMIT, QUICK_LIMIT = 300.0, 20.0
+"""Seconds after which a descent stops; looked at after a sweep, in the plain loop after a group."""
+
+ENOUGH = 30.0
+"""Seconds of one way after which it is not timed again."""
+
+TURNS = 3
+
+State = dict[str, torch.Tensor]
+
+
+def make_pair(network: Network, spec: PermutationSpec) -> tuple[State, State, Permutation | None]:
+    """Return source, target, and the planted permutation or None for trained checkpoints."""
+    pair = load_pair(network.pair) if network.pair else None
+    if pair is not None:
+        return *pair, None
+    return plant(network.make, spec, network.noise, seed=0)
+
+
+def run_plain(source: State, target: State, spec: PermutationSpec, limit: float, seed: int) -> dict:
+    """Run the loop in NumPy and SciPy once."""
+    a, b = ({name: tensor.numpy() for name, tensor in s.items()} for s in (target, source))
+    clock = Clock()
+    perms = weight_matching(a, b, spec, np.random.default_rng(seed), limit)
+    row = {"way": "plain", "device": "cpu", **clock.read()}
+    row["stopped"] = row["ms"] > 1e3 * limit
+    return row | {"distance": squared_distance(a, b, spec, perms)}
+
+
+def run_ours(
+    source: State,
+    target: State,
+    spec: PermutationSpec,
+    limit: float,
+    seed: int,
+    engine: Engine,
+) -> dict:
+    """Run CoordinateDescent once on one device, and check it."""
+    clock = Clock()
+    problem = AlignmentProblem(source, target, spec, engine=engine)
+    form = clock.read()["ms"]
+    budget = Budget(seconds=limit)
+    outcome = run_search(CoordinateDescent(), problem, seed=seed, budget=budget)
+    row = {"way": "gpu-align", "device": engine.device.type, **clock.read(), "form_ms": form}
+    row |= {"stopped": outcome.status is not Status.CONVERGED, "sweeps": len(outcome.history)}
+    return row | {"distance": gate(problem, outcome)[1], "splits": dict(outcome.splits)}
+
+
+class Clock:
+    """Reads the milliseconds since it was made, of the wall and of this process's processors."""
+
+    def __init__(self) -> None:
+        synchronize()
+        self.wall, self.processor = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        synchronize()
+        wall, processor = time.perf_counter(), time.process_time()
+        return {"ms": 1e3 * (wall - self.wall), "processor_ms": 1e3 * (processor - self.processor)}
+
+
+def joined(runs: list[dict]) -> dict:
+    """Return one row for several runs: quantiles of their times, and what the first one found."""
+    times = {key: quantiles([run[key] for run in runs]) for key in runs[0] if key.endswith("ms")}
+    return {**runs[0], **times}
+
+
+def line(row: dict) -> str:
+    """Format a row."""
+    what = f"{row['network']:13} {row['way']:9} {row['device']:5}"
+    seconds, stopped = row["ms"]["median"] / 1e3, ", stopped at the limit" * row["stopped"]
+    return f"{what} {seconds:9.2f} s  {row['before']:.1f} -> {row['distance']:.1f}{stopped}"
+
+
+def facts_of(network: Network) -> tuple[dict, State, State, PermutationSpec]:
+    """Return what all rows of a network begin with, and source, target and spec."""
+    started = time.perf_counter()
+    spec = network.spec()
+    traced = time.perf_counter() - started
+    source, target, planted = make_pair(network, spec)
+    a, b = ({name: tensor.numpy() for name, tensor in s.items()} for s in (target, source))
+    identity = {name: perm.numpy() for name, perm in Permutation.identity(spec).perms.items()}
+    facts = {
+        "network": network.name,
+        "weights": "trained" if planted is None else f"planted, noise {network.noise:g}",
+        "parameters": sum(target[n].numel() for n, t in spec.tensors.items() if t.counted),
+        "published_seconds": network.published,
+        "tracing_seconds": traced,
+        "before": squared_distance(a, b, spec, identity),
+    }
+    if planted is not None:
+        perms = {name: perm.numpy() for name, perm in planted.perms.items()}
+        facts["planted"] = squared_distance(a, b, spec, perms)
+    return facts, source, target, spec
+
+
+def rows_of(network: Network, found: list[Engine], limit: float, quick: bool) -> Iterator[dict]:
+    """Yield the row of a way after each of its runs; the ways take turns, the device first."""
+    facts, *pair = facts_of(network)
+    large = quick and "planted" in facts
+    ways = [partial(run_ours, *pair, limit, engine=engine) for engine in reversed(found)]
+    ways = ways[:1] if large else [*ways, partial(run_plain, *pair, limit)]
+    if len(found) > 1:
+        ways[0](seed=0)  # what compiles on the device does so before
+    runs: list[list[dict]] = [[] for _ in ways]
+    for seed in range(TURNS):
+        for way, done in zip(ways, runs, strict=True):
+            if sum(run["ms"] for run in done) < 1e3 * ENOUGH:
+                done.append(way(seed=seed))
+                yield facts | joined(done)
+
+
+def main() -> None:
+    names = [name for name in sys.argv[1:] if not name.startswith("--")]
+    quick = "--quick" in sys.argv
+    found = engines()
+    rows: dict[tuple[str, str, str], dict] = {}
+    failed = False
+    for network in NETWORKS:
+        if names and network.name not in names:
+            continue
+        try:
+            for row in rows_of(network, found, QUICK_LIMIT if quick else LIMIT, quick):
+                rows[row["network"], row["way"], row["device"]] = row
+                print(line(row), flush=True)
+                if "--record" in sys.argv:
+                    record(result_name("whole", found), list(rows.values()))
+        except AssertionError as error:
+            failed = True
+            print(f"{network.name}: {error}")
+    if failed:
+        sys.exit("some answers are wrong")
+
+
+if __name__ == "__main__":
+    main()
