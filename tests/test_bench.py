@@ -153,7 +153,7 @@ def test_the_recorded_results_can_be_drawn(name, tmp_path, monkeypatch):
     recorded = json.loads((record.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert not any("failed" in row for row in recorded["rows"])
     monkeypatch.setattr("bench.record.RESULTS", tmp_path)
-    write(tmp_path / f"{name}.json", recorded["rows"])
+    (tmp_path / f"{name}.json").write_text(json.dumps(recorded), encoding="utf-8")
     plot.main()
     assert (tmp_path / f"{name}.png").exists()
 
