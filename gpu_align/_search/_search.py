@@ -222,7 +222,9 @@ class Run:
 def deviation(matrices: Tensor) -> Tensor:
     """Return the standard deviation of the entries of each matrix, [b, n, n] -> [b]; 0 if one."""
     entries = matrices.flatten(1)
-    return entries.std(dim=1, correction=min(1, entries.shape[1] - 1))
+    # In two passes: on the CPU torch's own std takes twice the time.
+    centred = entries - entries.mean(1, keepdim=True)
+    return torch.linalg.vector_norm(centred, dim=1) / max(entries.shape[1] - 1, 1) ** 0.5
 
 
 @dataclass(frozen=True)
