@@ -39,11 +39,11 @@ nvidia-smi --query-gpu=name,driver_version,clocks.sm,memory.used --format=csv
 part tests 150 "$python" -m pytest -q -m gpu \
     tests/test_auction_gpu.py tests/test_row_distance.py tests/test_sinkhorn_kernel.py \
     tests/test_engine_gpu.py
-part row_distance 75 "$python" -m bench.row_distance --record
-part assignment 80 "$python" -m bench.assignment --record
-part profile_step 30 "$python" -m bench.profile_step --record
-part beam_width 70 "$python" -m bench.beam_width --record --quick
-part whole 60 "$python" -m bench.whole --record --quick
+part row_distance 70 "$python" -m bench.row_distance --record
+part assignment 75 "$python" -m bench.assignment --record
+part profile_step 25 "$python" -m bench.profile_step --record
+part beam_width 60 "$python" -m bench.beam_width --record --quick
+part whole 55 "$python" -m bench.whole --record --quick
 part many_models 60 "$python" -m bench.many_models --record small siren
 for result in row_distance assignment profile_step beam_width whole many_models; do
     [ ! -e "bench/results/$result.json" ] || cp "bench/results/$result.json" "$out/"
