@@ -529,9 +529,13 @@ def test_a_queued_call_does_not_wait(device, monkeypatch):
         raise AssertionError("waits for the device")
 
     problem = AssignmentProblem(make_cost("aligned", 40)[None], sizes=torch.tensor([40]))
-    for name in ("item", "tolist", "nonzero", "cpu", "numpy", "__bool__", "__int__", "__float__"):
-        monkeypatch.setattr(torch.Tensor, name, refuse)
-    AuctionAssignment().enqueue(problem, torch.zeros(1, 40).double())
+    names = ("item", "tolist", "nonzero", "cpu", "numpy", "__bool__", "__int__", "__float__")
+    with monkeypatch.context() as watched:
+        for name in names:
+            watched.setattr(torch.Tensor, name, refuse)
+        queued = AuctionAssignment().enqueue(problem, torch.zeros(1, 40).double())
+    assert queued.status_codes.tolist() == [0]
+    assert sorted(queued.col_ind[0].tolist()) == list(range(40))
 
 
 @needs_compiler

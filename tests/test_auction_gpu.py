@@ -142,15 +142,18 @@ def test_nothing_waits_for_the_device():
     costs = [torch.randn(4, n, n, device="cuda") for n in (20, 100, 300, 2500)]
     for cost in costs:
         auction(cost)  # compiles
+    codes = []
     torch.cuda.set_sync_debug_mode("error")
     try:
         for cost in costs:
             sizes = torch.full((4,), cost.shape[1], device="cuda")
             auction(cost, sizes=sizes)
             queued = AuctionAssignment().enqueue(AssignmentProblem(cost, sizes=sizes))
-            AuctionAssignment().enqueue(AssignmentProblem(cost), queued.col_dual, queued.col_ind)
+            warm = AssignmentProblem(cost), queued.col_dual, queued.col_ind
+            codes.append(AuctionAssignment().enqueue(*warm).status_codes)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert not torch.cat(codes).any()
 
 
 def test_k_best_stays_on_the_device(monkeypatch):

@@ -335,9 +335,11 @@ class TestOnTheDevice:
         torch.cuda.set_sync_debug_mode("error")
         try:
             row_distance([problem], cost=True)
-            row_distance_update([update])
+            (updated,) = row_distance_update([update])
         finally:
             torch.cuda.set_sync_debug_mode("default")
+        (anew,) = row_distance([update.problem])
+        torch.testing.assert_close(updated, anew, rtol=1e-4, atol=1e-4)
 
     def test_current_stream(self) -> None:
         case = Case(self.device, [("gh", 8)], {"g": 512, "h": 256}, models=1)

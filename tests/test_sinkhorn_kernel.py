@@ -112,7 +112,9 @@ def test_full_damping_ends_doubly_stochastic(device: torch.device) -> None:
 
 def test_nothing_to_do() -> None:
     annealing_step([], [], 0.1)
-    annealing_step([torch.zeros(0, 5, 5)], [torch.zeros(0, 5, 5)], 0.1)
+    nothing = torch.zeros(0, 5, 5)
+    annealing_step([nothing], [nothing], 0.1)
+    assert nothing.shape == (0, 5, 5)
 
 
 def test_bad_input() -> None:
