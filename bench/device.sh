@@ -45,7 +45,7 @@ part profile_step 25 "$python" -m bench.profile_step --record
 part beam_width 60 "$python" -m bench.beam_width --record --quick
 part whole 55 "$python" -m bench.whole --record --quick
 part many_models 60 "$python" -m bench.many_models --record small siren
-for result in row_distance assignment profile_step beam_width whole many_models; do
+for result in row_distance assignment profile_step beam_width whole many_models_cuda; do
     [ ! -e "bench/results/$result.json" ] || cp "bench/results/$result.json" "$out/"
 done
 exit $failed

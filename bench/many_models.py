@@ -163,7 +163,8 @@ def main() -> None:
             table.add_row(key, str(value))
         Console(width=120).print(table)
     if "--record" in sys.argv:
-        record("many_models", rows)
+        on_host = rows[0]["device"].startswith("cpu")
+        record("many_models" if on_host else "many_models_cuda", rows)
 
 
 if __name__ == "__main__":
