@@ -34,6 +34,7 @@ from gpu_align import (
     run_search,
 )
 from gpu_align._assignment import AuctionAssignment
+from gpu_align._assignment._auction import QueuedAssignment
 from gpu_align._backend import CPU, Engine, choose_engine
 from gpu_align._random import RandomStream
 from gpu_align._search import Run
@@ -141,10 +142,21 @@ QUEUED: dict[str, Callable[[Step], None]] = {
 def on_meta(monkeypatch: pytest.MonkeyPatch, name: str) -> Step:
     """Return a problem without values; what the assignment kernels return is of the right shape."""
 
-    def enqueue(self: object, similarity: Tensor, active: object, warm: object) -> Tensor:
-        return torch.empty(similarity.shape[:2], dtype=torch.int64, device=similarity.device)
+    def enqueue(self: object, similarity: Tensor, *rest: object) -> QueuedAssignment:
+        batch, size, _ = similarity.shape
+        number, index = (similarity.new_empty(batch, dtype=t) for t in (torch.float64, torch.int64))
+        dual = similarity.new_empty(batch, size, dtype=torch.float64)
+        return QueuedAssignment(
+            col_ind=similarity.new_empty(batch, size, dtype=torch.int64),
+            row_dual=dual,
+            col_dual=dual,
+            objective=number,
+            duality_gap=number,
+            status_codes=index,
+            stats=index,
+        )
 
-    monkeypatch.setattr(Run, "_enqueue", enqueue)
+    monkeypatch.setattr(Run, "enqueue", enqueue)
     networks = pair(name)
     sources = [networks.source, networks.target]
     problem = AlignmentProblem(sources, networks.target, networks.spec, engine=META)

@@ -8,7 +8,14 @@ from gpu_align._problem._hypotheses import Hypotheses, concatenate, in_chunks
 from gpu_align._problem._metric import METRICS, Metric
 from gpu_align._problem._problem import AlignmentProblem
 from gpu_align._problem._sibling_term import SiblingTerm
-from gpu_align._problem._signed import index_of, is_signed, picked, to_matrix, unsigned
+from gpu_align._problem._signed import (
+    index_of,
+    is_signed,
+    picked,
+    signed_matrix,
+    to_matrix,
+    unsigned,
+)
 from gpu_align._problem._stack import check_weights, compute_dtype, unusable
 from gpu_align._problem._terms import Term
 
@@ -34,6 +41,7 @@ __all__ = [
     "lower_bound",
     "optimistic",
     "picked",
+    "signed_matrix",
     "to_matrix",
     "unsigned",
     "unusable",

@@ -1,6 +1,6 @@
 """Hypotheses: a batch of candidate permutations, the unit on which every search works."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,6 +41,10 @@ class Hypotheses:
     def slots(self) -> Tensor:
         """Number of each hypothesis within its model, int64 [b]."""
         return torch.arange(self.each, device=self.model.device).repeat(self.models)
+
+    def only(self, matrices: Collection[str]) -> "Hypotheses":
+        """Return the batch with the vectors of some matrices only, for a look at these."""
+        return replace(self, perms={m: p for m, p in self.perms.items() if m in matrices})
 
     def select(self, index: Tensor) -> "Hypotheses":
         """Return the hypotheses at `index` (int64 [k]); of a part of the batch also unbalanced."""
@@ -111,9 +115,14 @@ class Hypotheses:
         Where a model has fewer distinct ones the last places repeat its worst duplicates, so that
         every model keeps the same number.
         """
+        if self.each == 1:
+            return self
         shape = (self.models, self.each)
         order = self.objective.reshape(shape).argsort(dim=1, stable=True)
-        order = order.gather(1, _distinct_first(self.fingerprint().reshape(shape).gather(1, order)))
+        if width > 1:
+            order = order.gather(
+                1, _distinct_first(self.fingerprint().reshape(shape).gather(1, order))
+            )
         start = torch.arange(self.models, device=order.device)[:, None] * self.each
         return self.select((start + order[:, :width]).flatten())
 

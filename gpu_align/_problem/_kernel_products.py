@@ -1,6 +1,7 @@
 """Similarities by the row-distance kernels, in the place of torch's products."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from gpu_align._problem._terms import Term
 if TYPE_CHECKING:
     from gpu_align._problem._problem import AlignmentProblem
     from gpu_align.kernels._rows import PackedRows, RowProblem
+    from gpu_align.kernels.row_distance import RowDistance
 
 _MOST_MOVED = 4
 """Other groups up to which a similarity is updated: each is a launch that writes the matrix."""
@@ -68,6 +70,32 @@ class KernelProducts:
             update = RowUpdate(problem, total, index, moved, before[moved])
             total = row_distance_update([update])[0]
         return total
+
+    def prepares(self, matrix: str) -> bool:
+        """Say whether `prepared` takes a matrix: its terms have at most two others each."""
+        rows = self._rows(matrix)
+        terms = self._problem.touching(matrix)
+        plain = all(isinstance(term, Term) for term in terms)
+        return rows is not None and plain and all(len(t.others) <= 2 for t in rows.terms)
+
+    def prepared(
+        self,
+        matrices: Sequence[str],
+        perms: Mapping[str, Tensor],
+        model: Tensor,
+        active: Tensor,
+        out: Sequence[Tensor],
+    ) -> "RowDistance":
+        """See `AlignmentProblem.prepared_similarity`."""
+        from gpu_align.kernels.row_distance import RowDistance
+
+        problems = []
+        for matrix in matrices:
+            rows = self._rows(matrix)
+            assert rows is not None
+            plain = self._row_problem(rows, perms, model)
+            problems.append(replace(plain, unary=self._problem.unary[matrix], active=active))
+        return RowDistance(problems, out=out)
 
     def _rows(self, matrix: str) -> "PackedRows | None":
         from gpu_align.kernels._rows import RowTerm, pack_rows

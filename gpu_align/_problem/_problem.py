@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +24,9 @@ from gpu_align._problem._terms import Term
 from gpu_align._random import RandomStream
 from gpu_align._symmetry._move import move_each, multiply_each
 from gpu_align._symmetry._spec import PermutationSpec, StateDict, TensorSpec
+
+if TYPE_CHECKING:
+    from gpu_align.kernels.row_distance import RowDistance
 
 
 class AlignmentProblem:
@@ -103,6 +108,7 @@ class AlignmentProblem:
         self.terms = tuple(term for term in self._all_terms if len(term.matrices) > 1)
         self.unary = {matrix: self._unary(matrix) for matrix in self.sizes}
         self.evidence = dict(evidence or {})
+        self._neighbours: dict[str, tuple[str, ...]] = {}
         self._root_of = {m: root for root, f in self.families.items() for m in f.matrices}
         for name, extra in self.evidence.items():
             size = self.sizes.get(name)
@@ -176,13 +182,20 @@ class AlignmentProblem:
 
     def neighbours(self, group: str) -> tuple[str, ...]:
         """Return the groups whose similarity changes when `group` moves; itself if quadratic."""
-        own = self.families[group].matrices
-        found: dict[str, None] = {}
-        for term in self.family_terms(group):
-            others = list(term.matrices)
-            others.remove(next(matrix for matrix in others if matrix in own))
-            found.update((self._root_of[matrix], None) for matrix in others)
-        return tuple(found)
+        if group not in self._neighbours:
+            own = self.families[group].matrices
+            found: dict[str, None] = {}
+            for term in self.family_terms(group):
+                others = list(term.matrices)
+                others.remove(next(matrix for matrix in others if matrix in own))
+                found.update((self._root_of[matrix], None) for matrix in others)
+            self._neighbours[group] = tuple(found)
+        return self._neighbours[group]
+
+    def seen_from(self, group: str) -> frozenset[str]:
+        """Return the matrices of a family and those that its similarities depend on."""
+        terms = self.family_terms(group)
+        return frozenset(self.families[group].matrices).union(*(term.matrices for term in terms))
 
     def is_quadratic(self, group: str) -> bool:
         """Say whether a term couples two matrices of a family, or one with itself."""
@@ -296,6 +309,41 @@ class AlignmentProblem:
                     return self.similarity(matrix, after, model)
                 total = total + change
         return total
+
+    @cached_property
+    def prepares_any(self) -> bool:
+        """Whether `prepares` holds for any group."""
+        return any(map(self.prepares, self.groups))
+
+    def prepares(self, group: str) -> bool:
+        """Say whether the moves of a group can be prepared.
+
+        By kernels, for a group without children of which no term sees two axes.
+        """
+        family = self.families[group]
+        if self._kernels is None or family.children or self.is_quadratic(group):
+            return False
+        return all(map(self._kernels.prepares, family.matrices))
+
+    def prepared_similarity(
+        self,
+        matrices: Sequence[str],
+        perms: Mapping[str, Tensor],
+        model: Tensor,
+        active: Tensor,
+        out: Sequence[Tensor],
+    ) -> "RowDistance":
+        """Prepare the similarities of some matrices for many launches; see `similarity`.
+
+        Args:
+            matrices: of a group that `prepares` names.
+            perms: matrix -> int64 [b, n], which may be overwritten between launches.
+            model: int64 [b].
+            active: int64 [b], likewise; 0 where a hypothesis is left out.
+            out: float32 [b, n, n] of each matrix, contiguous.
+        """
+        assert self._kernels is not None
+        return self._kernels.prepared(matrices, perms, model, active, out)
 
     def similarities(
         self, group: str, perms: Mapping[str, Tensor], model: Tensor
