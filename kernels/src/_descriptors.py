@@ -26,6 +26,9 @@ class ProblemRow(NamedTuple):
     parent: int
     parent_index: int
     changes: int
+    unary: int
+    unary_step: int
+    active: int
     first_term: int
     last_term: int
 
@@ -69,6 +72,9 @@ P_FIELDS, T_FIELDS = tl.constexpr(len(ProblemRow._fields)), tl.constexpr(len(Ter
     P_PARENT,
     P_PARENT_INDEX,
     P_CHANGES,
+    P_UNARY,
+    P_UNARY_STEP,
+    P_ACTIVE,
     P_FIRST_TERM,
     P_LAST_TERM,
 ) = map(tl.constexpr, range(len(ProblemRow._fields)))
@@ -107,6 +113,9 @@ def problem_row(
         source_norm=rows.source_norm.data_ptr(),
         first_term=first_term,
         last_term=last_term,
+        unary=0 if problem.unary is None else problem.unary.data_ptr(),
+        unary_step=0 if problem.unary is None or len(problem.unary) == 1 else rows.size**2,
+        active=0 if problem.active is None else problem.active.data_ptr(),
         **{"parent": 0, "parent_index": 0, "changes": 0, **more},
     )
 

@@ -124,6 +124,8 @@ class RowProblem:
     perms: Mapping[str, Tensor]
     model: Tensor
     signed: bool = False
+    unary: Tensor | None = None
+    active: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_index("model", self.model, (len(self.model),), self.rows.device)

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._descriptors import (
+    P_ACTIVE,
     P_BATCH,
     P_FIELDS,
     P_FIRST_TERM,
@@ -25,6 +26,8 @@ from ._descriptors import (
     P_SIZE,
     P_SOURCE_NORM,
     P_TARGET_NORM,
+    P_UNARY,
+    P_UNARY_STEP,
     T_FIELDS,
     T_INNER,
     T_LENGTH,
@@ -97,6 +100,10 @@ def row_distance_kernel(
     problem = problem_ptr + number * P_FIELDS
     size, batch = tl.load(problem + P_SIZE), tl.load(problem + P_BATCH)
     w, i, j = tile_of(local, size, batch, BLOCK_M, BLOCK_N)
+    active = tl.load(problem + P_ACTIVE)
+    if active != 0:
+        if tl.load(active.to(tl.pointer_type(tl.int64)) + w) == 0:
+            return
     model = tl.load(tl.load(problem + P_MODEL).to(tl.pointer_type(tl.int64)) + w)
     units = size.to(tl.int32)
     padded = tl.multiple_of((units + 15) // 16 * 16, 16)
@@ -130,6 +137,10 @@ def row_distance_kernel(
                 a = a * (u_sign * v_sign)[None, :].to(DTYPE)
             total = tl.dot(a, b, total, input_precision=PRECISION)
     wanted = (i[:, None] < units) & (j[None, :] < units)
+    unary = tl.load(problem + P_UNARY)
+    if unary != 0:
+        u_ptr = unary.to(tl.pointer_type(tl.float32)) + model * tl.load(problem + P_UNARY_STEP)
+        total += tl.load(u_ptr + i[:, None] * size + j[None, :], mask=wanted, other=0.0)
     if cost != 0:
         a_norm = tl.load(problem + P_TARGET_NORM).to(tl.pointer_type(tl.float32)) + i
         b_norm = tl.load(problem + P_SOURCE_NORM).to(tl.pointer_type(tl.float32)) + j
