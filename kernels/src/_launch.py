@@ -23,9 +23,9 @@ class Table:
     """One grid over several problems: who owns which program, and what each problem is.
 
     Attributes:
-        first: int64 [problems + 1], the first program of each problem, then the total.
-        problems: int64 [problems, fields].
-        details: int64 [any, fields], rows that the problems point to.
+        first: int64 [problems + 1, padded to 2], the first program of each problem, then the total.
+        problems: int64 [problems * fields, padded to 2].
+        details: int64 [any * fields, padded to 2], rows that the problems point to.
         programs: the total.
         steps: bisections that find a program's problem.
         arguments: what every grouped kernel takes first: first, problems, their number, steps.
@@ -54,6 +54,8 @@ class Table:
             )
         self.steps = len(programs).bit_length()
         parts = [first, [x for row in problems for x in row], [x for row in details for x in row]]
+        for part in parts:  # of 16 bytes each, so that none asks for another compilation
+            part += [0] * (len(part) % 2)
         flat = torch.tensor([x for part in parts for x in part], dtype=torch.int64)
         if device.type == "cuda":
             flat = flat.pin_memory().to(device, non_blocking=True)

@@ -102,8 +102,13 @@ def choose_tile(work: Sequence[Work], dtype: torch.dtype, planes: int, processor
     """
     tiles = TILES[dtype, planes]
     close = [tile for tile in tiles if _padding(work, tile) <= MOST_PADDING] or [tiles[-1]]
-    busy = [tile for tile in close if sum(load.tiles(tile) for load in work) >= processors]
+    busy = [tile for tile in close if _programs(work, tile, processors) >= processors]
     return busy[0] if busy else close[-1]
+
+
+def _programs(work: Sequence[Work], tile: Tile, processors: int) -> int:
+    chunks = split(work, tile, processors)
+    return sum(count * load.tiles(tile) for load, (count, _) in zip(work, chunks, strict=True))
 
 
 def _padding(work: Sequence[Work], tile: Tile) -> float:

@@ -94,7 +94,7 @@ def is_active(problem: tl.tensor, w: tl.tensor) -> tl.tensor:
     return active
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["problems", "steps", "cost"])
 def row_distance_kernel(
     first_ptr: tl.tensor,
     problem_ptr: tl.tensor,
