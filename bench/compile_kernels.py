@@ -11,6 +11,7 @@ variants are alike, and what both architectures share (the front end) is a fourt
 import contextlib
 import functools
 import io
+import itertools
 import multiprocessing
 import os
 import re
@@ -28,9 +29,8 @@ from triton.compiler import ASTSource
 from bench.record import record
 from gpu_align.kernels import _streamed
 from gpu_align.kernels._launch import TRITON_DTYPES
-from gpu_align.kernels._tiles import TILES, UPDATE_TILES
+from gpu_align.kernels._tiles import TILES, Tile
 from gpu_align.kernels.row_distance import row_distance_kernel
-from gpu_align.kernels.row_update import row_update_kernel
 from gpu_align.kernels.sinkhorn import RESIDENT, resident_kernel
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
@@ -67,22 +67,26 @@ def variants() -> Iterator[Variant]:
 
 
 def _row_variants() -> Iterator[Variant]:
-    for dtype, tiles in TILES.items():
-        for tile in tiles:
-            for signed in (False, True):
-                types = TABLE | {"term_ptr": "*i64", "cost": "i32"}
-                constants, options = _split(tile.options())
-                constants |= {"DTYPE": TRITON_DTYPES[dtype], "SIGNED": signed}
-                label = f"{_name(dtype)} {tile.rows}x{tile.columns}x{tile.depth}"
-                label += f" {tile.precision}" if dtype == torch.float32 else ""
-                label += " signed" if signed else ""
-                yield Variant(row_distance_kernel, label, types, constants, options)
-    for dtype, tile in UPDATE_TILES.items():
-        types = TABLE | {"term_ptr": "*i64", "scale": "fp32"}
-        constants, options = _split(tile.options())
-        constants |= {"DTYPE": TRITON_DTYPES[dtype]}
-        label = f"{_name(dtype)} {tile.rows}x{tile.columns}x{tile.depth} {tile.precision}"
-        yield Variant(row_update_kernel, label, types, constants, options)
+    types = TABLE | {"term_ptr": "*i64", "part_ptr": "*fp32", "arrived_ptr": "*i32", "cost": "i32"}
+    for (dtype, planes), tiles in TILES.items():
+        for tile, signed, split in itertools.product(tiles, (False, True), (False, True)):
+            constants = {
+                "DTYPE": TRITON_DTYPES[dtype],
+                "PLANES": planes,
+                "SIGNED": signed,
+                "SPLIT": split,
+                **tile.constants(),
+            }
+            label = row_label(dtype, planes, tile)
+            label += (" signed" if signed else "") + (" split" if split else "")
+            yield Variant(row_distance_kernel, label, types, constants, tile.options())
+
+
+def row_label(dtype: torch.dtype, planes: int, tile: Tile) -> str:
+    """Return the weights and the tile of a compilation."""
+    weights = f"{planes} {_name(dtype)}" if planes > 1 else _name(dtype)
+    label = f"{weights} {tile.rows}x{tile.columns}x{tile.depth}"
+    return label + (f" {tile.precision}" if dtype == torch.float32 else "")
 
 
 def _sinkhorn_variants() -> Iterator[Variant]:
@@ -107,12 +111,6 @@ def _sinkhorn_variants() -> Iterator[Variant]:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _split(given: dict) -> tuple[dict, dict]:
-    """Separate the constants of a kernel from the options of its compilation."""
-    constants = {key: value for key, value in given.items() if key.isupper()}
-    return constants, {key: value for key, value in given.items() if not key.isupper()}
 
 
 @functools.cache
@@ -179,12 +177,12 @@ def main() -> None:
         chosen = [chosen[kernels.index(name)] for name in dict.fromkeys(kernels)]
     if not chosen:
         sys.exit(f"no kernel's name begins with {' or '.join(names)}")
-    print(f"{'kernel':22} {'variant':32} sm  warps stages registers  shared spills seconds")
+    print(f"{'kernel':22} {'variant':36} sm  warps stages registers  shared spills seconds")
     rows = []
     for row in compile_all(chosen):
         rows.append(row)
         print(
-            f"{row['kernel']:22} {row['variant']:32} {row['sm']} {row['warps']:5} "
+            f"{row['kernel']:22} {row['variant']:36} {row['sm']} {row['warps']:5} "
             f"{row['stages'] or '':6} {row['registers']:9} {row['shared']:7} "
             f"{row['spills']:6} {row['seconds']:7} {faults(row)}",
             flush=True,

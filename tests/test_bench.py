@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from auction_host import COMPILER, HostDevice, build
-from triton_devices import INTERPRETED, mend_interpreter
+from triton_devices import INTERPRETED
 
 from bench import assignment, beam_width, large, pairs, plot, profile_step, record, searching, whole
 from bench.cases import CASES, Case
@@ -31,7 +31,6 @@ def row_distance(monkeypatch):
         run()
         return TIME
 
-    mend_interpreter(monkeypatch)
     monkeypatch.setattr(row_distance, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(row_distance, "milliseconds", once)
     return row_distance

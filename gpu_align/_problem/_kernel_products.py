@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from gpu_align.kernels._rows import PackedRows, RowProblem
     from gpu_align.kernels.row_distance import RowDistance
 
-_MOST_MOVED = 4
-"""Other groups up to which a similarity is updated: each is a launch that writes the matrix."""
-
 
 def kernel_products(problem: "AlignmentProblem") -> "KernelProducts | None":
     """Return the products of a problem by kernels; None for float64, which they do not have."""
@@ -41,35 +38,7 @@ class KernelProducts:
         rows, unary = self._rows(matrix), self._problem.unary[matrix]
         if rows is None:
             return unary[model]
-        total = row_distance([self._row_problem(rows, perms, model)])[0]
-        return total.add_(unary if len(unary) == 1 else unary[model])
-
-    def updated(
-        self,
-        matrix: str,
-        similarity: Tensor,
-        before: Mapping[str, Tensor],
-        after: Mapping[str, Tensor],
-        model: Tensor,
-    ) -> Tensor:
-        """See `AlignmentProblem.updated_similarity`; one other group after the other."""
-        from gpu_align.kernels.row_update import RowUpdate, row_distance_update
-
-        rows = self._rows(matrix)
-        if rows is None:
-            return similarity
-        others = list(dict.fromkeys(name for term in rows.terms for name in term.others))
-        plain = all(len(t.others) <= 2 and len({*t.others}) == len(t.others) for t in rows.terms)
-        if not plain or len(others) > _MOST_MOVED:
-            return self.similarity(matrix, after, model)
-        total, perms = similarity.contiguous(), dict(before)
-        index = torch.arange(len(model), device=model.device)
-        for moved in others:
-            perms[moved] = after[moved]
-            problem = self._row_problem(rows, perms, model)
-            update = RowUpdate(problem, total, index, moved, before[moved])
-            total = row_distance_update([update])[0]
-        return total
+        return row_distance([self._row_problem(rows, perms, model, unary)])[0]
 
     def prepares(self, matrix: str) -> bool:
         """Say whether `prepared` takes a matrix: its terms have at most two others each."""
@@ -93,8 +62,8 @@ class KernelProducts:
         for matrix in matrices:
             rows = self._rows(matrix)
             assert rows is not None
-            plain = self._row_problem(rows, perms, model)
-            problems.append(replace(plain, unary=self._problem.unary[matrix], active=active))
+            problem = self._row_problem(rows, perms, model, self._problem.unary[matrix])
+            problems.append(replace(problem, active=active))
         return RowDistance(problems, out=out)
 
     def _rows(self, matrix: str) -> "PackedRows | None":
@@ -112,10 +81,10 @@ class KernelProducts:
         return self._packed[matrix]
 
     def _row_problem(
-        self, rows: "PackedRows", perms: Mapping[str, Tensor], model: Tensor
+        self, rows: "PackedRows", perms: Mapping[str, Tensor], model: Tensor, unary: Tensor
     ) -> "RowProblem":
         from gpu_align.kernels._rows import RowProblem
 
         others = {name for term in rows.terms for name in term.others}
         signed = any(is_signed(name) for name in others)
-        return RowProblem(rows, {name: perms[name] for name in others}, model, signed)
+        return RowProblem(rows, {name: perms[name] for name in others}, model, signed, unary)

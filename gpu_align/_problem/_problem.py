@@ -296,9 +296,7 @@ class AlignmentProblem:
         """
         terms = self.touching(matrix)
         siblings = any(isinstance(term, SiblingTerm) for term in terms)
-        if self._kernels is not None and not siblings:
-            return self._kernels.updated(matrix, similarity, before, after, model)
-        if siblings or not self.engine.waits:
+        if siblings or self._kernels is not None or not self.engine.waits:
             return self.similarity(matrix, after, model)
         total = similarity
         for term in terms:
