@@ -18,7 +18,7 @@ from gpu_align._problem._signed import with_sign
 from gpu_align._random import RandomStream
 from gpu_align._search import Run, _workspace
 from gpu_align._search._descent import draw_order, queue_sweep, start_descent
-from gpu_align.kernels.moves import Batch, Move, accept, select
+from gpu_align.kernels.moves import Accept, Batch, Move, Select
 
 on_the_host = pytest.mark.skipif(not INTERPRETED, reason="compiled in this process")
 
@@ -72,7 +72,7 @@ def copied(value: Batch | Move) -> Batch | Move:
 
 
 def accepted(move: Move, col: Tensor, dual: Tensor) -> None:
-    """Do what `accept` does in torch."""
+    """Do what `Accept` does in torch."""
     batch = move.batch
     gain = picked(move.similarity, col) - picked(move.similarity, move.perm)
     if move.signed is not None:
@@ -95,7 +95,7 @@ def test_a_move_is_accepted_where_it_gains(size: int, signed: bool, device: torc
     move, col = random_move(size, batch, size, 5, signed, device)
     expected = copied(move)
     dual = torch.rand(batch, size, device=device).double()
-    accept(move, col, dual, torch.zeros(batch, dtype=torch.int64, device=device))
+    Accept(move).launch(col, dual, torch.zeros(batch, dtype=torch.int64, device=device))
     accepted(expected, col, dual)
     for name in ("perm", "signed_perm", "col_dual"):
         if getattr(move, name) is not None:
@@ -112,7 +112,7 @@ def test_codes_of_what_was_not_wanted_are_left_out(device: torch.device) -> None
     move, col = random_move(0, 6, 9, 2, False, device)
     move.batch.active.copy_(torch.tensor([9, 0, 9, 0, 9, 9]))
     dual = torch.zeros(6, 9, dtype=torch.float64, device=device)
-    accept(move, col, dual, torch.tensor([0, 4, 2, 4, 1, 0], device=device))
+    Accept(move).launch(col, dual, torch.tensor([0, 4, 2, 4, 1, 0], device=device))
     assert int(move.batch.code) == 2
 
 
@@ -122,7 +122,7 @@ def test_who_is_chosen_and_stale_is_active(seed: int, batch: int, groups: int) -
     move, _ = random_move(seed, batch, 3, groups, False, torch.device("cpu"))
     chosen = (torch.rand(batch) < 0.5).to(torch.uint8)
     number, before = seed % groups, move.batch.stale.clone()
-    select(move.batch, chosen, number, 3)
+    Select(move.batch, number, 3).launch(chosen)
     wanted = chosen.bool() & before[:, number].bool()
     assert torch.equal(move.batch.active, 3 * wanted.long())
     before[chosen.bool(), number] = 0

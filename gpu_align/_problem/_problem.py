@@ -227,12 +227,15 @@ class AlignmentProblem:
 
     def identity(self, width: int = 1) -> Hypotheses:
         """Return `width` hypotheses per model that move nothing."""
-        model = self.model_index(width)
+        return self._identity if width == 1 else self._identity.spread(width)
+
+    @cached_property
+    def _identity(self) -> Hypotheses:
         perms = {
-            matrix: torch.arange(size, device=self.device).expand(len(model), size)
+            matrix: torch.arange(size, device=self.device).expand(self.models, size)
             for matrix, size in self.sizes.items()
         }
-        return self.hypotheses(perms, model)
+        return self.hypotheses(perms, self.model_index(1))
 
     def random(self, width: int, random: RandomStream) -> Hypotheses:
         """Return `width` hypotheses per model drawn uniformly, the same ones for each model."""

@@ -112,7 +112,7 @@ def _queue_prepared(run: Run, descent: Descent, moves: Sequence[tuple[int, Tenso
         workspace.forget()
         descent.recall.begun = True
     workspace.load(descent.hypotheses, descent.stale)
-    taken = torch.zeros(len(moves), batch, dtype=torch.uint8)
+    taken = torch.zeros(len(moves), -(-batch // 16) * 16, dtype=torch.uint8)  # lines are aligned
     for place, (_, chosen) in enumerate(moves):
         taken[place, chosen] = descent.alive[chosen].to(torch.uint8)
     takers = run.upload(taken)

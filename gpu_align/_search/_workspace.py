@@ -35,11 +35,13 @@ class _Step:
         gains: float32 [c, n, n], what is assigned: the similarity, or room for it plus the
             magnitude of the signed one.
         move: what is noted about it.
+        accept: notes it.
     """
 
     similarity: "RowDistance"
     gains: Tensor
     move: "Move"
+    accept: "Accept"
 
 
 class Workspace:
@@ -52,7 +54,7 @@ class Workspace:
 
     def __init__(self, run: Run, batch: int) -> None:
         """Prepare the moves of batches of so many hypotheses; `load` fills one in."""
-        from gpu_align.kernels.moves import Batch
+        from gpu_align.kernels.moves import Batch, Select
 
         problem, device = run.problem, run.problem.device
         self._shapes = {matrix: (batch, size) for matrix, size in problem.sizes.items()}
@@ -67,7 +69,14 @@ class Workspace:
             active=torch.empty(batch, dtype=torch.int64, device=device),
             code=run.worst_code,
         )
+        self._views = _views(self._perms, self._shapes)
+        self._dual_views = _views(self._duals, self._shapes)
         self._steps = self._prepared(run, batch)
+        self._selects = {
+            number: Select(self._batch, number, problem.sizes[problem.groups[number]])
+            for number in self._steps
+        }
+        self.forget()
 
     def load(self, hypotheses: Hypotheses, stale: Tensor) -> None:
         """Fill in a batch, and bool [b, groups], which of its groups are stale."""
@@ -99,19 +108,16 @@ class Workspace:
         Args:
             run: the running search.
             number: of the group.
-            chosen: uint8 [b], who takes it now; of these, those in which it is stale.
+            chosen: uint8 [b] or more, who takes it now; of these, those in which it is stale.
         """
-        from gpu_align.kernels.moves import accept, select
-
-        steps = self._steps[number]
-        select(self._batch, chosen, number, steps[0].gains.shape[1])
-        for step in steps:
+        self._selects[number].launch(chosen)
+        for step in self._steps[number]:
             step.similarity.launch()
             if step.move.signed is not None:
                 torch.abs(step.move.signed, out=step.gains).add_(step.move.similarity)
             start = step.move.col_dual, step.move.perm
             found = run.enqueue(step.gains, step.move.batch.active, start)
-            accept(step.move, found.col_ind, found.col_dual, found.status_codes)
+            step.accept.launch(found.col_ind, found.col_dual, found.status_codes)
 
     def _prepared(self, run: Run, batch: int) -> dict[int, list[_Step]]:
         problem = run.problem
@@ -142,9 +148,10 @@ class Workspace:
         self, run: Run, number: int, matrices: tuple[str, ...], part: range, room: Tensor
     ) -> _Step:
         """Prepare the move of a group for a range of hypotheses; all moves share the room."""
-        from gpu_align.kernels.moves import Move
+        from gpu_align.kernels.moves import Accept, Move
 
         problem, here = run.problem, slice(part.start, part.stop)
+        group = problem.groups[number]
         shape = (len(part), *[problem.sizes[matrices[0]]] * 2)
         entries = math.prod(shape)
         first, *rest = (
@@ -152,9 +159,8 @@ class Workspace:
             for place in range(1 if len(matrices) == 1 else 3)
         )
         out = [first, *rest[: len(matrices) - 1]]
-        perms = {m: v[here] for m, v in _views(self._perms, self._shapes).items()}
+        perms = {matrix: self._views[matrix][here] for matrix in problem.seen_from(group)}
         batch = self._batch.part(part.start, part.stop)
-        group = problem.groups[number]
         similarity = problem.prepared_similarity(
             matrices, perms, self._model[here], batch.active, out
         )
@@ -165,10 +171,10 @@ class Workspace:
             signed=rest[0] if rest else None,
             perm=perms[group],
             signed_perm=perms[signed_matrix(group)] if rest else None,
-            col_dual=_views(self._duals, self._shapes)[group][here],
+            col_dual=self._dual_views[group][here],
             neighbours=torch.tensor(places, dtype=torch.int64).to(problem.device),
         )
-        return _Step(similarity, rest[1] if rest else first, move)
+        return _Step(similarity, rest[1] if rest else first, move, Accept(move))
 
 
 def _views(flat: Tensor, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:

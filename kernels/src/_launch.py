@@ -96,7 +96,7 @@ class Launch:
         Args:
             kernel: the jitted function.
             programs: of the grid.
-            arguments: in the kernel's order.
+            arguments: in the kernel's order, after those that each launch is given.
             constants: of the compilation, by name, in the kernel's order.
             options: of the compilation: num_warps and the like.
             device: of the tensors.
@@ -106,20 +106,24 @@ class Launch:
         self._everything = (*arguments, *constants.values())
         self._compiled: Callable[..., None] | None = None
 
-    def __call__(self) -> None:
-        """Launch on the current stream of the device, without waiting."""
+    def __call__(self, *leading: Tensor) -> None:
+        """Launch on the current stream of the device, without waiting.
+
+        Args:
+            leading: the kernel's first arguments; their addresses are multiples of 16.
+        """
         if self._compiled is None:
             with on_device(self._device):
                 compiled = self._kernel[self._grid](
-                    *self._arguments, **self._constants, **self._options
+                    *leading, *self._arguments, **self._constants, **self._options
                 )
             if self._device.type == "cuda":
                 self._compiled = compiled[self._grid]
         elif torch.cuda.current_device() == self._device.index:
-            self._compiled(*self._everything)
+            self._compiled(*leading, *self._everything)
         else:
             with on_device(self._device):
-                self._compiled(*self._everything)
+                self._compiled(*leading, *self._everything)
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """What a descent notes around the assignments of one group, for all hypotheses at once (Triton).
 
-`select` says which hypotheses look at the group now, `accept` moves those that gain. Between the
+`Select` says which hypotheses look at the group now, `Accept` moves those that gain. Between the
 two lie the similarity and the assignment; nothing of it is read by the host.
 """
 
@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import on_device
+from ._launch import Launch
 
-__all__ = ["Batch", "Move", "accept", "select"]
+__all__ = ["Accept", "Batch", "Move", "Select"]
 
 _HYPOTHESES = 128
 _BLOCKS = {32: 1, 256: 4}
@@ -25,7 +25,7 @@ _COUNTS = ("batch", "groups", "number", "size", "neighbours")
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Hypotheses on their way down; `accept` and `select` write to all of it but the tolerance.
+    """Hypotheses on their way down; all but the tolerance is written to.
 
     Attributes:
         objective: float64 [b].
@@ -56,7 +56,7 @@ class Move:
         batch: these hypotheses.
         similarity: float32 [c, n, n], contiguous.
         signed: the same of the signed matrix, or None.
-        perm: int64 [c, n], contiguous; where the group is, overwritten by `accept`.
+        perm: int64 [c, n], contiguous; where the group is; overwritten.
         signed_perm: the same with signs, or None.
         col_dual: float64 [c, n], contiguous; duals of the last assignment, overwritten.
         neighbours: int64 [k], the groups that are stale after a move.
@@ -82,7 +82,7 @@ def select_kernel(
     size: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """A hypothesis is active where it is chosen and the group is stale, which it then is no more."""
+    """Hypotheses are active where they are chosen and the group is stale, which then it is not."""
     w = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = w < batch
     chosen = tl.load(chosen_ptr + w, mask=inside, other=0) != 0
@@ -103,14 +103,14 @@ def signed_entry(
 
 @triton.jit(do_not_specialize=_COUNTS)
 def accept_kernel(
+    found_ptr: tl.tensor,
+    found_dual_ptr: tl.tensor,
+    status_ptr: tl.tensor,
     similarity_ptr: tl.tensor,
     signed_ptr: tl.tensor,
     perm_ptr: tl.tensor,
     signed_perm_ptr: tl.tensor,
     col_dual_ptr: tl.tensor,
-    found_ptr: tl.tensor,
-    found_dual_ptr: tl.tensor,
-    status_ptr: tl.tensor,
     objective_ptr: tl.tensor,
     tolerance_ptr: tl.tensor,
     stale_ptr: tl.tensor,
@@ -166,63 +166,79 @@ def accept_kernel(
             tl.store(stale_ptr + w * groups + tl.load(neighbours_ptr + k), 1)
 
 
-def select(batch: Batch, chosen: Tensor, number: int, size: int) -> None:
-    """Say in `batch.active` who looks at a group now, and that it is stale no more for the chosen.
+class Select:
+    """Says in `active` who looks at a group now; for the chosen it is then stale no more."""
 
-    Args:
-        batch: all hypotheses.
-        chosen: uint8 [b] on the device, who may.
-        number: of the group.
-        size: n of the group.
-    """
-    count, groups = batch.stale.shape
-    with on_device(chosen.device):
-        select_kernel[(triton.cdiv(count, _HYPOTHESES),)](
-            chosen,
-            batch.stale,
-            batch.active,
-            count,
-            groups,
-            number,
-            size,
-            BLOCK=_HYPOTHESES,
+    def __init__(self, batch: Batch, number: int, size: int) -> None:
+        """Prepare for all hypotheses of a batch.
+
+        Args:
+            batch: of b hypotheses.
+            number: of the group.
+            size: n of the group.
+        """
+        count, groups = batch.stale.shape
+        self._launch = Launch(
+            select_kernel,
+            triton.cdiv(count, _HYPOTHESES),
+            (batch.stale, batch.active, count, groups, number, size),
+            {"BLOCK": _HYPOTHESES},
+            {"num_warps": 4},
+            batch.stale.device,
         )
 
+    def launch(self, chosen: Tensor) -> None:
+        """Launch on torch's current stream, without waiting.
 
-def accept(move: Move, col_ind: Tensor, col_dual: Tensor, status: Tensor) -> None:
-    """Move the active hypotheses to their assignments where that gains more than the tolerance.
+        Args:
+            chosen: uint8 [b] or more, who may; its address is a multiple of 16.
+        """
+        self._launch(chosen)
+
+
+class Accept:
+    """Moves active hypotheses to their assignments where that gains more than the tolerance.
 
     A signed group takes at each place the sign that its signed matrix has there.
-
-    Args:
-        move: the group and its hypotheses.
-        col_ind: int64 [c, n], assignments that maximise similarity + |signed|.
-        col_dual: float64 [c, n], their duals.
-        status: int64 [c], 0 where solved.
     """
-    count, size, _ = move.similarity.shape
-    batch, signed = move.batch, move.signed is not None
-    block, warps = next(((b, w) for b, w in _BLOCKS.items() if size <= b), _LARGEST)
-    with on_device(col_ind.device):
-        accept_kernel[(count,)](
-            move.similarity,
-            move.signed if signed else move.similarity,
-            move.perm,
-            move.signed_perm if signed else move.perm,
-            move.col_dual,
-            col_ind,
-            col_dual,
-            status,
-            batch.objective,
-            batch.tolerance,
-            batch.stale,
-            batch.active,
-            batch.code,
-            move.neighbours,
-            len(move.neighbours),
-            batch.stale.shape[1],
-            size,
-            SIGNED=signed,
-            BLOCK=block,
-            num_warps=warps,
+
+    def __init__(self, move: Move) -> None:
+        """Prepare for one move."""
+        count, size, _ = move.similarity.shape
+        batch = move.batch
+        signed = move.similarity if move.signed is None else move.signed
+        signed_perm = move.perm if move.signed_perm is None else move.signed_perm
+        block, warps = next(((b, w) for b, w in _BLOCKS.items() if size <= b), _LARGEST)
+        self._launch = Launch(
+            accept_kernel,
+            count,
+            (
+                move.similarity,
+                signed,
+                move.perm,
+                signed_perm,
+                move.col_dual,
+                batch.objective,
+                batch.tolerance,
+                batch.stale,
+                batch.active,
+                batch.code,
+                move.neighbours,
+                len(move.neighbours),
+                batch.stale.shape[1],
+                size,
+            ),
+            {"SIGNED": move.signed is not None, "BLOCK": block},
+            {"num_warps": warps},
+            move.similarity.device,
         )
+
+    def launch(self, col_ind: Tensor, col_dual: Tensor, status: Tensor) -> None:
+        """Launch on torch's current stream, without waiting.
+
+        Args:
+            col_ind: int64 [c, n], assignments that maximise similarity + |signed|.
+            col_dual: float64 [c, n], their duals.
+            status: int64 [c], 0 where solved.
+        """
+        self._launch(col_ind, col_dual, status)
