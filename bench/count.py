@@ -65,7 +65,11 @@ class Count(TorchDispatchMode):
         if there and name == "_local_scalar_dense":
             self.reads += 1
             return args[0].dtype is torch.bool
-        if there and name == "_to_copy" and torch.device(kwargs.get("device", "meta")).type == "cpu":
+        if (
+            there
+            and name == "_to_copy"
+            and torch.device(kwargs.get("device", "meta")).type == "cpu"
+        ):
             self.reads += 1
             return _told(args[0], kwargs.get("dtype") or args[0].dtype)
         found = func(*args, **kwargs)
