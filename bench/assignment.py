@@ -6,8 +6,8 @@ Every answer is checked before it is timed: against the bound that the solver's 
 against the best answer known. Beside a CUDA device: 128 problems of 512 and 1024 rows of every kind
 and of trained layers, 100,000 of 32, one of 8192 and 16384, and 208 of 300, a peer's own case.
 Without one only the solvers of the CPU run, on less. Solvers of the CPU get a few problems of a
-batch; compare the time per problem. A solver whose loops have no bound runs after all others. After each
-row --record writes what there is to results/assignment.json, or assignment_cpu.json.
+batch; compare the time per problem. A solver whose loops have no bound runs after all others.
+After each row --record writes what there is to results/assignment.json, or assignment_cpu.json.
 """
 
 import importlib.util

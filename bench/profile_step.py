@@ -3,12 +3,13 @@
     GPU_ALIGN_PAIRS=folder python -m bench.profile_step [--record]
     python -m bench.profile_step --count [--record]    operations of a sweep, without a device
 
-The device comes first; there ResNet50 has a sweep too. Each step is run again and again on the same state: for its time, and under torch's profiler, which
-gives the time of each operation by itself and the number of launches (calls, on the CPU). In a
-sweep every group of every hypothesis is looked at once and from nothing. Beside it stands a floor:
-the matrix products from their shapes, every weight read and every similarity written once, at the
-rates of a matrix product and a copy measured in the same run. What it leaves out is the assignment
-problems of the sweep and the Sinkhorn iterations of the annealing.
+The device comes first; there ResNet50 has a sweep too. Each step is run again and again on the same
+state: for its time, and under torch's profiler, which gives the time of each operation by itself
+and the number of launches (calls, on the CPU). In a sweep every group of every hypothesis is looked
+at once and from nothing. Beside it stands a floor: the matrix products from their shapes, every
+weight read and every similarity written once, at the rates of a matrix product and a copy measured
+in the same run. What it leaves out is the assignment problems of the sweep and the Sinkhorn
+iterations of the annealing.
 """
 
 import statistics
