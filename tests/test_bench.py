@@ -28,8 +28,17 @@ from bench import (
 from bench.cases import CASES, Case
 from bench.plain import weight_matching
 from bench.timing import quantiles, wall_clock
-from gpu_align import AlignmentProblem, KBest, LayerwiseBeam, chain_spec, run_search
-from gpu_align._backend import CPU
+from gpu_align import (
+    AlignmentProblem,
+    CoordinateDescent,
+    KBest,
+    LayerwiseBeam,
+    Search,
+    _replay,
+    chain_spec,
+    run_search,
+)
+from gpu_align._backend import CPU, Engine
 from gpu_align.kernels import auction as launcher
 
 TIME = {"median": 1.0, "q20": 1.0, "q80": 1.0, "repetitions": 1}
@@ -261,25 +270,29 @@ def test_targets(tmp_path, monkeypatch, capsys):
     assert "beam: width 1000" in capsys.readouterr().out
 
 
-def test_the_targets_read_what_the_benches_record(tmp_path, monkeypatch):
-    """Each has a figure in a record of the fields that a device's run has."""
+def test_every_target_finds_its_figure(tmp_path, monkeypatch):
     record_of_a_device(tmp_path)
-    rows = {"device": "cuda", "ms": TIME, "way": "gpu-align", "models": 60_000}
-    rows |= {"networks": "2-32-32-1", "batch seconds": TIME, "times_cpu": 3.0, "launches": 9}
-    rows |= {"pair": "mnist_mlp_512x3", "search": "x", "difference": 0.0, "step": "weight matching"}
-    for network in count.COUNTED:
-        rows |= {"network": network, "operations": 9}
-        both = [rows, rows | {"device": "cpu"}]
-        both.append(rows | {"pair": "ResNet50", "network": "MLP 3x512"})
-        for name in {target.result for target in targets.TARGETS}:
-            if not (tmp_path / f"{name}.json").exists() or network == "ResNet50":
-                old = json.loads((tmp_path / f"{name}.json").read_text())["rows"] if (
-                    tmp_path / f"{name}.json"
-                ).exists() else []
-                if name not in ("assignment", "row_distance", "beam_width"):
-                    write(tmp_path / f"{name}.json", old + both)
+    sweep, *_ = profile_step.STEPS
+    profiled = [
+        {"step": sweep, "pair": pair, "device": "cuda", "launches": 9}
+        for pair in ("mnist_mlp_512x3", "ResNet50")
+    ]
+    for name, rows in {
+        "sweep_operations": [{"network": name, "operations": 9} for name in count.COUNTED],
+        "profile_step": [{"step": "rates", "device": "cuda"}, *profiled],
+        "same_seed": [{"pair": "a", "search": "b", "difference": 0.0}],
+        "whole": [
+            {"network": "a", "way": "gpu-align", "device": device, "ms": TIME}
+            for device in ("cuda", "cpu")
+        ],
+        "portfolio": [{"pair": "a", "times_cpu": 9.0}, {"pair": "a"}],
+        "many_models_cuda": [{"models": 60_000, "networks": "a", "batch seconds": TIME}],
+    }.items():
+        write(tmp_path / f"{name}.json", rows)
     monkeypatch.setattr("bench.record.RESULTS", tmp_path)
-    assert "not measured" not in {row[3] for row in targets.judged()}
+    verdicts = {row[0]: row[3] for row in targets.judged()}
+    assert "not measured" not in verdicts.values()
+    assert verdicts["default search: times faster than all cores"] == "missed in 1 of 1"
 
 
 @pytest.mark.parametrize("name", ["assignment_cpu", "beam_width_cpu"])
@@ -348,7 +361,7 @@ def test_whole_alignment():
         assert row["ms"]["repetitions"] == whole.TURNS
         assert not row["stopped"]
         assert "s  " in whole.line(row)
-    _, source, target, spec = whole.facts_of(network)
+    _, source, target, spec = whole.facts_of(network, quick=False)
     stopped = whole.run_plain(source, target, spec, limit=0.0, seed=0)
     assert stopped["stopped"]
     assert stopped["distance"] == rows[0]["before"]
@@ -365,6 +378,16 @@ def test_the_networks_of_whole_alignments():
     )
     spec = large.Network("ResNet20", lambda: large.resnet20(1), (2, 3, 32, 32)).spec()
     assert sorted(group.size for group in spec.groups.values()) == [16] * 4 + [32] * 4 + [64] * 4
+
+
+def test_the_largest_network_runs_one_way_in_a_hurry(monkeypatch):
+    network = large.Network("small", lambda: pairs.mlp([6, 20, 20, 4]), (2, 6))
+    monkeypatch.setattr(whole, "LARGE", 100)
+    (row, *_) = whole.rows_of(network, [CPU], limit=60.0, quick=True)
+    assert row["way"] == "gpu-align"
+    assert "planted" not in row
+    problem = AlignmentProblem(*whole.make_pair(network, network.spec())[:2], network.spec())
+    assert row["before"] == pytest.approx(float(problem.identity().objective[0]))
 
 
 @pytest.mark.usefixtures("random_weights")
@@ -387,3 +410,96 @@ def test_the_floor_of_a_sweep():
     floor = profile_step.floor_of_sweep(problem, 5)
     assert floor["flops"] == 2 * 5 * (64 * 64 * 24 + 24 * 64 * 24)
     assert floor["bytes"] == 4 * (4 * 64 * 24 + 6 * 64**2 + 6 * 24**2)
+
+
+def test_a_step_is_captured_before_it_is_timed():
+    """A `Replay` calls its function twice, and captures it at the third call."""
+    assert profile_step.WARM_UP > _replay._EAGER_CALLS + 1
+
+
+def test_the_device_is_profiled_first():
+    device = Engine(torch.device("cuda"))
+    order = [engine for *_, engine in profile_step.jobs([CPU, device])]
+    assert order == sorted(order, key=lambda engine: engine is CPU)
+    assert (next(iter(profile_step.STEPS)), profile_step.LARGE, device) in profile_step.jobs(
+        [CPU, device]
+    )
+
+
+def test_operations_of_a_sweep_are_counted():
+    pytest.importorskip("triton")
+    network = large.Network("small", lambda: pairs.mlp([6, 20, 40, 4]), (2, 6))
+    row = count.count_sweeps(network, sweeps=2)
+    kernels = row["launches"]
+    assert kernels["auction_warp"] == kernels["auction_shared"] == 1
+    assert row["operations"] > sum(kernels.values()) > 2
+    assert row["reads"] >= 1
+    assert "operations a sweep" in count.line(row)
+    assert launcher._DEVICE == "cuda"
+
+
+def test_what_counts_as_an_operation():
+    """A product and a copy do; views, allocations and work on the host do not."""
+    with count.Count() as counted:
+        there = torch.empty(4, 4, device="meta")
+        there[1:].t().unsqueeze(0)
+        torch.ones(3) + 1
+        assert not counted.operations
+        there @ there
+        torch.ones(4).to("meta")
+        assert dict(counted.operations) == {"mm": 1, "_to_copy": 1}
+        assert bool(there.isnan().any())
+        assert int(there.long().sum()) == 0
+        assert (there > 0).cpu().all()
+        assert counted.reads == 3
+
+
+@pytest.mark.usefixtures("random_weights", "auction_on_host")
+@pytest.mark.parametrize("name", ["weight matching", "annealing", "portfolio"])
+def test_same_seed(name):
+    """On the device's way, here without a device, a search ends where it ends on the CPU."""
+    device = Engine(waits=False)
+    weights, (cpu, other) = same_seed.problems("coursework", [CPU, device])
+    assert weights == "random"
+    row = same_seed.compare(same_seed.SEARCHES[name], cpu, other)
+    assert row["same"], row
+    assert "same" in same_seed.line({"pair": "coursework", "search": name} | row)
+
+
+def test_every_search_is_compared():
+    classes = {type(search) for search in same_seed.SEARCHES.values()}
+    ours = [kind for kind in Search.__subclasses__() if kind.__module__.startswith("gpu_align.")]
+    assert classes == set(ours)
+
+
+@pytest.mark.usefixtures("random_weights")
+def test_default_search_on_two_engines(monkeypatch):
+    """A second CPU engine stands for the device."""
+    monkeypatch.setattr(portfolio, "Portfolio", SmallPortfolio)
+    other = Engine(reason="another")
+    *_, rows = portfolio.measure("mnist_mlp_128x3", [CPU, other], turns=2, enough=60.0)
+    assert [row["ms"]["repetitions"] for row in rows] == [2, 2]
+    assert rows[0]["distance"] == rows[1]["distance"]
+    assert all(distance < row["before"] for row in rows for distance in row["distance"])
+    assert "default search" in portfolio.line(rows[0])
+    ratio = portfolio.ratio({"device": "cuda", "ms": TIME}, [{"device": "cpu", "ms": TIME}])
+    assert ratio == {"times_cpu": 1.0}
+
+
+class SmallPortfolio:
+    @staticmethod
+    def for_problem(problem):
+        return CoordinateDescent()
+
+
+def test_a_zoo_is_drawn_as_torch_draws_it():
+    case = many_models.Case((2, 8, 1), many_models.Sine, 500, CoordinateDescent(), 1, 1)
+    spec, sources, target = many_models.zoo(case)
+    spec.validate(target, "target")
+    assert len(sources) == 500
+    for name, tensor in target.items():
+        many = torch.stack([source[name] for source in sources])
+        assert many.shape[1:] == tensor.shape
+        bound = (2 if name[0] == "0" else 8) ** -0.5
+        assert many.abs().max() <= bound
+        assert many.std() == pytest.approx(bound / 3**0.5, rel=0.1)
