@@ -91,7 +91,7 @@ install_peers() { # wheels now; archives in the background, as they take a minut
 }
 
 install() {
-    torch_lap_cuda_ARCHS=90 "$python" -m pip install --quiet --no-index --no-deps --no-compile \
+    torch_lap_cuda_ARCHS=90 timeout 200 "$python" -m pip install --quiet --no-index --no-deps --no-compile \
         --no-build-isolation --target "$peers" --upgrade "$@" >>"$out/peers.log" 2>&1
 }
 

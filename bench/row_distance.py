@@ -27,6 +27,9 @@ from gpu_align.kernels._twins import annealing_step_reference, row_distance_refe
 DEVICE = torch.device("cuda")
 ROUNDS, BASELINE_ROUNDS = 15, 3
 DTYPES = (torch.float32, torch.bfloat16)
+ROUND, MOST = 2.0, 20
+"""Milliseconds of a round, and runs of it at most: a single short one would wait for its launch."""
+
 PRODUCTS = {torch.float32: 6, torch.bfloat16: 1}
 """Products of bfloat16 that make one of a dtype."""
 
@@ -46,18 +49,22 @@ def cases(quick: bool) -> list[Case]:
 
 
 def milliseconds(run: Callable[[], object], rounds: int = ROUNDS) -> dict[str, float]:
-    """Return `quantiles` of synchronised runs, after two warm-up runs."""
-    times = []
-    for number in range(rounds + 2):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
+    """Return `quantiles` of one run, from rounds of as many as take `ROUND`; two warm it up."""
+    run()
+    each = max(1, round(ROUND / max(_elapsed(run, 1), ROUND / MOST)))
+    return quantiles([_elapsed(run, each) for _ in range(rounds)])
+
+
+def _elapsed(run: Callable[[], object], each: int) -> float:
+    """Return the milliseconds of one of several runs that are queued together."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(each):
         run()
-        stop.record()
-        stop.synchronize()
-        if number >= 2:
-            times.append(start.elapsed_time(stop))
-    return quantiles(times)
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / each
 
 
 def rates() -> dict[str, float]:
