@@ -16,7 +16,7 @@ from gpu_align._problem import Hypotheses, signed_matrix
 from gpu_align._search._search import Run
 
 if TYPE_CHECKING:
-    from gpu_align.kernels.moves import Move
+    from gpu_align.kernels.moves import Accept, Move
     from gpu_align.kernels.row_distance import RowDistance
 
 _SHARE = 0.25
