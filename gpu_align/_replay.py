@@ -1,6 +1,8 @@
 """Running one function again and again: on a CUDA device as a graph, without its launches."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -44,7 +46,7 @@ class Replay:
         current = torch.cuda.current_stream(self._device)
         stream.wait_stream(current)
         try:
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream), _no_garbage_collection():
                 graph.capture_begin(capture_error_mode="thread_local")
                 try:
                     self._function()
@@ -63,3 +65,15 @@ class Replay:
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the one stream of a device that captures: each takes a workspace of cuBLAS's own."""
     return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Leave garbage where it is: to free another graph on the way would invalidate a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
