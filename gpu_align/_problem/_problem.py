@@ -192,6 +192,15 @@ class AlignmentProblem:
             self._neighbours[group] = tuple(found)
         return self._neighbours[group]
 
+    @cached_property
+    def coupling(self) -> Tensor:
+        """Which groups share a term, bool [groups, groups] on the host."""
+        coupled = torch.zeros(len(self.groups), len(self.groups), dtype=torch.bool)
+        for number, group in enumerate(self.groups):
+            for neighbour in self.neighbours(group):
+                coupled[number, self.groups.index(neighbour)] = True
+        return coupled
+
     def seen_from(self, group: str) -> frozenset[str]:
         """Return the matrices of a family and those that its similarities depend on."""
         terms = self.family_terms(group)

@@ -85,7 +85,7 @@ def queue_sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
         descent: the batch.
         order: int64 [each, groups], the same for each model.
     """
-    plan = list(_plan(order, _coupling(run)))
+    plan = list(_plan(order, run.problem.coupling))
     first = torch.arange(run.problem.models)[:, None] * len(order)
     moves = [(number, (first + slots).flatten()) for number, slots in plan]
     if run.queues and run.problem.prepares_any:
@@ -151,6 +151,9 @@ def _plan(order: Tensor, coupled: Tensor) -> Iterator[tuple[int, Tensor]]:
     Yields:
         Number of the group, and int64 [c].
     """
+    if len(order) == 1:
+        yield from ((number, torch.zeros(1, dtype=torch.int64)) for number in order[0].tolist())
+        return
     # NumPy: on arrays as small as these its operations take a fifth of torch's time.
     rank, together = order.argsort(1).numpy(), coupled.numpy()
     waiting_for = ((rank[:, :, None] > rank[:, None, :]) & together).sum(2)
@@ -163,16 +166,6 @@ def _plan(order: Tensor, coupled: Tensor) -> Iterator[tuple[int, Tensor]]:
         later = rank[chosen] > rank[chosen, number, None]
         waiting_for[chosen] -= together[number] & later
         yield number, torch.from_numpy(chosen)
-
-
-def _coupling(run: Run) -> Tensor:
-    """Return which groups share a term, bool [groups, groups]."""
-    groups = run.problem.groups
-    coupled = torch.zeros(len(groups), len(groups), dtype=torch.bool)
-    for number, group in enumerate(groups):
-        for neighbour in run.problem.neighbours(group):
-            coupled[number, groups.index(neighbour)] = True
-    return coupled
 
 
 def _move(run: Run, descent: Descent, number: int, chosen: Tensor) -> Descent:
