@@ -69,16 +69,14 @@ def variants() -> Iterator[Variant]:
 def _row_variants() -> Iterator[Variant]:
     types = TABLE | {"term_ptr": "*i64", "part_ptr": "*fp32", "arrived_ptr": "*i32", "cost": "i32"}
     for (dtype, planes), tiles in TILES.items():
-        for tile, signed, split in itertools.product(tiles, (False, True), (False, True)):
+        for tile, signed in itertools.product(tiles, (False, True)):
             constants = {
                 "DTYPE": TRITON_DTYPES[dtype],
                 "PLANES": planes,
                 "SIGNED": signed,
-                "SPLIT": split,
                 **tile.constants(),
             }
-            label = row_label(dtype, planes, tile)
-            label += (" signed" if signed else "") + (" split" if split else "")
+            label = row_label(dtype, planes, tile) + (" signed" if signed else "")
             yield Variant(row_distance_kernel, label, types, constants, tile.options())
 
 

@@ -17,7 +17,7 @@ from gpu_align import AlignmentProblem, discover
 from gpu_align._errors import InputError
 from gpu_align._random import RandomStream
 from gpu_align.kernels import _tiles
-from gpu_align.kernels import row_distance as row_distance_module
+from gpu_align.kernels import row_distance as module
 from gpu_align.kernels._rows import split_planes
 from gpu_align.kernels._tiles import TILES, Tile, Work, choose_tile, split
 from gpu_align.kernels._twins import row_distance_reference
@@ -211,35 +211,42 @@ def test_unary_part(device: torch.device, models: int) -> None:
         assert_float32_grade(found, exact, case.reference(cost, torch.float32) + added)
 
 
-@pytest.mark.parametrize("chunks", [False, True], ids=["whole", "chunks"])
+@pytest.fixture
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Split all rows into chunks of one step."""
+    monkeypatch.setattr(_tiles, "SHORTEST", 1)
+    monkeypatch.setattr(module, "processors", lambda device: 512)
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "chunks"])
 def test_hypotheses_that_are_not_active(
-    device: torch.device, chunks: bool, monkeypatch: pytest.MonkeyPatch
+    device: torch.device, split: bool, request: pytest.FixtureRequest
 ) -> None:
-    if not chunks:
-        monkeypatch.setattr(_tiles, "SHORTEST", 2**20)
-    case = Case(device, [("gh", 40)], SIZES, batch=4)
+    if split:
+        request.getfixturevalue("short_chunks")
+    case = Case(device, [("gh", 2)], {"g": 17, "h": 21}, batch=4)
     active = torch.tensor([1, 0, 0, -7], device=device)
-    buffer = torch.full((8, 33, 33), torch.nan, device=device)
+    buffer = torch.full((8, 17, 17), torch.nan, device=device)
     plan = RowDistance([case.problem(active=active)], out=[buffer[2:6]], tile=SMALL)
     plan.launch()
-    expected = torch.tensor([0, 0, 1, 0, 0, 1, 0, 0], device=device).bool()
-    assert torch.equal(buffer.isfinite().all(2).all(1), expected)
-    assert torch.equal(buffer.isnan().all(2).all(1), ~expected)
+    computed = torch.tensor([0, 0, 1, 0, 0, 1, 0, 0], device=device).bool()
+    assert torch.equal(buffer.isfinite().flatten(1).all(1), computed)
+    assert torch.equal(buffer.isnan().flatten(1).all(1), ~computed)
     active.fill_(1)
     plan.launch()
     case.check(buffer[2:6], False)
 
 
-def test_chunks_of_long_rows(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tiles, "SHORTEST", 1)
-    monkeypatch.setattr(row_distance_module, "processors", lambda device: 64)
+@pytest.mark.usefixtures("short_chunks")
+def test_chunks_of_long_rows(device: torch.device) -> None:
     shapes = [("gh", 3), ("g", 5), ("hg", 1), ("gkl", 2)]
-    cases = [Case(device, shapes, {**SIZES, "g": size}, signed=True) for size in (33, 9)]
-    plan = RowDistance([case.problem() for case in cases], tile=SMALL)
+    cases = [Case(device, shapes, {**SIZES, "g": n}, signed=True, batch=1) for n in (17, 9)]
+    problems = [case.problem() for case in cases]
+    assert split([module.work_of(p) for p in problems], SMALL, 512) == [(9, 1), (9, 1)]
+    plan = RowDistance(problems, tile=SMALL)
     first = [matrix.clone() for matrix in plan.launch()]
-    for case, matrix in zip(cases, first, strict=True):
+    for case, matrix, again in zip(cases, first, plan.launch(), strict=True):
         case.check(matrix, False)
-    for matrix, again in zip(first, plan.launch(), strict=True):
         assert torch.equal(matrix, again)
 
 

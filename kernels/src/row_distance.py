@@ -107,7 +107,6 @@ def row_distance_kernel(
     DTYPE: tl.constexpr,
     PLANES: tl.constexpr,
     SIGNED: tl.constexpr,
-    SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -123,14 +122,10 @@ def row_distance_kernel(
     problem = problem_ptr + number * P_FIELDS
     size = tl.load(problem + P_SIZE)
     units, batch = size.to(tl.int32), tl.load(problem + P_BATCH).to(tl.int32)
-    place, chunk, chunks = local.to(tl.int32), 0, 1
-    before, chunk_steps = 0, 0x7FFFFFFF
-    if SPLIT:
-        chunks = tl.load(problem + P_CHUNKS).to(tl.int32)
-        chunk_steps = tl.load(problem + P_CHUNK).to(tl.int32)
-        tiles = batch * tl.cdiv(units, BLOCK_M) * tl.cdiv(units, BLOCK_N)
-        chunk, place = place // tiles, place % tiles
-        before = chunk * chunk_steps
+    chunks = tl.load(problem + P_CHUNKS).to(tl.int32)
+    chunk_steps = tl.load(problem + P_CHUNK).to(tl.int32)
+    tiles = batch * tl.cdiv(units, BLOCK_M) * tl.cdiv(units, BLOCK_N)
+    chunk, place = local.to(tl.int32) // tiles, local.to(tl.int32) % tiles
     tile, w = place // batch, (place % batch).to(tl.int64)
     if not is_active(problem, w):
         return
@@ -138,19 +133,18 @@ def row_distance_kernel(
     model = tl.load(tl.load(problem + P_MODEL).to(tl.pointer_type(tl.int64)) + w)
     padded = tl.multiple_of((units + 15) // 16 * 16, 16)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    before = chunk * chunk_steps
     for t in range(tl.load(problem + P_FIRST_TERM), tl.load(problem + P_LAST_TERM)):
         term = term_ptr + t * T_FIELDS
         term_steps = tl.cdiv(tl.load(term + T_LENGTH), BLOCK_K).to(tl.int32)
-        begin, end = 0, term_steps
-        if SPLIT:
-            begin = tl.minimum(tl.maximum(before, 0), term_steps)
-            end = tl.minimum(tl.maximum(before + chunk_steps, 0), term_steps)
-            before -= term_steps
+        begin = tl.minimum(tl.maximum(before, 0), term_steps)
+        end = tl.minimum(tl.maximum(before + chunk_steps, 0), term_steps)
+        before -= term_steps
         total = add_term(
             total, term, w, model, i, j, units, padded, begin, end,
             DTYPE, PLANES, SIGNED, PRECISION, BLOCK_K,
         )  # fmt: skip
-    if SPLIT and chunks > 1:
+    if chunks > 1:
         slot = tl.load(problem + P_PART) + place.to(tl.int64) * chunks
         within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         part = part_ptr + slot * (BLOCK_M * BLOCK_N) + within
@@ -201,7 +195,6 @@ class RowDistance:
             "DTYPE": TRITON_DTYPES[rows.dtype],
             "PLANES": rows.planes,
             "SIGNED": any(problem.signed for problem in problems),
-            "SPLIT": parts > 0,
             **tile.constants(),
         }
         arguments = (*table.arguments, table.details, scratch, arrived, int(cost))
