@@ -8,32 +8,18 @@
 #include <pthread.h>
 #include <sched.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <thread>
 #include <vector>
 
+#include "cuda_host.h"
+
 #ifndef HOST_WARP
 #define HOST_WARP 1
 #endif
-#define GPU_ALIGN_HOST
 #define WARP HOST_WARP
-#define __device__
-#define __global__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
 #define DYNAMIC_SHARED(name) unsigned char* name = host::current->shared.data()
-
-using std::isnan;
-using std::max;
-using std::min;
-
-struct alignas(16) int4 {
-  int x, y, z, w;
-};
 
 namespace host {
 
@@ -81,17 +67,6 @@ inline void __syncthreads() { host::current->all.wait(); }
 inline void __syncwarp() { host::current->segment(threadIdx.x, HOST_WARP).wait(); }
 inline void __threadfence() {}  // the atomics below are sequentially consistent
 inline void __nanosleep(unsigned) { sched_yield(); }
-inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
-inline long long __double_as_longlong(double x) {
-  long long bits;
-  std::memcpy(&bits, &x, 8);
-  return bits;
-}
-inline double __longlong_as_double(long long bits) {
-  double x;
-  std::memcpy(&x, &bits, 8);
-  return x;
-}
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int k, int width) {
