@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -23,12 +22,13 @@ from gpu_align.kernels import auction as launcher
 SIMULATOR = HERE / "simulator"
 RUNTIME = ("fibers", "memory", "meetings", "atomics")
 ADDR2LINE = shutil.which("addr2line")
-ACCESSES = 100_000_000
-"""After so many a launch is called endless."""
+_PLENTY = 2**40  # bytes of shared memory
 
-_RUNTIME_FLAGS = ("-O2",)
+_RUNTIME_FLAGS = ("-O3", "-march=native")
 # The kernels are linked without the sanitizer's library: the runtime answers the compiler's calls.
-_KERNEL_FLAGS = ("-O1", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0")
+# -fno-tree-sra: a load of an int4 stays one access.
+_KERNEL_FLAGS = ("-O1", "-fno-tree-sra", "-fsanitize=thread")
+_KERNEL_FLAGS += ("--param", "tsan-instrument-func-entry-exit=0")
 
 
 class Policy(IntEnum):
@@ -46,36 +46,38 @@ class Layout:
 
     Attributes:
         kernel: a name of `launcher.KERNELS`.
-        shared_limit: bytes of shared memory that make the launcher choose it for 33 rows and more.
         teams: blocks, or for `auction_grid` teams of blocks.
         threads: of a block.
         team_blocks: blocks of a team.
     """
 
     kernel: str
-    shared_limit: int
     teams: int
     threads: int
     team_blocks: int = 1
 
 
 def build(folder: Path, unit: str = "auction") -> Path:
-    """Compile the simulator with the kernels of `simulator/{unit}.cpp` to a library."""
+    """Compile the simulator with the kernels of `simulator/{unit}.cpp` to a library.
+
+    What the folder holds from a call before is not compiled again.
+    """
     assert COMPILER is not None
-    common = (COMPILER, "-std=c++17", "-g", "-fPIC", "-Wall", "-Wextra", "-U_FORTIFY_SOURCE")
-    common += ("-Wno-unused-parameter", "-Wno-unknown-pragmas", f"-I{SOURCES}", "-c")
-    flags = dict.fromkeys(RUNTIME, _RUNTIME_FLAGS) | {unit: _KERNEL_FLAGS}
-    objects = {name: folder / f"{name}.o" for name in flags}
-
-    def compile_unit(name: str) -> None:
-        _run(*common, *flags[name], str(SIMULATOR / f"{name}.cpp"), "-o", str(objects[name]))
-
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(compile_unit, flags))
-    library = folder / f"{unit}.so"
-    link = (COMPILER, "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", *map(str, objects.values()))
-    _run(*link, "-o", str(library), "-ldl")
+    library, objects = folder / f"{unit}.so", [folder / f"{name}.o" for name in (*RUNTIME, unit)]
+    if not library.exists():
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(_compile, (target for target in objects if not target.exists())))
+        link = (COMPILER, "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", *map(str, objects))
+        _run(*link, "-o", str(library), "-ldl")
     return library
+
+
+def _compile(target: Path) -> None:
+    assert COMPILER is not None
+    command = [COMPILER, "-std=c++17", "-g", "-fPIC", "-Wall", "-Wextra", "-U_FORTIFY_SOURCE"]
+    command += ["-Wno-unused-parameter", "-Wno-unknown-pragmas", f"-I{SOURCES}"]
+    command += _RUNTIME_FLAGS if target.stem in RUNTIME else _KERNEL_FLAGS
+    _run(*command, "-c", str(SIMULATOR / f"{target.stem}.cpp"), "-o", str(target))
 
 
 def _run(*command: str) -> str:
@@ -102,10 +104,19 @@ class Simulator:
         policy: Policy = Policy.RANDOM,
         seed: int = 1,
         chance: float = 0.05,
+        limit: int = 100_000_000,
         left_out: int = 0,
     ) -> None:
-        """Say how the next launches run; `left_out` is the barrier or fence that does nothing."""
-        self._options(seed, policy, chance, ACCESSES, left_out)
+        """Say how the next launches run.
+
+        Args:
+            policy: which thread runs next.
+            seed: of the scheduler.
+            chance: that an access lets another thread run first.
+            limit: a launch with more accesses is reported as endless.
+            left_out: the barrier or fence, of `sites`, that does nothing.
+        """
+        self._options(seed, policy, chance, limit, left_out)
 
     def reports(self) -> list[str]:
         """Return what was found in the last launch, places as file:line."""
@@ -155,12 +166,13 @@ class SimulatedDevice(HostDevice):
     def use(self, layout: Layout) -> None:
         """Run the next launches so."""
         self.layout = layout
-        self.shared_limit = layout.shared_limit
 
     def plan(self, batch: int, n: int, shared_limit: int, multiprocessors: int) -> launcher.Plan:
         """Stand in for `plan`: its kernel and memory, our blocks and threads."""
-        chosen, layout = PLAN(batch, n, shared_limit, multiprocessors), self.layout
+        layout = self.layout
         assert layout is not None
+        limit = {"auction_grid": 0, "auction_block": PLAN(1, n, _PLENTY, 1).shared_bytes - 1}
+        chosen = PLAN(batch, n, limit.get(layout.kernel, _PLENTY), multiprocessors)
         assert launcher.KERNELS[chosen.kernel] == layout.kernel, f"{n} rows: {chosen}"
         shared = chosen.shared_bytes
         if layout.kernel == "auction_warp":
@@ -178,8 +190,3 @@ class SimulatedDevice(HostDevice):
         """Stand in for `_call`, and collect the reports."""
         super().call(chosen, arguments, *rest)
         self.found.update(self.simulator.reports())
-
-
-def merged(counts: Iterable[Counter[str]]) -> Counter[str]:
-    """Return the sum."""
-    return sum(counts, Counter())

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "fibers.h"
 #include "simulator.h"
@@ -75,12 +76,16 @@ bool is_before(const History& history, const Fiber& fiber, int& who) {
     who = history.who;
     return fiber.tick_of(who) >= history.when;
   }
-  const Ticks& last = several[-2 - history.who];
-  for (size_t t = 0; t < last.size(); ++t) {
-    who = static_cast<int>(t);
-    if (who != fiber.id && last[t] > fiber.tick_of(who)) return false;
+  Ticks& last = several[-2 - history.who];
+  const Ticks& seen = *fiber.seen;
+  const Tick own = std::exchange(last[fiber.id], 0);
+  bool all_seen = true;  // without a way out the compiler makes vectors of this loop
+  for (size_t t = 0; t < last.size(); ++t) all_seen &= last[t] <= seen[t];
+  for (size_t t = 0; !all_seen && t < last.size(); ++t) {
+    if (last[t] > seen[t]) who = static_cast<int>(t);
   }
-  return true;
+  last[fiber.id] = own;
+  return all_seen;
 }
 
 void forget(History& history) {
