@@ -124,6 +124,7 @@ class Simulator:
         text = ctypes.create_string_buffer(room)
         assert self.library.sim_reports(text, room) < room
         lines = [line.split("\t")[1] for line in text.value.decode().splitlines()]
+        lines = [line for line in lines if not self._meets_itself(line)]
         return sorted({re.sub("@([0-9a-f]+)", self._place, line) for line in lines})
 
     def sites(self) -> list[int]:
@@ -135,23 +136,35 @@ class Simulator:
 
     def name(self, site: int) -> str:
         """Return the place of a barrier as file:line."""
-        return place_of(self.path, site - 1)
+        return short(place_of(self.path, site - 1))
 
     def _place(self, match: re.Match[str]) -> str:
-        return place_of(self.path, int(match[1], 16))
+        return short(place_of(self.path, int(match[1], 16)))
+
+    def _meets_itself(self, line: str) -> bool:
+        """Whether threads met at two copies that the compiler has made of one place."""
+        if not line.startswith("divergent"):
+            return False
+        a, b = re.findall(r"(\S+) @([0-9a-f]+)", line)
+        places = [place_of(self.path, int(offset, 16)) for _, offset in (a, b)]
+        return a[0] == b[0] and places[0] == places[1]
 
 
 @cache
-def place_of(library: Path, offset: int) -> str:
-    """Return an offset of a library as `file:line < file:line`: a place and who calls it.
+def place_of(library: Path, offset: int) -> tuple[str, ...]:
+    """Return an offset of a library as `file:line`, and those into which it is inlined.
 
-    The simulator's own headers, whose functions are inlined, are left out.
+    The simulator's own headers are left out.
     """
     assert ADDR2LINE is not None
     lines = _run(ADDR2LINE, "-i", "-e", str(library), hex(offset)).splitlines()
-    paths = [Path(line.split(" ")[0]) for line in lines]
-    own = [path.name for path in paths if path.name.partition(":")[0] not in ("device.h", "cuda_host.h")]
-    return " < ".join(own[:2])
+    places = [Path(line.split(" ")[0]).name for line in lines]
+    return tuple(p for p in places if p.partition(":")[0] not in ("device.h", "cuda_host.h"))
+
+
+def short(places: tuple[str, ...]) -> str:
+    """Return a place and who calls it."""
+    return " < ".join(places[:2])
 
 
 class SimulatedDevice(HostDevice):

@@ -158,15 +158,18 @@ void let_others_run() {
   leave();
 }
 
-void note_progress() { quiet = 0; }
+void note_progress() {
+  quiet = 0;
+  if (grid.current) grid.current->looks = 0;
+}
 
 void note_waiting(Site site) {
-  ++quiet;
-  if (quiet > 10'000 + 200 * grid.fibers.size()) {
+  if (++quiet > 10'000 + 200 * grid.fibers.size()) {
     report("deadlock: a thread looks in vain " + place(site));
     stop();
   }
-  if (quiet % 64 == 0) step_back();
+  // Who looks again and again without doing anything waits for another thread.
+  if (++grid.current->looks % 4 == 0) step_back();
 }
 
 void report(const std::string& text) { ++grid.reports[text]; }

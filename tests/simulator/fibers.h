@@ -39,6 +39,7 @@ struct Fiber {
   int id = 0, block = 0, thread = 0;
   State state = READY;
   double priority = 0;
+  uint64_t looks = 0;  // at what others change, since it did something itself
 
   char* stack = nullptr;
   bool started = false;

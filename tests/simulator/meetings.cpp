@@ -10,6 +10,10 @@
 namespace simulator {
 
 void see(Fiber& fiber, const Ticks& ticks) {
+  const Ticks& seen = *fiber.seen;
+  bool all_seen = true;
+  for (size_t t = 0; t < ticks.size(); ++t) all_seen &= ticks[t] <= seen[t];
+  if (all_seen) return;
   auto all = std::make_shared<Ticks>(*fiber.seen);
   for (size_t t = 0; t < ticks.size(); ++t) (*all)[t] = std::max((*all)[t], ticks[t]);
   fiber.seen = std::move(all);
