@@ -64,18 +64,55 @@ inline thread_local host::Index threadIdx{0}, blockIdx{0};
 inline thread_local host::Index blockDim{1}, gridDim{1};
 
 inline void __syncthreads() { host::current->all.wait(); }
-inline void __syncwarp() { host::current->segment(threadIdx.x, HOST_WARP).wait(); }
-inline void __threadfence() {}  // the atomics below are sequentially consistent
-inline void __nanosleep(unsigned) { sched_yield(); }
+inline void __syncwarp(unsigned mask = (1ull << HOST_WARP) - 1) {
+  if (HOST_WARP > 1) host::current->segment(threadIdx.x, __builtin_popcount(mask)).wait();
+}
+
+namespace host {
+
+// Every thread of a segment shows a value, and makes of all of them what `read(slots)` returns.
+template <class T, class Read>
+auto meet(int width, T value, Read read) {
+  if (width == 1) return read([=](int) { return value; });
+  Barrier& barrier = current->segment(threadIdx.x, width);
+  uint64_t* slots = &current->slots[threadIdx.x / width * width];
+  std::memcpy(&slots[threadIdx.x % width], &value, sizeof value);
+  barrier.wait();
+  auto slot = [=](int lane) {
+    T shown;
+    std::memcpy(&shown, &slots[lane], sizeof shown);
+    return shown;
+  };
+  auto result = read(slot);
+  barrier.wait();
+  return result;
+}
+
+}  // namespace host
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int k, int width) {
-  host::Barrier& barrier = host::current->segment(threadIdx.x, width);
-  std::memcpy(&host::current->slots[threadIdx.x], &value, sizeof value);
-  barrier.wait();
-  std::memcpy(&value, &host::current->slots[threadIdx.x ^ k], sizeof value);
-  barrier.wait();
-  return value;
+  return host::meet(width, value, [=](auto slot) { return slot((threadIdx.x ^ k) % width); });
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int lane, int width) {
+  return host::meet(width, value, [=](auto slot) { return slot(lane % width); });
+}
+inline int __reduce_min_sync(unsigned mask, int value) {
+  const int width = __popc(mask);
+  return host::meet(width, value, [=](auto slot) {
+    int least = slot(0);
+    for (int lane = 1; lane < width; ++lane) least = min(least, slot(lane));
+    return least;
+  });
+}
+inline unsigned __ballot_sync(unsigned mask, bool vote) {
+  const int width = __popc(mask);
+  return host::meet(width, vote, [=](auto slot) {
+    unsigned votes = 0;
+    for (int lane = 0; lane < width; ++lane) votes |= static_cast<unsigned>(slot(lane)) << lane;
+    return votes;
+  });
 }
 
 template <class T>
@@ -101,4 +138,11 @@ T atomicMin(T* place, U offer) {
 template <class T, class U>
 T atomicMax(T* place, U offer) {
   return replace_if(place, offer, [](T a, T b) { return a > b; });
+}
+inline void add_release(unsigned long long* place, unsigned long long value) {
+  __atomic_fetch_add(place, value, __ATOMIC_RELEASE);
+}
+inline unsigned long long load_acquire(const unsigned long long* place) {
+  sched_yield();  // it is called until others get on
+  return __atomic_load_n(place, __ATOMIC_ACQUIRE);
 }

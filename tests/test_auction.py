@@ -141,7 +141,7 @@ def test_512_rows_of_float32(device, kind):
 def test_all_blocks_compute_the_same(device):
     cost = torch.stack([make_cost(kind, 65) for kind in KINDS])
     results = []
-    for limit in (227 * 1024, 10_000, 1_000):
+    for limit in (227 * 1024, 16_000, 1_000):
         device.shared_limit = limit
         results.append(auction(cost))
     assert device.kernels == [1, 2, 3]

@@ -49,12 +49,13 @@ __device__ void write_identity(
 
 template <class Team>
 __device__ int solve(
-    Team& team, Problem& s, Costs& costs, const Batch& batch, i64 p, i64* stats) {
+    Team& team, Problem& s, Costs& costs, const Batch& batch, i64 p) {
   if (s.n == 0) {  // every thread of the team: no sync is missed
     if (team.rank == 0) batch.objective[p] = batch.gap[p] = 0;
     return SOLVED;
   }
-  if (!measure(team, s, costs)) return NOT_FINITE;
+  measure(team, s, costs);
+  if (!choose_scale(s, costs)) return NOT_FINITE;
   make_integers(team, s, costs);
   const bool warm = batch.old_dual && !isnan(batch.old_dual[p * batch.n]);
   if (warm) {
@@ -63,8 +64,9 @@ __device__ int solve(
   }
   const double deviation = standard_deviation(s);
   team.sync();
-  auction(team, s, deviation, warm, batch.limit, stats);
-  if (!forest(team, s, batch.limit, stats)) return ROUND_LIMIT;
+  auction(team, s, deviation, warm, batch.limit);
+  if (!forest(team, s, batch.limit)) return ROUND_LIMIT;
+  choose_scale(s, costs);  // once more: it isn't kept in registers meanwhile
   const bool tight = certify(team, s, costs, batch.row_dual + p * batch.n,
                              batch.col_dual + p * batch.n, batch.objective + p, batch.gap + p);
   return tight ? SOLVED : INEXACT;
@@ -75,16 +77,18 @@ template <class Team>
 __device__ void run(Team& team, unsigned char* memory, int* q, const Batch& batch, i64 p) {
   const i64 rows = batch.sizes ? batch.sizes[p] : batch.n;
   const bool fits = rows >= 0 && rows <= batch.n;
-  Problem s = lay_out<Team>(memory, fits ? static_cast<int>(rows) : 0);
-  if (q) s.q = q;
+  Problem s = lay_out(team, memory, fits ? static_cast<int>(rows) : 0);
+  if (Team::MATRIX_OUTSIDE) s.q = q;
+  if (team.rank == 0) {
+    for (int k = 0; k < STATS; ++k) s.box->stats[k] = 0;
+  }
   const i64 offset = p * batch.n * batch.n * (batch.wide ? 8 : 4);
   Costs costs;
   costs.data = static_cast<const unsigned char*>(batch.cost) + offset;
   costs.wide = batch.wide != 0;
   costs.stride = batch.n;
   costs.sign = batch.sign;
-  i64 stats[STATS] = {};
-  const int status = fits ? solve(team, s, costs, batch, p, stats) : WRONG_SIZE;
+  const int status = fits ? solve(team, s, costs, batch, p) : WRONG_SIZE;
   const double nan = __longlong_as_double(0x7ff8000000000000ll);
   if (status == SOLVED) {
     for (int i = team.rank; i < s.n; i += team.size) {
@@ -98,7 +102,7 @@ __device__ void run(Team& team, unsigned char* memory, int* q, const Batch& batc
   if (team.rank == 0) {
     if (status != SOLVED) batch.objective[p] = batch.gap[p] = nan;
     batch.status[p] = status;
-    for (int k = 0; k < STATS; ++k) batch.stats[p * STATS + k] = stats[k];
+    for (int k = 0; k < STATS; ++k) batch.stats[p * STATS + k] = s.box->stats[k];
   }
   team.sync();
 }
@@ -118,7 +122,7 @@ __device__ void run(Team& team, unsigned char* memory, int* q, const Batch& batc
 
 #if KERNEL == 0 || KERNEL < 0
 // One warp for each problem, `bytes` of shared memory for each warp.
-extern "C" __global__ void __launch_bounds__(256) auction_warp(PARAMETERS, i64 bytes) {
+extern "C" __global__ void __launch_bounds__(256, 2) auction_warp(PARAMETERS, i64 bytes) {
   DYNAMIC_SHARED(memory);
   const Batch batch = BATCH;
   const i64 warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
@@ -134,18 +138,18 @@ extern "C" __global__ void __launch_bounds__(256) auction_warp(PARAMETERS, i64 b
 extern "C" __global__ void __launch_bounds__(512, 1) auction_shared(PARAMETERS) {
   DYNAMIC_SHARED(memory);
   const Batch batch = BATCH;
-  BlockTeam team;
+  BlockTeam<2, false> team;
   for (i64 p = blockIdx.x; p < b; p += gridDim.x) run(team, memory, nullptr, batch, p);
 }
 #endif
 
 #if KERNEL == 2 || KERNEL < 0
 // One block for each problem, the integers in `scratch`, `integers` of them for each block.
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS)
     auction_block(PARAMETERS, int* scratch, i64 integers) {
   DYNAMIC_SHARED(memory);
   const Batch batch = BATCH;
-  BlockTeam team;
+  BlockTeam<4, true> team;
   int* q = scratch + blockIdx.x * integers;
   for (i64 p = blockIdx.x; p < b; p += gridDim.x) run(team, memory, q, batch, p);
 }
@@ -153,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(1024)
 
 #if KERNEL == 3 || KERNEL < 0
 // `blocks` blocks for each problem, everything in `scratch`, `bytes` for each team.
-extern "C" __global__ void __launch_bounds__(512)
+extern "C" __global__ void __launch_bounds__(GRID_THREADS)
     auction_grid(PARAMETERS, unsigned char* scratch, i64 bytes, u64* arrivals, i64 blocks) {
   const Batch batch = BATCH;
   const i64 me = blockIdx.x / blocks, teams = gridDim.x / blocks;

@@ -25,7 +25,9 @@ KERNELS = ("auction_warp", "auction_shared", "auction_block", "auction_grid")
 _DEVICE = "cuda"
 _WARP_ROWS = 32
 _GRID_ROWS = 2048
-_BOX_BYTES, _VECTOR_BYTES = 96, 36
+_BOX_BYTES, _VECTOR_BYTES = 112, 40
+_MOST_PARTS = 16
+_BLOCK_THREADS, _GRID_THREADS = 768, 512
 _WARP_BIN_BYTES, _BLOCK_BIN_BYTES = 8 * 64, 8 * 240
 
 
@@ -102,8 +104,12 @@ def source() -> str:
 
 
 def compile_options(kernel: int) -> tuple[str, ...]:
-    """Return the NVRTC options, but for the architecture, that build one of `KERNELS`."""
-    return ("--std=c++17", f"-DKERNEL={kernel}")
+    """Return the NVRTC options, but for the architecture, that build one of `KERNELS`.
+
+    Without contraction to fused operations, as a host compiler rounds too.
+    """
+    threads = (f"-DBLOCK_THREADS={_BLOCK_THREADS}", f"-DGRID_THREADS={_GRID_THREADS}")
+    return ("--std=c++17", "--fmad=false", f"-DKERNEL={kernel}", *threads)
 
 
 def plan(batch: int, n: int, shared_limit: int, multiprocessors: int) -> Plan:
@@ -122,20 +128,31 @@ def plan(batch: int, n: int, shared_limit: int, multiprocessors: int) -> Plan:
     padded = -(-n // 4) * 4
     matrix, vectors = 4 * n * padded, _BOX_BYTES + _VECTOR_BYTES * padded
     if n <= _WARP_ROWS:
-        each = vectors + _WARP_BIN_BYTES + matrix
+        each = vectors + _WARP_BIN_BYTES + _offer_bytes(padded, 4, 32) + matrix
         warps = max(1, min(8, shared_limit // each, batch // multiprocessors))
         blocks = -(-batch // warps)
         return Plan(0, blocks, 32 * warps, shared_bytes=warps * each, team_bytes=each)
     vectors += _BLOCK_BIN_BYTES
-    if vectors + matrix <= shared_limit:
-        return Plan(1, batch, 128 if n <= 64 else 256, shared_bytes=vectors + matrix)
-    if vectors <= shared_limit and (n < _GRID_ROWS or 4 * batch > multiprocessors):
-        threads, resident = (512, 2) if n <= 1024 else (1024, 1)
+    threads = 128 if n <= 64 else 256
+    shared = vectors + _offer_bytes(padded, threads // 32)
+    if shared + matrix <= shared_limit:
+        return Plan(1, batch, threads, shared_bytes=shared + matrix)
+    resident = 2 if n <= 1024 and batch > multiprocessors else 1
+    threads = _BLOCK_THREADS // resident
+    shared = vectors + _offer_bytes(padded, threads // 32)
+    if shared <= shared_limit and (n < _GRID_ROWS or 4 * batch > multiprocessors):
         blocks = min(batch, resident * multiprocessors)
-        return Plan(2, blocks, threads, vectors, teams=blocks, team_bytes=matrix)
+        return Plan(2, blocks, threads, shared, teams=blocks, team_bytes=matrix)
     teams = min(batch, multiprocessors)
     share = multiprocessors // teams
-    return Plan(3, teams * share, 512, teams=teams, team_bytes=vectors + matrix, team_blocks=share)
+    each = vectors + _offer_bytes(padded, share * _GRID_THREADS // 32) + matrix
+    return Plan(3, teams * share, _GRID_THREADS, teams=teams, team_bytes=each, team_blocks=share)
+
+
+def _offer_bytes(padded: int, workers: int, tile: int = 128) -> int:
+    """Return what the parts of the listed rows need, `tile` columns read side by side."""
+    parts = min(_MOST_PARTS, max(1, workers // -(-padded // tile)))
+    return 8 * padded * (parts - 1)
 
 
 def auction(

@@ -19,7 +19,7 @@ __device__ void lower_prices(Team& team, const Problem& s, bool shift_rows) {
   team.sync();
   int least = LARGEST;
   for (int j = team.rank; j < s.n; j += team.size) least = min(least, s.price[j]);
-  least = reduce<Team::LANES>(least, Lesser());
+  least = least_of<Team::LANES>(least);
   if (lane_of(team) == 0) atomicMin(&s.box->least, least);
   team.sync();
   least = s.box->least;
@@ -32,8 +32,8 @@ __device__ void lower_prices(Team& team, const Problem& s, bool shift_rows) {
 // Append to `list` the free rows; returns how many. Takes `count[0]`, which must be 0.
 template <class Team>
 __device__ int gather_free_rows(Team& team, const Problem& s, int* list) {
-  for (int i = team.rank; i < s.n; i += team.size) {
-    if (s.col[i] < 0) list[atomicAdd(&s.box->count[0], 1)] = i;
+  for (int i = team.rank; i < whole_warps(s.n); i += team.size) {
+    append(i < s.n && s.col[i] < 0, i, list, &s.box->count[0]);
   }
   team.sync();
   return s.box->count[0];
@@ -52,6 +52,7 @@ __device__ void drop_costly_pairs(const Team& team, const Problem& s, int epsilo
     const int j = s.col[i];
     if (j < 0) continue;
     const Best best = scan_row(team, s, i);
+    __syncwarp(lanes_mask<Team::LANES>());  // all lanes have read col[i]
     if (lane_of(team) == 0 && s.q[i * s.row_stride + j] + s.price[j] > best.low + epsilon) {
       s.col[i] = NONE;
       s.owner[j] = NONE;
@@ -68,8 +69,10 @@ __device__ void place_bids(const Team& team, const Problem& s, const int* list, 
     if (lane_of(team) == 0) {
       const u32 bid = s.price[best.at] + (best.second - best.low) + epsilon;
       s.col[i] = ~best.at;
-      // Equal bids: the lowest row wins. A bid is above the price, so above all before it.
-      atomicMax(&s.key[best.at], static_cast<u64>(bid) << 32 | static_cast<u32>(~i));
+      // Equal bids: the lowest row wins. A bid is above the price, so above all before it. To
+      // look first spares most of the attempts in which an atomic of 64 bits consists.
+      const u64 key = static_cast<u64>(bid) << 32 | static_cast<u32>(~i);
+      if (key > peek(&s.key[best.at])) atomicMax(&s.key[best.at], key);
     }
   }
 }
@@ -78,35 +81,35 @@ __device__ void place_bids(const Team& team, const Problem& s, const int* list, 
 template <class Team>
 __device__ void award_columns(
     const Team& team, const Problem& s, const int* list, int m, int* next, int* count) {
-  for (int k = team.rank; k < m; k += team.size) {
-    const int i = list[k], j = ~s.col[i];
-    const u64 best = s.key[j];
-    if (static_cast<int>(~static_cast<u32>(best)) != i) {
-      next[atomicAdd(count, 1)] = i;
-      continue;
+  for (int k = team.rank; k < whole_warps(m); k += team.size) {
+    int loser = NONE;
+    if (k < m) {
+      const int i = list[k], j = ~s.col[i];
+      const u64 best = s.key[j];
+      loser = i;
+      if (static_cast<int>(~static_cast<u32>(best)) == i) {
+        loser = s.owner[j];
+        s.owner[j] = i;
+        s.price[j] = static_cast<int>(best >> 32);
+        s.col[i] = j;
+        if (loser >= 0) s.col[loser] = NONE;
+      }
     }
-    const int loser = s.owner[j];
-    s.owner[j] = i;
-    s.price[j] = static_cast<int>(best >> 32);
-    s.col[i] = j;
-    if (loser >= 0) {
-      s.col[loser] = NONE;
-      next[atomicAdd(count, 1)] = loser;
-    }
+    append(loser >= 0, loser, next, count);
   }
 }
 
 // One phase at a fixed epsilon, until `cut` rows are free or `limit` rounds have passed.
 template <class Team>
 __device__ void auction_phase(
-    Team& team, const Problem& s, int epsilon, int cut, int limit, bool has_pairs, i64* stats) {
+    Team& team, const Problem& s, int epsilon, int cut, int limit, bool has_pairs) {
   lower_prices(team, s, false);
   for (int j = team.rank; j < s.n; j += team.size) s.key[j] = 0;
   reset_counts(team, s);
   team.sync();
   if (has_pairs) {
     drop_costly_pairs(team, s, epsilon);
-    stats[SCANS] += s.n;
+    note(team, s, SCANS, s.n);
     team.sync();
   }
   int *list = s.list, *next = s.mark;
@@ -117,8 +120,8 @@ __device__ void auction_phase(
     if (team.rank == 0) s.box->count[(round + 2) % 3] = 0;
     place_bids(team, s, list, m, epsilon);
     team.sync();
-    stats[BID_ROUNDS] += 1;
-    stats[SCANS] += m;
+    note(team, s, BID_ROUNDS, 1);
+    note(team, s, SCANS, m);
     award_columns(team, s, list, m, next, &s.box->count[now]);
     team.sync();
     m = s.box->count[now];
@@ -133,7 +136,7 @@ __device__ void auction_phase(
 // warm start needs the last phase only.
 template <class Team>
 __device__ void auction(
-    Team& team, const Problem& s, double deviation, bool warm, i64 limit, i64* stats) {
+    Team& team, const Problem& s, double deviation, bool warm, i64 limit) {
   const int last = max(1, static_cast<int>(rint(1e-3 * deviation)));
   int epsilon = warm ? last : max(1, static_cast<int>(rint(0.2 * deviation)));
   const int cut = max(1, s.n / 32);
@@ -142,7 +145,7 @@ __device__ void auction(
   const int rounds = static_cast<int>(min(limit, 256ll + s.n));
   for (bool has_pairs = warm;; has_pairs = true) {
     epsilon = max(epsilon, last);
-    auction_phase(team, s, epsilon, cut, rounds, has_pairs, stats);
+    auction_phase(team, s, epsilon, cut, rounds, has_pairs);
     if (epsilon == last) break;
     epsilon = max(1, static_cast<int>(rint(epsilon / 5.0)));
   }

@@ -18,81 +18,114 @@ struct Costs {
     return sign * (wide ? static_cast<const double*>(data)[place]
                         : static_cast<double>(static_cast<const float*>(data)[place]));
   }
+  // rint by the addition of 1.5 * 2**52: the integer is then in the low bits.
   __device__ __forceinline__ int integer(double cost) const {
-    return static_cast<int>(rint((cost - low) * factor[0] * factor[1]));
+    const double shifted = (cost - low) * factor[0] * factor[1] + 6755399441055744.0;
+    return static_cast<int>(__double_as_longlong(shifted));
   }
 };
 
-// Doubles as integers of the same order.
+// Numbers as integers of the same order; infinity and NaN are beyond all others.
 __device__ __forceinline__ u64 ordered(double x) {
   const i64 bits = __double_as_longlong(x);
   return static_cast<u64>(bits) ^ (bits < 0 ? ~0ull : 1ull << 63);
 }
+__device__ __forceinline__ u32 ordered(float x) {
+  const int bits = __float_as_int(x);
+  return static_cast<u32>(bits) ^ (bits < 0 ? ~0u : 1u << 31);
+}
 __device__ __forceinline__ double unordered(u64 bits) {
   return __longlong_as_double(static_cast<i64>(bits ^ (bits >> 63 ? 1ull << 63 : ~0ull)));
 }
+__device__ __forceinline__ double unordered(u32 bits) {
+  return __int_as_float(static_cast<int>(bits ^ (bits >> 31 ? 1u << 31 : ~0u)));
+}
 
-// Range and scale of the costs; false if one is NaN or infinite, or so large that sums overflow.
-template <class Team>
-__device__ bool measure(Team& team, const Problem& s, Costs& costs) {
-  Box& box = *s.box;
-  if (team.rank == 0) {
-    box.low = ~0ull;
-    box.high = box.sum = box.squares_low = box.squares_high = 0;
-    box.slack = 0;
-  }
-  team.sync();
-  const double largest = 1.7976931348623157e308 / (8.0 * (costs.stride + 1.0));
-  u64 low = ~0ull, high = 0;
-  bool bad = false;
+// Smallest and largest cost, into the box; T is the type of the costs, O its ordered integer.
+template <class T, class O, class Team>
+__device__ void find_range(const Team& team, const Problem& s, const Costs& costs) {
+  O low = ~static_cast<O>(0), high = 0;
   for (int i = worker_of(team); i < s.n; i += workers_of(team)) {
+    const T* row = static_cast<const T*>(costs.data) + i * costs.stride;
+#pragma unroll 32 / sizeof(T)
     for (int j = lane_of(team); j < s.n; j += Team::LANES) {
-      const double cost = costs.at(i, j);
-      bad |= !(fabs(cost) <= largest);
-      low = min(low, ordered(cost));
-      high = max(high, ordered(cost));
+      const O cost = ordered(row[j]);
+      low = min(low, cost);
+      high = max(high, cost);
     }
   }
   low = reduce<Team::LANES>(low, Lesser());
   high = reduce<Team::LANES>(high, Greater());
-  if (lane_of(team) == 0) {
-    atomicMin(&box.low, low);
-    atomicMax(&box.high, high);
-  }
-  if (bad) atomicAdd(&box.slack, 1);
-  team.sync();
-  if (box.slack > 0) return false;
-  costs.low = s.n > 0 ? unordered(box.low) : 0.0;
-  const double range = s.n > 0 ? unordered(box.high) - costs.low : 0.0;
+  if (lane_of(team) > 0 || low > high) return;
+  atomicMin(&s.box->low, ordered(unordered(low)));
+  atomicMax(&s.box->high, ordered(unordered(high)));
+}
+
+// The scale, from the range in the box; false if a cost is NaN or infinite, or so large that sums
+// overflow.
+__device__ __forceinline__ bool choose_scale(const Problem& s, Costs& costs) {
+  const double lowest = unordered(s.box->low), highest = unordered(s.box->high);
+  const double largest = 1.7976931348623157e308 / (8.0 * (costs.stride + 1.0));
+  if (!(fabs(lowest) <= largest && fabs(highest) <= largest)) return false;
+  costs.low = costs.sign < 0 ? -highest : lowest;
   int exponent = BITS;
-  if (range > 0) frexp(range, &exponent);
+  if (highest > lowest) frexp(highest - lowest, &exponent);
   costs.shift = BITS - exponent;
   costs.factor[0] = ldexp(1.0, costs.shift / 2);
   costs.factor[1] = ldexp(1.0, costs.shift - costs.shift / 2);
   return true;
 }
 
+// Find the range of the costs.
+template <class Team>
+__device__ void measure(Team& team, const Problem& s, const Costs& costs) {
+  if (team.rank == 0) {
+    s.box->low = ~0ull;
+    s.box->high = s.box->sum = s.box->squares = s.box->dual = 0;
+  }
+  team.sync();
+  if (costs.wide) {
+    find_range<double, u64>(team, s, costs);
+  } else {
+    find_range<float, u32>(team, s, costs);
+  }
+  team.sync();
+}
+
+constexpr int COARSE = 12;  // bits that statistics leave out, so that squares need no more than 64
+
+// The integers, and their sums.
+template <class T, class Team>
+__device__ void round_costs(const Team& team, const Problem& s, const Costs& costs) {
+  u64 sum = 0, squares = 0;
+  for (int i = worker_of(team); i < s.n; i += workers_of(team)) {
+    const T* row = static_cast<const T*>(costs.data) + i * costs.stride;
+    int* q = s.q + i * s.row_stride;
+#pragma unroll 32 / sizeof(T)
+    for (int j = lane_of(team); j < s.n; j += Team::LANES) {
+      const int value = costs.integer(costs.sign * static_cast<double>(row[j]));
+      const u32 coarse = static_cast<u32>(value) >> COARSE;
+      q[j] = value;
+      sum += coarse;
+      squares += static_cast<u64>(coarse) * coarse;
+    }
+    for (int j = s.n + lane_of(team); j < s.padded; j += Team::LANES) q[j] = 0;
+  }
+  sum = reduce<Team::LANES>(sum, Plus());
+  squares = reduce<Team::LANES>(squares, Plus());
+  if (lane_of(team) == 0) {
+    atomicAdd(&s.box->sum, sum);
+    atomicAdd(&s.box->squares, squares);
+  }
+}
+
 // The integers, their sums, and a start from nothing.
 template <class Team>
 __device__ void make_integers(Team& team, const Problem& s, const Costs& costs) {
-  u64 sum = 0, low = 0, high = 0;
-  for (int i = worker_of(team); i < s.n; i += workers_of(team)) {
-    for (int j = lane_of(team); j < s.padded; j += Team::LANES) {
-      const int value = j < s.n ? costs.integer(costs.at(i, j)) : 0;
-      const u64 square = static_cast<u64>(value) * static_cast<u64>(value);
-      s.q[i * s.row_stride + j] = value;
-      sum += value;
-      low += square & 0xfffffff;
-      high += square >> 28;
-    }
-  }
-  sum = reduce<Team::LANES>(sum, Plus());
-  low = reduce<Team::LANES>(low, Plus());
-  high = reduce<Team::LANES>(high, Plus());
-  if (lane_of(team) == 0) {
-    atomicAdd(&s.box->sum, sum);
-    atomicAdd(&s.box->squares_low, low);
-    atomicAdd(&s.box->squares_high, high);
+  if (costs.wide) {
+    round_costs<double>(team, s, costs);
+  } else {
+    round_costs<float>(team, s, costs);
   }
   for (int j = team.rank; j < s.padded; j += team.size) {
     s.price[j] = j < s.n ? 0 : LARGEST;
@@ -105,9 +138,8 @@ __device__ void make_integers(Team& team, const Problem& s, const Costs& costs) 
 // Standard deviation of the integers.
 __device__ __forceinline__ double standard_deviation(const Problem& s) {
   const double count = max(1.0, static_cast<double>(s.n) * s.n);
-  const double mean = s.box->sum / count;
-  const double squares = s.box->squares_high / count * 268435456.0 + s.box->squares_low / count;
-  return sqrt(max(0.0, squares - mean * mean));
+  const double mean = s.box->sum / count, square = s.box->squares / count;
+  return (1 << COARSE) * sqrt(max(0.0, square - mean * mean));
 }
 
 // Start from duals of the columns [n] and, where given, columns of the rows [n]. Values that
@@ -115,21 +147,41 @@ __device__ __forceinline__ double standard_deviation(const Problem& s) {
 template <class Team>
 __device__ void start_from(
     Team& team, const Problem& s, const Costs& costs, const double* dual, const i64* pairs) {
-  if (team.rank == 0) s.box->high = 0;
-  team.sync();
   for (int j = team.rank; j < s.n; j += team.size) {
     const double value = costs.sign * dual[j];
-    if (fabs(value) < 1e308) atomicMax(&s.box->high, ordered(value));
+    if (fabs(value) < 1e308) atomicMax(&s.box->dual, ordered(value));
     if (pairs && pairs[j] >= 0 && pairs[j] < s.n) atomicMax(&s.owner[pairs[j]], j);
   }
   team.sync();
-  const double highest = unordered(s.box->high);
+  const double highest = unordered(s.box->dual);
   for (int j = team.rank; j < s.n; j += team.size) {
     const double price = (highest - costs.sign * dual[j]) * costs.factor[0] * costs.factor[1];
     s.price[j] = price >= 0 ? static_cast<int>(rint(min(price, 536870912.0))) : 0;
     const i64 column = pairs ? pairs[j] : NONE;
     if (column >= 0 && column < s.n && s.owner[column] == j) s.col[j] = static_cast<int>(column);
   }
+}
+
+// The row's dual min_j (c_ij - col_dual_j) on the original costs, by one worker; `low` is
+// min_j (q_ij + price_j). An integer is at most half a unit from its cost, so the smallest
+// difference belongs to an entry within one unit of `low`, and only those are evaluated.
+template <class Team>
+__device__ double row_dual_of(
+    const Team& team, const Problem& s, const Costs& costs, int i, int low, const double* col_dual) {
+  double least = 1.7976931348623157e308;
+  const int* q = s.q + i * s.row_stride;
+  for (int j = 4 * lane_of(team); j < s.padded; j += TILE<Team>) {
+    const int4 a = *reinterpret_cast<const int4*>(q + j);
+    const int4 b = *reinterpret_cast<const int4*>(s.price + j);
+    const int values[4] = {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (values[e] <= low + 1) {
+        least = min(least, costs.at(i, j + e) - costs.sign * col_dual[j + e]);
+      }
+    }
+  }
+  return reduce<Team::LANES>(least, Lesser());
 }
 
 // Duals and objective on the original costs, and the gap between them, row by row:
@@ -139,27 +191,22 @@ template <class Team>
 __device__ bool certify(Team& team, const Problem& s, const Costs& costs, double* row_dual,
                         double* col_dual, double* objective, double* gap) {
   double* slack = reinterpret_cast<double*>(s.key);
+  double* paid = reinterpret_cast<double*>(s.list);  // and s.base, which follows
   if (team.rank == 0) s.box->slack = 0;
   for (int j = team.rank; j < s.n; j += team.size) {
     col_dual[j] = costs.sign * ldexp(-static_cast<double>(s.price[j]), -costs.shift);
   }
   team.sync();
   for (int i = worker_of(team); i < s.n; i += workers_of(team)) {
-    double low = 1.7976931348623157e308;
-    int integer_low = LARGEST;
-    for (int j = lane_of(team); j < s.n; j += Team::LANES) {
-      const double cost = costs.at(i, j);
-      low = min(low, cost - costs.sign * col_dual[j]);
-      integer_low = min(integer_low, costs.integer(cost) + s.price[j]);
-    }
-    low = reduce<Team::LANES>(low, Lesser());
-    integer_low = reduce<Team::LANES>(integer_low, Lesser());
+    const int low = scan_row(team, s, i).low;
+    const double least = row_dual_of(team, s, costs, i, low, col_dual);
     if (lane_of(team) > 0) continue;
     const int j = s.col[i];
     const double cost = costs.at(i, j);
-    row_dual[i] = costs.sign * low;
-    slack[i] = cost - costs.sign * col_dual[j] - low;
-    if (costs.integer(cost) + s.price[j] != integer_low || s.owner[j] != i) {
+    row_dual[i] = costs.sign * least;
+    paid[i] = cost;
+    slack[i] = cost - costs.sign * col_dual[j] - least;
+    if (s.q[i * s.row_stride + j] + s.price[j] != low || s.owner[j] != i) {
       atomicAdd(&s.box->slack, 1);
     }
   }
@@ -167,7 +214,7 @@ __device__ bool certify(Team& team, const Problem& s, const Costs& costs, double
   if (worker_of(team) == 0) {  // in a fixed order: the same sum every time
     double total = 0, lack = 0;
     for (int i = lane_of(team); i < s.n; i += Team::LANES) {
-      total += costs.at(i, s.col[i]);
+      total += paid[i];
       lack += slack[i];
     }
     total = reduce<Team::LANES>(total, Plus());

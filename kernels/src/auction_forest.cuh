@@ -17,7 +17,6 @@
 #include "auction_bids.cuh"
 
 constexpr int NEAREST = 64;  // rows read in a round, more only where bins or ties are wide
-constexpr int CHUNK = 1024;  // columns of a row that a worker reads at a time
 
 // Label of column j: the distance, then the row before it; equal distances prefer the rows from
 // the column's own diagonal on, so that ties are spread over the trees.
@@ -41,13 +40,18 @@ __device__ __forceinline__ int bin_of(u32 distance, u32 floor) {
   return static_cast<int>(((exponent - SUBBITS + 1) << SUBBITS) + fraction);
 }
 
-// First bin with at least `wanted` entries (or half of all) in it and below; by one worker.
+// First bin with at least `wanted` entries (or half of all) in it and below, or NONE where there
+// is no entry; by one worker, all lanes of which get it.
 template <class Team>
-__device__ void choose_bin(const Team& team, const u32* bins, u32 wanted, bool half, int* chosen) {
+__device__ int choose_bin(const Team& team, const u32* bins, u32 wanted, bool half) {
   constexpr int LANES = Team::LANES, SHARE = (BINS<Team> + LANES - 1) / LANES;
-  const int me = lane_of(team), first = me * SHARE, end = min(first + SHARE, BINS<Team>);
-  u32 own = 0;
-  for (int b = first; b < end; ++b) own += bins[b];
+  const int me = lane_of(team), first = me * SHARE;
+  u32 counts[SHARE], own = 0;
+#pragma unroll
+  for (int b = 0; b < SHARE; ++b) {
+    counts[b] = first + b < BINS<Team> ? bins[first + b] : 0;
+    own += counts[b];
+  }
   u32 before = 0, total = own;
 #pragma unroll
   for (int k = 1; k < LANES; k *= 2) {  // total: of 2k neighbouring lanes; before: of those below
@@ -56,51 +60,124 @@ __device__ void choose_bin(const Team& team, const u32* bins, u32 wanted, bool h
     total += other;
   }
   wanted = half ? (total + 1) / 2 : min(wanted, total);
-  if (wanted > before && wanted <= before + own) {
-    int b = first;
-    for (u32 sum = before + bins[b]; sum < wanted; sum += bins[b]) ++b;
-    *chosen = b;
+  int chosen = LARGEST;
+#pragma unroll
+  for (int b = 0; b < SHARE; ++b) {
+    if (before < wanted && wanted <= before + counts[b]) chosen = first + b;
+    before += counts[b];
   }
+  chosen = least_of<LANES>(chosen);
+  return chosen < LARGEST ? chosen : NONE;
 }
 
-// Offer column j a path. Only a strictly shorter one than last round's is taken, so that no
-// cycle of length zero arises; among the offers of one round the smallest label wins.
-__device__ __forceinline__ void relax(const Problem& s, int value, int reach, int i, int j) {
-  if (value >= reach) return;
-  const u64 label = label_of(value + s.price[j], i, j, s.n);
-  if (label < peek(&s.key[j])) atomicMin(&s.key[j], label);
+// What a thread has found for four neighbouring columns: the smallest distance minus price, and
+// the place in the list of the row it comes by, or NONE.
+struct Offers {
+  int low[4], at[4];
+};
+
+// What counts as an offer: only a strictly shorter path than last round's, so that no cycle of
+// length zero arises, and none as long as `bound`.
+__device__ __forceinline__ Offers no_offers(const Problem& s, int j, u32 bound) {
+  const int4 reach = *reinterpret_cast<const int4*>(s.reach + j);
+  const int4 price = *reinterpret_cast<const int4*>(s.price + j);
+  const int limit = static_cast<int>(min(bound, static_cast<u32>(LARGEST)));
+  return {{min(reach.x, limit - price.x) - 1, min(reach.y, limit - price.y) - 1,
+           min(reach.z, limit - price.z) - 1, min(reach.w, limit - price.w) - 1},
+          {NONE, NONE, NONE, NONE}};
 }
 
-// Relax every edge from the listed rows; a row's distance is as of the last round.
-template <class Team>
-__device__ void relax_rows(const Team& team, const Problem& s, int m) {
-  const int chunks = (s.padded + CHUNK - 1) / CHUNK;
-  for (int k = worker_of(team); k < m * chunks; k += workers_of(team)) {
-    const int i = s.list[k / chunks], from = s.col[i];
-    const int begin = k % chunks * CHUNK, end = min(begin + CHUNK, s.padded);
-    const int distance = from < 0 ? 0 : s.reach[from] + s.price[from];
-    const int base = distance - s.potential[i];
-    const int* q = s.q + i * s.row_stride;
-#pragma unroll 2
-    for (int j = begin + 4 * lane_of(team); j < end; j += 4 * Team::LANES) {
-      const int4 a = *reinterpret_cast<const int4*>(q + j);
-      const int4 r = *reinterpret_cast<const int4*>(s.reach + j);
-      relax(s, base + a.x, r.x, i, j);
-      relax(s, base + a.y, r.y, i, j + 1);
-      relax(s, base + a.z, r.z, i, j + 2);
-      relax(s, base + a.w, r.w, i, j + 3);
+// Read columns j to j + 3 of the rows at places k, k + step, ... below m. False where two rows
+// offer the same: then labels must decide.
+__device__ __forceinline__ bool read_rows(
+    const Problem& s, Offers& best, int j, int k, int step, int m) {
+  constexpr int FLIGHT = 4;
+  const int* q = s.q + j;
+  bool tied = false;
+  for (; k < m; k += FLIGHT * step) {
+    int values[FLIGHT][4];
+#pragma unroll
+    for (int f = 0; f < FLIGHT; ++f) {
+      const int here = min(k + f * step, m - 1);  // past the end the last row again
+      const int4 a = *reinterpret_cast<const int4*>(q + s.list[here] * s.row_stride);
+      const int base = s.base[here];
+      values[f][0] = base + a.x;
+      values[f][1] = base + a.y;
+      values[f][2] = base + a.z;
+      values[f][3] = base + a.w;
+    }
+#pragma unroll
+    for (int f = 0; f < FLIGHT; ++f) {
+      const int here = k + f * step;
+      if (here >= m) break;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        tied |= values[f][e] == best.low[e];
+        best.at[e] = values[f][e] <= best.low[e] ? here : best.at[e];
+        best.low[e] = min(best.low[e], values[f][e]);
+      }
+    }
+  }
+  return !tied;
+}
+
+// The same, where equal offers are decided by label.
+__device__ __forceinline__ void read_rows_with_ties(
+    const Problem& s, Offers& best, int j, int k, int step, int m) {
+  for (; k < m; k += step) {
+    const int i = s.list[k];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int value = s.base[k] + s.q[i * s.row_stride + j + e];
+      if (value > best.low[e]) continue;
+      const bool equal = value == best.low[e] && best.at[e] >= 0;
+      if (equal && label_of(0, i, j + e, s.n) > label_of(0, s.list[best.at[e]], j + e, s.n)) continue;
+      best.low[e] = value;
+      best.at[e] = k;
     }
   }
 }
 
+// Offer every column the best path through the listed rows. Columns have owners, so there are no
+// atomics: part 0 of the rows writes to the keys, the others beside them.
+template <class Team>
+__device__ void relax_rows(const Team& team, const Problem& s, int m, u32 bound) {
+  const int tiles = (s.padded + TILE<Team> - 1) / TILE<Team>;
+  for (int w = worker_of(team); w < tiles * s.parts; w += workers_of(team)) {
+    const int part = w / tiles, j = w % tiles * TILE<Team> + 4 * lane_of(team);
+    if (j >= s.padded) continue;
+    Offers best = no_offers(s, j, bound);
+    if (!read_rows(s, best, j, part, s.parts, m)) {
+      best = no_offers(s, j, bound);
+      read_rows_with_ties(s, best, j, part, s.parts, m);
+    }
+    u64* offers = part == 0 ? s.key + j : s.offers + (part - 1) * s.padded + j;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (best.at[e] >= 0) {
+        const int i = s.list[best.at[e]];
+        offers[e] = label_of(best.low[e] + s.price[j + e], i, j + e, s.n);
+      } else if (part > 0) {
+        offers[e] = NO_LABEL;
+      }
+    }
+  }
+}
 
 // Labels settled by the last round, and histograms of what waits and of the free columns.
 template <class Team>
-__device__ void settle_labels(const Team& team, const Problem& s, u32 floor, u32 bound, u32* nearest) {
+__device__ void settle_labels(
+    const Team& team, const Problem& s, u32 floor, u32 bound, u32* nearest) {
+  int least = LARGEST;
   for (int j = team.rank; j < s.n; j += team.size) {
-    const u32 d = distance_of(s.key[j]);
+    u64 label = s.key[j];
+    for (int part = 1; part < s.parts; ++part) {
+      label = min(label, s.offers[(part - 1) * s.padded + j]);
+    }
+    s.key[j] = label;
+    const u32 d = distance_of(label);
     const bool is_free = s.owner[j] < 0;
-    const int reach = static_cast<int>(d) - s.price[j];
+    const int reach = d == UNREACHED ? LARGEST : static_cast<int>(d) - s.price[j];
     if (reach != s.reach[j]) {
       s.reach[j] = reach;
       s.mark[j] = !is_free;
@@ -109,35 +186,49 @@ __device__ void settle_labels(const Team& team, const Problem& s, u32 floor, u32
       atomicAdd(&s.bins[1][bin_of<Team>(d, floor)], 1u);
     } else if (s.mark[j] && d < bound) {
       atomicAdd(&s.bins[0][bin_of<Team>(d, floor)], 1u);
-      if (d < peek(nearest)) atomicMin(nearest, d);
+      least = min(least, static_cast<int>(d));
     }
   }
+  least = least_of<WARP>(least);
+  if (threadIdx.x % WARP == 0 && least < LARGEST) atomicMin(nearest, static_cast<u32>(least));
 }
 
 // List the rows of the nearest waiting columns, and find the farthest free column of the half.
 template <class Team>
-__device__ void list_nearest(const Team& team, const Problem& s, u32 floor, u32 bound) {
-  const int nearest_bin = s.box->bin[0], median_bin = s.box->bin[1];
-  for (int j = team.rank; j < s.n; j += team.size) {
-    const u32 d = distance_of(s.key[j]);
-    const int bin = bin_of<Team>(d, floor);
-    if (s.owner[j] < 0) {
-      if (bin <= median_bin && d > peek(&s.box->far)) atomicMax(&s.box->far, d);
-    } else if (s.mark[j] && d < bound && bin <= nearest_bin) {
+__device__ void list_nearest(
+    const Team& team, const Problem& s, u32 floor, u32 bound, int nearest_bin, int median_bin) {
+  int far = 0;
+  for (int j = team.rank; j < whole_warps(s.n); j += team.size) {
+    bool wanted = false;
+    u32 d = 0;
+    int i = NONE;
+    if (j < s.n) {
+      d = distance_of(s.key[j]);
+      i = s.owner[j];
+      const int bin = bin_of<Team>(d, floor);
+      if (i < 0 && bin <= median_bin) far = max(far, static_cast<int>(d));
+      wanted = i >= 0 && s.mark[j] && d < bound && bin <= nearest_bin;
+    }
+    const int place = append(wanted, i, s.list, &s.box->count[0]);
+    if (wanted) {
       s.mark[j] = 0;
-      s.list[atomicAdd(&s.box->count[0], 1)] = s.owner[j];
+      s.base[place] = static_cast<int>(d) - s.potential[i];
     }
   }
+  far = -least_of<WARP>(-far);
+  if (threadIdx.x % WARP == 0 && far > 0) atomicMax(&s.box->far, static_cast<u32>(far));
 }
 
 // Labels of all columns up to distance D from the `m` listed free rows; returns D.
 template <class Team>
-__device__ u32 grow_forest(Team& team, const Problem& s, int m, i64* stats) {
+__device__ u32 grow_forest(Team& team, const Problem& s, int m) {
   u32 bound = UNREACHED, floor = 0;
+  for (int k = team.rank; k < m; k += team.size) s.base[k] = -s.potential[s.list[k]];
+  team.sync();
   for (int round = 0; m > 0; ++round) {
-    relax_rows(team, s, m);
-    stats[FOREST_ROUNDS] += 1;
-    stats[SCANS] += m;
+    relax_rows(team, s, m, bound);
+    note(team, s, FOREST_ROUNDS, 1);
+    note(team, s, SCANS, m);
     for (int b = team.rank; b < BINS<Team>; b += team.size) s.bins[0][b] = s.bins[1][b] = 0;
     u32* nearest = &s.box->nearest[round % 2];
     if (team.rank == 0) *nearest = UNREACHED;
@@ -145,15 +236,13 @@ __device__ u32 grow_forest(Team& team, const Problem& s, int m, i64* stats) {
     if (team.rank == 0) {
       s.box->count[0] = 0;
       s.box->far = 0;
-      s.box->bin[0] = s.box->bin[1] = NONE;
     }
     settle_labels(team, s, floor, bound, nearest);
     team.sync();
-    const int second = workers_of(team) > 1 ? 1 : 0;
-    if (worker_of(team) == 0) choose_bin(team, s.bins[0], NEAREST, false, &s.box->bin[0]);
-    if (worker_of(team) == second) choose_bin(team, s.bins[1], 0, true, &s.box->bin[1]);
-    team.sync();
-    list_nearest(team, s, floor, bound);
+    // Every worker for itself: it costs less than to wait for one that does.
+    const int nearest_bin = choose_bin(team, s.bins[0], NEAREST, false);
+    const int median_bin = choose_bin(team, s.bins[1], 0, true);
+    list_nearest(team, s, floor, bound, nearest_bin, median_bin);
     team.sync();
     m = s.box->count[0];
     bound = min(bound, s.box->far);
@@ -241,9 +330,9 @@ __device__ void start_forest(Team& team, const Problem& s) {
 
 // Complete the matching; false where `limit` rounds did not do.
 template <class Team>
-__device__ bool forest(Team& team, const Problem& s, i64 limit, i64* stats) {
+__device__ bool forest(Team& team, const Problem& s, i64 limit) {
   start_forest(team, s);
-  stats[SCANS] += s.n;
+  note(team, s, SCANS, s.n);
   for (;;) {
     lower_prices(team, s, true);
     reset_counts(team, s);
@@ -255,9 +344,9 @@ __device__ bool forest(Team& team, const Problem& s, i64 limit, i64* stats) {
     team.sync();
     const int m = gather_free_rows(team, s, s.list);
     if (m == 0) return true;
-    if (stats[FOREST_ROUNDS] >= limit) return false;
-    stats[FOREST_PHASES] += 1;
-    const u32 D = grow_forest(team, s, m, stats);
+    if (s.box->stats[FOREST_ROUNDS] >= limit) return false;
+    note(team, s, FOREST_PHASES, 1);
+    const u32 D = grow_forest(team, s, m);
     for (int i = team.rank; i < s.n; i += team.size) s.list[i] = s.mark[i] = LARGEST;
     team.sync();
     move_duals(team, s, D);

@@ -12,9 +12,21 @@
 #define WARP 32
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
+// A value that other threads may be changing.
 template <class T>
 __device__ __forceinline__ T peek(const T* place) {
   return *static_cast<const volatile T*>(place);
+}
+
+// What the threads of a grid tell each other about their meetings. An acquire also drops what the
+// multiprocessor's cache holds of the memory that others have written.
+__device__ __forceinline__ void add_release(unsigned long long* place, unsigned long long value) {
+  asm volatile("red.release.gpu.global.add.u64 [%0], %1;" ::"l"(place), "l"(value) : "memory");
+}
+__device__ __forceinline__ unsigned long long load_acquire(const unsigned long long* place) {
+  unsigned long long value;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(place) : "memory");
+  return value;
 }
 #endif
 
@@ -33,25 +45,33 @@ enum Stat { BID_ROUNDS, FOREST_ROUNDS, FOREST_PHASES, SCANS, STATS };
 // Scalars that a team shares. Each is reset at least one sync before it is used again.
 struct Box {
   u64 low, high;                       // range of the costs, as ordered bits
-  u64 sum, squares_low, squares_high;  // of the integers; the squares in two parts
+  u64 sum, squares;                    // of the leading bits of the integers
+  u64 dual;                            // largest old dual, as ordered bits
+  i64 stats[STATS];
   u32 nearest[2], far;                 // nearest waiting column; farthest free one of the half
-  int count[3], least, bin[2], slack;  // slack: rows whose pair is not tight
+  int count[3], least, slack;            // slack: rows whose pair is not tight
 };
-constexpr int BOX_BYTES = 96;
+constexpr int BOX_BYTES = 112;
 static_assert(sizeof(Box) <= BOX_BYTES, "auction.py reserves BOX_BYTES");
 
 // A warp; a block holds several of them.
 struct WarpTeam {
   static constexpr int LANES = WARP >= 4 ? WARP / 4 : 1;
   static constexpr int SUBBITS = 1;
+  static constexpr int FLIGHT = 1;
+  static constexpr bool MATRIX_OUTSIDE = false;
   int rank, size;
   __device__ WarpTeam() : rank(threadIdx.x % WARP), size(WARP) {}
   __device__ void sync() { __syncwarp(); }
 };
 
+// A block. FLIGHT is how many vectors of a row each thread loads before it looks at the first.
+template <int VECTORS, bool OUTSIDE>
 struct BlockTeam {
   static constexpr int LANES = WARP;
   static constexpr int SUBBITS = 3;
+  static constexpr int FLIGHT = VECTORS;
+  static constexpr bool MATRIX_OUTSIDE = OUTSIDE;
   int rank, size;
   __device__ BlockTeam() : rank(threadIdx.x), size(blockDim.x) {}
   __device__ void sync() { __syncthreads(); }
@@ -61,21 +81,23 @@ struct BlockTeam {
 struct GridTeam {
   static constexpr int LANES = WARP;
   static constexpr int SUBBITS = 3;
+  static constexpr int FLIGHT = 4;
+  static constexpr bool MATRIX_OUTSIDE = false;
   int rank, size;
-  u64 blocks, *arrivals;  // arrivals only ever counts up
+  u64 blocks, *arrivals, expected;  // arrivals only ever counts up
   __device__ GridTeam(int count, u64* counter)
       : rank(blockIdx.x % count * blockDim.x + threadIdx.x),
         size(count * blockDim.x),
         blocks(count),
-        arrivals(counter) {}
+        arrivals(counter),
+        expected(0) {}
   __device__ void sync() {
     __syncthreads();
     if (threadIdx.x == 0) {
-      __threadfence();
-      const u64 ticket = atomicAdd(arrivals, 1ull);
-      const u64 complete = (ticket / blocks + 1) * blocks;
-      while (peek(arrivals) < complete) __nanosleep(32);
-      __threadfence();
+      expected += blocks;
+      add_release(arrivals, 1);
+      while (load_acquire(arrivals) < expected) {
+      }
     }
     __syncthreads();
   }
@@ -105,17 +127,26 @@ struct Problem {
   int* owner;      // [padded] of a column: its row, or NONE
   int* reach;      // [padded] of a column: its distance minus its price
   int* list;       // [padded] rows to read next
+  int* base;       // [padded] of a listed row: its distance minus its potential
   int* mark;       // [padded] a second list; columns whose row waits
   u32* bins[2];    // [BINS] histograms of the waiting columns and of the free ones
+  u64* offers;     // [parts - 1, padded] labels that parts of the listed rows offer to the columns
+  int parts;       // in which the listed rows are read
   Box* box;
 };
-constexpr int VECTOR_BYTES = 36;
+constexpr int VECTOR_BYTES = 40;
+
+
+constexpr int MOST_PARTS = 16;
+template <class Team>
+constexpr int TILE = 4 * Team::LANES;  // columns that a worker reads side by side
 
 // Lay the arrays of a problem of up to `n` rows out from `memory`.
 template <class Team>
-__device__ Problem lay_out(unsigned char* memory, int n) {
-  const int padded = (n + 3) & ~3;
+__device__ Problem lay_out(const Team& team, unsigned char* memory, int n) {
+  const int padded = (n + 3) & ~3, tiles = (padded + TILE<Team> - 1) / TILE<Team>;
   Problem s;
+  s.parts = min(MOST_PARTS, max(1, workers_of(team) / max(1, tiles)));
   s.n = n;
   s.padded = padded;
   s.row_stride = padded;
@@ -127,26 +158,13 @@ __device__ Problem lay_out(unsigned char* memory, int n) {
   s.owner = s.col + padded;
   s.reach = s.owner + padded;
   s.list = s.reach + padded;
-  s.mark = s.list + padded;
+  s.base = s.list + padded;
+  s.mark = s.base + padded;
   s.bins[0] = reinterpret_cast<u32*>(memory + BOX_BYTES + VECTOR_BYTES * padded);
   s.bins[1] = s.bins[0] + BINS<Team>;
-  s.q = reinterpret_cast<int*>(s.bins[1] + BINS<Team>);
+  s.offers = reinterpret_cast<u64*>(s.bins[1] + BINS<Team>);
+  s.q = reinterpret_cast<int*>(s.offers + (s.parts - 1) * padded);
   return s;
-}
-
-// The value of the lane whose number differs in bit `k`, within a worker.
-template <int LANES, class T>
-__device__ __forceinline__ T exchange(T value, int k) {
-  constexpr u32 ALL = LANES == 32 ? 0xffffffffu : (1u << (LANES % 32)) - 1;
-  return __shfl_xor_sync(ALL << (threadIdx.x % WARP / LANES * LANES), value, k, LANES);
-}
-
-// Reduce over the lanes of a worker; every lane gets the result.
-template <int LANES, class T, class Op>
-__device__ __forceinline__ T reduce(T value, Op op) {
-#pragma unroll
-  for (int k = LANES / 2; k > 0; k /= 2) value = op(value, exchange<LANES>(value, k));
-  return value;
 }
 
 struct Lesser {
@@ -162,6 +180,56 @@ struct Plus {
   __device__ __forceinline__ T operator()(T a, T b) const { return a + b; }
 };
 
+// Add to what is counted for a problem.
+template <class Team>
+__device__ __forceinline__ void note(const Team& team, const Problem& s, Stat which, i64 amount) {
+  if (team.rank == 0) s.box->stats[which] += amount;
+}
+
+// The mask of a worker's lanes in its warp.
+template <int LANES>
+__device__ __forceinline__ u32 lanes_mask() {
+  constexpr u32 ALL = LANES == 32 ? 0xffffffffu : (1u << (LANES % 32)) - 1;
+  return ALL << (threadIdx.x % WARP / LANES * LANES);
+}
+
+// The value of the lane whose number differs in bit `k`, within a worker.
+template <int LANES, class T>
+__device__ __forceinline__ T exchange(T value, int k) {
+  return __shfl_xor_sync(lanes_mask<LANES>(), value, k, LANES);
+}
+
+// Reduce over the lanes of a worker; every lane gets the result.
+template <int LANES, class T, class Op>
+__device__ __forceinline__ T reduce(T value, Op op) {
+#pragma unroll
+  for (int k = LANES / 2; k > 0; k /= 2) value = op(value, exchange<LANES>(value, k));
+  return value;
+}
+
+// The smallest value of a worker's lanes: one instruction where the worker is a warp.
+template <int LANES>
+__device__ __forceinline__ int least_of(int value) {
+  if constexpr (LANES == WARP) return __reduce_min_sync(lanes_mask<LANES>(), value);
+  return reduce<LANES>(value, Lesser());
+}
+
+// Append `value` where `wanted`, with one atomic for a warp, all of whose threads take part. The
+// order of the list depends on timing, so no result may. Returns the place in the list.
+__device__ __forceinline__ int append(bool wanted, int value, int* list, int* count) {
+  const u32 votes = __ballot_sync(lanes_mask<WARP>(), wanted);
+  if (votes == 0) return NONE;
+  const int lane = threadIdx.x % WARP, leader = __ffs(static_cast<int>(votes)) - 1;
+  int first = lane == leader ? atomicAdd(count, __popc(votes)) : 0;
+  first = __shfl_sync(lanes_mask<WARP>(), first, leader, WARP);
+  const int place = first + __popc(votes & ((1u << lane) - 1));
+  if (wanted) list[place] = value;
+  return place;
+}
+
+// The end of a strided loop in which all threads of a warp go on to the last round.
+__device__ __forceinline__ int whole_warps(int n) { return (n + WARP - 1) / WARP * WARP; }
+
 // The cheapest entry of a row at the present prices, and the next one.
 struct Best {
   int low;     // smallest q + price
@@ -169,40 +237,56 @@ struct Best {
   int second;  // the smallest among the other columns
 };
 
-__device__ __forceinline__ void offer(int value, int place, int& low, int& at, int& second) {
-  if (value < second) {
-    if (value < low) {
-      second = low;
-      low = value;
-      at = place;
-    } else {
-      second = value;
-    }
-  }
-}
-
 // Read row i by one worker. Among equal entries a row takes the first from its own diagonal on,
 // cyclically, so that rows with many ties (dead units) don't all want the same column.
 template <class Team>
 __device__ Best scan_row(const Team& team, const Problem& s, int i) {
-  constexpr int LANES = Team::LANES;
+  constexpr int LANES = Team::LANES, FLIGHT = Team::FLIGHT;
   const int4* q = reinterpret_cast<const int4*>(s.q + i * s.row_stride);
   const int4* price = reinterpret_cast<const int4*>(s.price);
-  const int vectors = s.padded / 4, start = i / 4;
-  int low = LARGEST, at = LARGEST, second = LARGEST;
-#pragma unroll 2
-  for (int k = lane_of(team); k < vectors; k += LANES) {
-    const int v = start + k < vectors ? start + k : start + k - vectors;
-    const int4 a = q[v], b = price[v];
-    offer(a.x + b.x, 4 * k, low, at, second);
-    offer(a.y + b.y, 4 * k + 1, low, at, second);
-    offer(a.z + b.z, 4 * k + 2, low, at, second);
-    offer(a.w + b.w, 4 * k + 3, low, at, second);
+  const int vectors = s.padded / 4, start = i / 4, lane = lane_of(team);
+  auto vector_of = [=](int k) { return start + k < vectors ? start + k : start + k - vectors; };
+  // Of each vector only the smallest entry is compared, so that an entry costs one instruction.
+  int low = LARGEST, at = 0, second = LARGEST;
+  for (int first = 0; first < vectors; first += LANES * FLIGHT) {
+    int4 a[FLIGHT];
+    int smallest[FLIGHT];
+#pragma unroll
+    for (int f = 0; f < FLIGHT; ++f) {
+      a[f] = q[vector_of(min(first + f * LANES + lane, vectors - 1))];
+    }
+#pragma unroll
+    for (int f = 0; f < FLIGHT; ++f) {
+      const int k = first + f * LANES + lane;
+      const int4 b = price[vector_of(min(k, vectors - 1))];
+      const int here = min(min(a[f].x + b.x, a[f].y + b.y), min(a[f].z + b.z, a[f].w + b.w));
+      smallest[f] = k < vectors ? here : LARGEST;
+    }
+#pragma unroll
+    for (int f = 0; f < FLIGHT; ++f) {
+      second = min(second, max(low, smallest[f]));
+      at = smallest[f] < low ? first + f * LANES + lane : at;
+      low = min(low, smallest[f]);
+    }
   }
-  const u64 own = static_cast<u64>(low) << 32 | static_cast<u32>(at);
-  const u64 first = reduce<LANES>(own, Lesser());
-  const int place = static_cast<int>(first);
-  second = reduce<LANES>(place == at ? second : low, Lesser());
-  const int v = start + place / 4 < vectors ? start + place / 4 : start + place / 4 - vectors;
-  return {static_cast<int>(first >> 32), 4 * v + place % 4, second};
+  const int lowest = least_of<LANES>(low);
+  const int place = least_of<LANES>(low == lowest ? at : LARGEST);
+  int element = NONE;
+  if (low == lowest && at == place) {  // one lane: which entry, and what else its vector holds
+    const int4 a = q[vector_of(at)], b = price[vector_of(at)];
+    const int values[4] = {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (element < 0 && values[e] == lowest) {
+        element = e;
+      } else {
+        second = min(second, values[e]);
+      }
+    }
+  } else {
+    second = low;
+  }
+  second = least_of<LANES>(second);
+  element = __shfl_sync(lanes_mask<LANES>(), element, place % LANES, LANES);
+  return {lowest, 4 * vector_of(place) + element, second};
 }
