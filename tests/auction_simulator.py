@@ -138,6 +138,15 @@ class Simulator:
         """Return the place of a barrier as file:line."""
         return short(place_of(self.path, site - 1))
 
+    def is_spare(self, site: int) -> bool:
+        """Whether the source says `// spare` of a barrier: another one stands in for it."""
+        for place in place_of(self.path, site - 1):
+            name, line = place.split(":")
+            source = SOURCES / name
+            if source.exists() and "// spare" in source.read_text().splitlines()[int(line) - 1]:
+                return True
+        return False
+
     def _place(self, match: re.Match[str]) -> str:
         return short(place_of(self.path, int(match[1], 16)))
 
