@@ -63,7 +63,7 @@ __device__ int solve(
     start_from(team, s, costs, batch.old_dual + p * batch.n, pairs);
   }
   const double deviation = standard_deviation(s);
-  team.sync();
+  team.sync();  // spare: lower_prices has one too
   auction(team, s, deviation, warm, batch.limit);
   if (!forest(team, s, batch.limit)) return ROUND_LIMIT;
   choose_scale(s, costs);  // once more: it isn't kept in registers meanwhile

@@ -129,7 +129,7 @@ __device__ void auction_phase(
     list = next;
     next = swap;
   }
-  team.sync();
+  team.sync();  // spare: lower_prices has one too
 }
 
 // Phases from 0.2 standard deviations down to 0.001, each epsilon a fifth of the one before; a

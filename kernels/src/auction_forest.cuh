@@ -294,7 +294,7 @@ __device__ void augment_trees(Team& team, const Problem& s) {
       j = next;
     }
   }
-  team.sync();
+  team.sync();  // spare: lower_prices has one too
 }
 
 // Row potentials from the prices; pairs that are not tight end, and free rows take their
@@ -325,7 +325,7 @@ __device__ void start_forest(Team& team, const Problem& s) {
     s.owner[j] = s.mark[j];
     s.col[s.mark[j]] = j;
   }
-  team.sync();
+  team.sync();  // spare: lower_prices has one too
 }
 
 // Complete the matching; false where `limit` rounds did not do.
