@@ -8,6 +8,7 @@ host, so the answers can be compared with those of the plain way.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,7 @@ from gpu_align._search._beam import perturb
 from gpu_align._search._cooling import Cooling
 from gpu_align._search._descent import draw_order, queue_sweep, start_descent
 from gpu_align._search._relaxed import soft_starts, to_hypotheses
+from gpu_align._search._workspace import Workspace
 
 KINDS = ("mlp", "cnn", "resnet", "groupnorm", "recurrent", "heads", "gqa", "signed", "signed_heads")
 META = Engine(torch.device("meta"), waits=False)
@@ -226,6 +228,43 @@ def test_several_models_on_the_devices_way(search: str) -> None:
         for e in (CPU, engine)
     )
     assert torch.allclose(plain, queued, rtol=1e-6)
+
+
+def descended(engine: Engine) -> Tensor:
+    """Return the objectives of four descents."""
+    search = CoordinateDescent(starts=4, initial="random")
+    return run_search(search, float32_problem("cnn", engine), seed=4).hypotheses.objective
+
+
+def start_cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every sweep forget the duals of the one before."""
+    load = Workspace.load
+
+    def forgetting(self: Workspace, *given: Any) -> None:
+        self.forget()
+        load(self, *given)
+
+    monkeypatch.setattr(Workspace, "load", forgetting)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="compiled in this process")
+@pytest.mark.usefixtures("auction_on_host")
+def test_warm_starts_change_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    warm, enqueue = [], Run.enqueue
+
+    def watched(self: Run, similarity: Tensor, sizes: Tensor, start: Any) -> QueuedAssignment:
+        warm.append(bool(start[0][sizes > 0].isfinite().any()))
+        return enqueue(self, similarity, sizes, start)
+
+    monkeypatch.setattr(Run, "enqueue", watched)
+    objectives = [descended(EMULATED)]
+    assert any(warm)
+    warm.clear()
+    start_cold(monkeypatch)
+    objectives.append(descended(EMULATED))
+    assert not any(warm)
+    torch.testing.assert_close(*objectives, rtol=1e-6, atol=0)
 
 
 @pytest.mark.usefixtures("auction_on_host")
