@@ -134,9 +134,10 @@ class Simulator:
         assert count < len(room)
         return room[:count]
 
-    def name(self, site: int) -> str:
-        """Return the place of a barrier as file:line."""
-        return short(place_of(self.path, site - 1))
+    def caller(self, site: int) -> str:
+        """Return who calls the function with a barrier, as file:line."""
+        places = place_of(self.path, site - 1)
+        return short(places[1:] or places)
 
     def is_spare(self, site: int) -> bool:
         """Whether the source says `// spare` of a barrier: another one stands in for it."""
