@@ -118,9 +118,9 @@ def certificates(problem: AlignmentProblem, hypotheses: Hypotheses) -> list[Cert
         _group_reports(problem, hypotheses, family, before, after)
         for family in problem.families.values()
     ]
-    totals = (_total(parts.values(), bounds).tolist() for parts in (before, after))
+    totals = (_total(parts.values(), bounds).cpu().tolist() for parts in (before, after))
     groups = zip(*reports, strict=True) if reports else [()] * len(hypotheses)
-    rows = zip(*totals, bounds.tolist(), groups, strict=True)
+    rows = zip(*totals, bounds.cpu().tolist(), groups, strict=True)
     return [Certificate(b, a, bound, tuple(of_groups)) for b, a, bound, of_groups in rows]
 
 
@@ -147,8 +147,8 @@ def _group_reports(
         *(primal, dual, (dual - primal).clamp_min(0)),
     )
     # One transfer for all.
-    table = torch.stack([column.to(primal) for column in numbers], dim=1).tolist()
-    for (root, *children), row in zip(moved.tolist(), table, strict=True):
+    table = torch.stack([column.to(primal) for column in numbers], dim=1).cpu().tolist()
+    for (root, *children), row in zip(moved.cpu().tolist(), table, strict=True):
         inside = tuple(
             Inside(child.group, child.size, count)
             for child, count in zip(family.children, children, strict=True)

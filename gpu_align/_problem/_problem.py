@@ -425,7 +425,7 @@ class AlignmentProblem:
         )
         index = torch.full((1,), model, device=self.device)
         found = self._tensor_distances(perms, signs, index)
-        values = torch.cat([*found.values(), self.constant.new_empty(0)]).tolist()
+        values = torch.cat([*found.values(), self.constant.new_empty(0)]).cpu().tolist()
         return dict(zip(found, values, strict=True))
 
     def each_tensor_distance(self, hypotheses: Hypotheses) -> dict[str, Tensor]:
