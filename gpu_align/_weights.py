@@ -31,7 +31,8 @@ def part_ranges(models: int, elements: int, most: int) -> Iterator[tuple[int, in
 
 def apart(tensors: Tensor) -> list[Tensor]:
     """Return the tensors of a stack, each in memory of its own: it can be kept or written alone."""
-    return [row.clone() for row in tensors.unbind(0)]
+    copies: list[Tensor] = torch.ops.aten.unbind_copy.int(tensors)
+    return copies
 
 
 class Weights:
@@ -44,12 +45,15 @@ class Weights:
         spec: names and shapes; every model fits it.
         states: one state dict per model, on any device.
         device: where the stacks lie.
+        is_kept: whether a whole stack is kept even for a part of it: it is a view, had to be moved,
+            or is itself a part that fits the cache.
     """
 
     def __init__(
         self, spec: PermutationSpec, states: Sequence[StateDict], device: torch.device
     ) -> None:
         self.spec, self.states, self.device = spec, states, device
+        self.is_kept = len(states) == 1 or device.type != "cpu"
         self._stacks: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
@@ -60,11 +64,6 @@ class Weights:
         if name not in self._stacks:
             self._stacks[name] = self._stacked(name, 0, len(self))
         return self._stacks[name]
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether a whole stack is kept even for a part of it: it is a view, or had to be moved."""
-        return len(self) == 1 or self.device.type != "cpu"
 
     def some(self, name: str, start: int, stop: int) -> Tensor:
         """Return one tensor of some of the models; where none `is_kept`, they alone are stacked."""
@@ -77,20 +76,27 @@ class Weights:
         if (start, stop) == (0, len(self)):
             return self
         found = Weights(self.spec, self.states[start:stop], self.device)
+        found.is_kept = True
         found._stacks = {name: tensors[start:stop] for name, tensors in self._stacks.items()}
         return found
 
     def _stacked(self, name: str, start: int, stop: int) -> Tensor:
-        tensors = [self.spec.tensor_of(name, state) for state in self.states[start:stop]]
+        tensors = tensors_of(self.spec, name, self.states[start:stop])
         if len(tensors) == 1:
             return tensors[0].to(self.device, non_blocking=True)[None]
-        if all(tensor.device == self.device for tensor in tensors):
-            return stack(tensors)
+        if self.device.type == "cpu":
+            return stack(tensors).cpu()
+        shape = tensors[0].shape
         dtypes = {tensor.dtype for tensor in tensors}
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64
-        shape = tensors[0].shape
         moved = torch.empty(len(tensors), *shape, dtype=dtype, device=self.device)
-        step = max(_STAGED_ELEMENTS // max(shape.numel(), 1), 1)
-        for first in range(0, len(tensors), step):
-            moved[first : first + step].copy_(stack(tensors[first : first + step]))
+        for first, last in part_ranges(len(tensors), shape.numel(), _STAGED_ELEMENTS):
+            moved[first:last].copy_(stack(tensors[first:last]))
         return moved
+
+
+def tensors_of(spec: PermutationSpec, name: str, states: Sequence[StateDict]) -> list[Tensor]:
+    """Return one tensor of each of many models, all of which fit the spec."""
+    if spec.ties:
+        return [spec.tensor_of(name, state) for state in states]
+    return [state[name] for state in states]

@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from networks import pair
 from pretend_device import DEVICE, ENGINE, PretendDevice, solve_elsewhere
 from scipy.optimize import linear_sum_assignment
 from test_many import assert_equal_results, zoo
 from torch import Tensor
 
-from gpu_align import AlignmentProblem, Annealing, CoordinateDescent, align, run_search
+from gpu_align import AlignmentProblem, CoordinateDescent, align, run_search
 from gpu_align import _align as module
-from gpu_align._assignment import AuctionAssignment, AssignmentProblem, exact_duals
+from gpu_align._assignment import AssignmentProblem, AuctionAssignment, exact_duals
 from gpu_align._certificate import certificates
 from gpu_align._problem import dual_match, lower_bound
 

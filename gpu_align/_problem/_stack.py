@@ -9,7 +9,7 @@ from torch import Tensor
 from gpu_align._errors import CheckpointError, GpuAlignError, SpecError, bullet_list
 from gpu_align._symmetry._move import stack
 from gpu_align._symmetry._spec import PermutationSpec, StateDict
-from gpu_align._weights import part_elements, part_ranges
+from gpu_align._weights import part_elements, part_ranges, tensors_of
 
 _HOST = torch.device("cpu")
 
@@ -61,7 +61,8 @@ def _not_comparable(
     """Return which of the models, all of which fit the spec, have something for `check_weights`."""
     found: set[int] = set()
     for name, tensor_spec in spec.tensors.items():
-        tensors = {number: spec.tensor_of(name, states[number]) for number in numbers}
+        held = tensors_of(spec, name, [states[number] for number in numbers])
+        tensors = dict(zip(numbers, held, strict=True))
         floating = [n for n, tensor in tensors.items() if tensor.is_floating_point()]
         if tensor_spec.counted or tensor_spec.groups:
             found.update(tensors.keys() - set(floating))
@@ -118,10 +119,10 @@ def _not_finite(tensor: Tensor) -> int:
 
 def compute_dtype(spec: PermutationSpec, states: Sequence[StateDict]) -> torch.dtype:
     """Half precision is computed in float32; float64 wherever a counted tensor has it."""
+    counted = [name for name, tensor in spec.tensors.items() if tensor.counted]
     double = any(
-        spec.tensor_of(name, state).dtype == torch.float64
-        for name, tensor_spec in spec.tensors.items()
-        if tensor_spec.counted
-        for state in states
+        tensor.dtype == torch.float64
+        for name in counted
+        for tensor in tensors_of(spec, name, states)
     )
     return torch.float64 if double else torch.float32

@@ -61,7 +61,7 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
         tensors = [tensor.to(first.device) for tensor in tensors]
     if first.numel() == 0 or first.ndim == 0:
         return torch.stack(list(tensors))
-    # `torch.stack` first makes a view of each.
+    # `torch.stack` makes a view of each first.
     return torch.cat(list(tensors)).reshape(len(tensors), *first.shape)
 
 
