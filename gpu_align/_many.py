@@ -1,5 +1,6 @@
 """From state dicts of one spec to results: many models in batches that fit the memory."""
 
+import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -124,6 +125,22 @@ def _threads(spec: PermutationSpec) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Do without garbage collections while many objects are made, none of which is garbage.
+
+    Each full collection walks over all objects that there are, and they come the more often the
+    more are made.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @dataclass(frozen=True)
 class _Task:
     """Sources that fit the spec and are finite, and how they are to be aligned."""
@@ -212,7 +229,8 @@ class _Task:
             store=self.store,
         )
         del problem  # that in float64 would not fit beside it
-        results = self._results(search, outcome, weights)
+        with _collector_paused():
+            results = list(self._results(search, outcome, weights))
         return dict(zip(batch, map(self._checked, batch, results), strict=True))
 
     def _share(self, batch: range) -> Budget | None:
