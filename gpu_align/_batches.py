@@ -61,6 +61,12 @@ def bytes_per_model(
     return max(searching, certifying) + 3 * 8 * max(sizes)
 
 
+def largest_elements(spec: PermutationSpec) -> int:
+    """Return the number of elements of the largest tensor or similarity of a model."""
+    tensors = (math.prod(tensor.shape) for tensor in spec.tensors.values() if tensor.counted)
+    return max([1, *tensors, *(spec.units(name) ** 2 for name in spec.groups)])
+
+
 def hypotheses_per_model(search: Search) -> int:
     """Return how many hypotheses of each model a search holds at most; a guess for others' own."""
     match search:

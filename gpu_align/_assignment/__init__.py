@@ -2,6 +2,7 @@
 
 from gpu_align._assignment._auction import AuctionAssignment, QueuedAssignment
 from gpu_align._assignment._auto import AutoAssignment, solve
+from gpu_align._assignment._exact import exact_duals
 from gpu_align._assignment._failures import raise_failures
 from gpu_align._assignment._k_best import k_best
 from gpu_align._assignment._lapx import LapxAssignment
@@ -23,6 +24,7 @@ __all__ = [
     "QueuedAssignment",
     "ScipyAssignment",
     "certify",
+    "exact_duals",
     "k_best",
     "raise_failures",
     "solve",

@@ -1,6 +1,6 @@
 """The alignment problem: terms, objective, similarity, metrics and bound."""
 
-from gpu_align._problem._bound import dual_match, lower_bound, optimistic
+from gpu_align._problem._bound import dual_match, exact_match, lower_bound, optimistic
 from gpu_align._problem._digest import hash_tensors
 from gpu_align._problem._family import Family, Member, families_of
 from gpu_align._problem._form import AnyTerm
@@ -33,6 +33,7 @@ __all__ = [
     "compute_dtype",
     "concatenate",
     "dual_match",
+    "exact_match",
     "families_of",
     "hash_tensors",
     "in_chunks",
