@@ -89,6 +89,7 @@ inline long long __double_as_longlong(double x) {
   std::memcpy(&bits, &x, 8);
   return bits;
 }
+inline double __fma_rn(double x, double y, double z) { return x * y + z; }  // exact products only
 inline int __float_as_int(float x) {
   int bits;
   std::memcpy(&bits, &x, 4);
