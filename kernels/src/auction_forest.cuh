@@ -104,23 +104,32 @@ __device__ __forceinline__ Offers no_offers(const Problem& s, int j, u32 bound) 
 
 // Read columns j to j + 3 of the rows at places k, k + step, ... below m. False where two rows
 // offer the same: then labels must decide.
+template <int LANES>
 __device__ __forceinline__ bool read_rows(
     const Problem& s, Offers& best, int j, int k, int step, int m) {
   constexpr int FLIGHT = 4, BEYOND = LARGEST - (1 << 29) - 1;  // above all labels, with any cost
-  const int* q = s.q + j;
+  const int4* column = reinterpret_cast<const int4*>(s.q + j);
+  const u32 stride = static_cast<u32>(s.row_stride / 4);
   bool tied = false;
+#pragma unroll 1
   for (; k < m; k += FLIGHT * step) {
+    int4 costs[FLIGHT];
+#pragma unroll
+    for (int f = 0; f < FLIGHT; ++f) {  // past the end the last row again
+      costs[f] = column[static_cast<u32>(s.list[min(k + f * step, m - 1)]) * stride];
+    }
+    // All of these loads shall be under way before the first is waited for. The compiler moves no
+    // read of memory over this, so none of the sums below either.
+    __syncwarp(lanes_mask<LANES>());
     int values[FLIGHT][4];
 #pragma unroll
     for (int f = 0; f < FLIGHT; ++f) {
-      const int here = min(k + f * step, m - 1);  // past the end the last row again
-      const int4 a = *reinterpret_cast<const int4*>(q + s.list[here] * s.row_stride);
-      // No branch may come between the loads: they would wait for each other.
-      const int base = k + f * step < m ? s.base[here] : BEYOND;
-      values[f][0] = base + a.x;
-      values[f][1] = base + a.y;
-      values[f][2] = base + a.z;
-      values[f][3] = base + a.w;
+      const int here = k + f * step;
+      const int base = here < m ? s.base[here] : BEYOND;
+      values[f][0] = base + costs[f].x;
+      values[f][1] = base + costs[f].y;
+      values[f][2] = base + costs[f].z;
+      values[f][3] = base + costs[f].w;
     }
 #pragma unroll
     for (int f = 0; f < FLIGHT; ++f) {
@@ -138,6 +147,7 @@ __device__ __forceinline__ bool read_rows(
 // The same, where equal offers are decided by label.
 __device__ __forceinline__ void read_rows_with_ties(
     const Problem& s, Offers& best, int j, int k, int step, int m) {
+#pragma unroll 1
   for (; k < m; k += step) {
     const int i = s.list[k];
 #pragma unroll
@@ -158,13 +168,14 @@ template <class Team>
 __device__ void relax_rows(const Team& team, const Problem& s, int m, u32 bound) {
   const int tiles = (s.padded + TILE<Team> - 1) / TILE<Team>;
   for (int w = worker_of(team); w < tiles * s.parts; w += workers_of(team)) {
-    const int part = w / tiles, j = w % tiles * TILE<Team> + 4 * lane_of(team);
-    if (j >= s.padded) continue;
+    const int part = w / tiles, own = w % tiles * TILE<Team> + 4 * lane_of(team);
+    const int j = min(own, s.padded - 4);  // beyond the last column a lane only keeps step
     Offers best = no_offers(s, j, bound);
-    if (!read_rows(s, best, j, part, s.parts, m)) {
+    if (!read_rows<Team::LANES>(s, best, j, part, s.parts, m)) {
       best = no_offers(s, j, bound);
       read_rows_with_ties(s, best, j, part, s.parts, m);
     }
+    if (own > j) continue;
     u64* offers = part == 0 ? s.key + j : s.offers + (part - 1) * s.padded + j;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {

@@ -283,22 +283,19 @@ __device__ Best scan_row(const Team& team, const Problem& s, int i) {
   constexpr int LANES = Team::LANES, FLIGHT = Team::FLIGHT;
   const int4* q = reinterpret_cast<const int4*>(s.q + i * s.row_stride);
   const int4* price = reinterpret_cast<const int4*>(s.price);
-  const int vectors = s.padded / 4;
   Seen seen = {LARGEST, 0, LARGEST};
   int vector = lane_of(team);
-  if constexpr (FLIGHT >= 4) {
-    for (; vector - lane_of(team) + 3 * LANES < vectors; vector += 4 * LANES) {
-      read_vectors<4, LANES>(q, price, vector, seen);
-    }
+  int left = (s.padded / 4 + LANES - 1) / LANES;  // vectors of this lane
+#pragma unroll 1
+  for (; left >= FLIGHT; left -= FLIGHT, vector += FLIGHT * LANES) {
+    read_vectors<FLIGHT, LANES>(q, price, vector, seen);
   }
-  if constexpr (FLIGHT >= 2) {
-    for (; vector - lane_of(team) + LANES < vectors; vector += 2 * LANES) {
-      read_vectors<2, LANES>(q, price, vector, seen);
-    }
+  if (FLIGHT > 2 && left >= 2) {
+    read_vectors<2, LANES>(q, price, vector, seen);
+    left -= 2;
+    vector += 2 * LANES;
   }
-  for (; vector - lane_of(team) < vectors; vector += LANES) {
-    read_vectors<1, LANES>(q, price, vector, seen);
-  }
+  if (FLIGHT > 1 && left >= 1) read_vectors<1, LANES>(q, price, vector, seen);
   const int low = least_of<LANES>(seen.low);
   const bool alone = __popc(__ballot_sync(lanes_mask<LANES>(), seen.low == low)) == 1;
   int at = NONE, second = seen.low;
