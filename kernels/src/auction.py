@@ -25,9 +25,9 @@ KERNELS = ("auction_warp", "auction_shared", "auction_block", "auction_grid")
 _DEVICE = "cuda"
 _WARP_ROWS = 32
 _GRID_ROWS = 2048
-_BOX_BYTES, _VECTOR_BYTES = 112, 40
-_MOST_PARTS = 16
-_BLOCK_THREADS, _GRID_THREADS = 768, 512
+_BOX_BYTES, _VECTOR_BYTES = 128, 40
+_MOST_PARTS, _TILE = 16, 128
+_SHARED_THREADS, _BLOCK_THREADS, _GRID_THREADS = 512, 768, 512
 _WARP_BIN_BYTES, _BLOCK_BIN_BYTES = 8 * 64, 8 * 240
 
 
@@ -128,13 +128,15 @@ def plan(batch: int, n: int, shared_limit: int, multiprocessors: int) -> Plan:
     padded = -(-n // 4) * 4
     matrix, vectors = 4 * n * padded, _BOX_BYTES + _VECTOR_BYTES * padded
     if n <= _WARP_ROWS:
-        each = vectors + _WARP_BIN_BYTES + _offer_bytes(padded, 4, 32) + matrix
+        tile = 32
+        each = vectors + _WARP_BIN_BYTES + _offer_bytes(padded, 4, tile) + matrix + 8 * tile
         warps = max(1, min(8, shared_limit // each, batch // multiprocessors))
         blocks = -(-batch // warps)
         return Plan(0, blocks, 32 * warps, shared_bytes=warps * each, team_bytes=each)
-    vectors += _BLOCK_BIN_BYTES
-    threads = 128 if n <= 64 else 256
-    shared = vectors + _offer_bytes(padded, threads // 32)
+    vectors += _BLOCK_BIN_BYTES + 4 * _TILE
+    matrix += 4 * _TILE
+    threads = _SHARED_THREADS if batch <= multiprocessors else 128 if n <= 64 else 256
+    shared = vectors + _offer_bytes(padded, threads // 8, 32)
     if shared + matrix <= shared_limit:
         return Plan(1, batch, threads, shared_bytes=shared + matrix)
     resident = 2 if n <= 1024 and batch > multiprocessors else 1
@@ -149,7 +151,7 @@ def plan(batch: int, n: int, shared_limit: int, multiprocessors: int) -> Plan:
     return Plan(3, teams * share, _GRID_THREADS, teams=teams, team_bytes=each, team_blocks=share)
 
 
-def _offer_bytes(padded: int, workers: int, tile: int = 128) -> int:
+def _offer_bytes(padded: int, workers: int, tile: int = _TILE) -> int:
     """Return what the parts of the listed rows need, `tile` columns read side by side."""
     parts = min(_MOST_PARTS, max(1, workers // -(-padded // tile)))
     return 8 * padded * (parts - 1)
