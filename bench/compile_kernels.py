@@ -11,7 +11,6 @@ variants are alike, and what both architectures share (the front end) is a fourt
 import contextlib
 import functools
 import io
-import itertools
 import multiprocessing
 import os
 import re
@@ -69,14 +68,9 @@ def variants() -> Iterator[Variant]:
 def _row_variants() -> Iterator[Variant]:
     types = TABLE | {"term_ptr": "*i64", "part_ptr": "*fp32", "arrived_ptr": "*i32", "cost": "i32"}
     for (dtype, planes), tiles in TILES.items():
-        for tile, signed in itertools.product(tiles, (False, True)):
-            constants = {
-                "DTYPE": TRITON_DTYPES[dtype],
-                "PLANES": planes,
-                "SIGNED": signed,
-                **tile.constants(),
-            }
-            label = row_label(dtype, planes, tile) + (" signed" if signed else "")
+        for tile in tiles:
+            constants = {"DTYPE": TRITON_DTYPES[dtype], "PLANES": planes, **tile.constants()}
+            label = row_label(dtype, planes, tile)
             yield Variant(row_distance_kernel, label, types, constants, tile.options())
 
 

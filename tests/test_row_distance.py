@@ -58,8 +58,8 @@ class Case:
         self.signed = signed
 
     def problem(self, *, split: bool = True, **more: Tensor) -> RowProblem:
-        rows = pack_rows(self.terms, split=split)
-        return RowProblem(rows, self.perms, self.model, self.signed, **more)
+        rows = pack_rows(self.terms, signed=self.signed, split=split)
+        return RowProblem(rows, self.perms, self.model, **more)
 
     def reference(self, cost: bool, dtype: torch.dtype) -> Tensor:
         return row_distance_reference(self.terms, self.perms, self.model, cost=cost, dtype=dtype)
@@ -320,28 +320,24 @@ def test_agrees_with_the_alignment_problem(device: torch.device) -> None:
 def test_tile_keeps_the_device_busy() -> None:
     kind = torch.bfloat16, 3
     tiles = TILES[kind]
-    cases = {(4096, 1): 0, (512, 64): 0, (64, 1000): 1, (32, 10**5): 2, (1, 1): 2}
-    cases |= {(90, 1000): 2, (129, 1000): 2}  # where more than half of a larger tile were padding
+    cases = {(4096, 1): 0, (512, 64): 0, (512, 1): 1, (64, 1000): 1, (32, 10**5): 2, (1, 1): 2}
+    cases |= {(129, 1000): 1, (40, 1): 1}  # less padding, and more products a second
     for (units, batch), expected in cases.items():
         work = [Work(units, batch, (512, 512, 1))]
         assert choose_tile(work, *kind, 132) is tiles[expected], units
-    assert choose_tile([], *kind, 132) is tiles[-1]
+    assert choose_tile([], *kind, 132) in tiles
 
 
 def test_long_rows_are_split_where_there_are_few_tiles() -> None:
     tile = Tile(64, 64, 32, 4, 3)
     assert split([Work(512, 64, (512, 512, 1))], tile, 132) == [(1, 33)]
-    ((count, steps),) = split([Work(64, 1, (4096,))], tile, 132)
-    assert count * steps >= 128
-    assert count > 16
+    assert split([Work(512, 1, (512, 512, 1))], tile, 132) == [(5, 7)]
+    assert split([Work(64, 1, (4096,))], tile, 132) == [(16, 8)]
     long, short = split([Work(64, 1, (18432,)), Work(64, 1, (64,))], tile, 132)
-    assert long[0] > 1
+    assert long == (72, 8)
     assert short == (1, 2)
-    assert split([Work(64, 0, (64,)), Work(0, 5, ()), Work(7, 1, ())], tile, 132) == [
-        (1, 2),
-        (1, 0),
-        (1, 0),
-    ]
+    nothing = [Work(64, 0, (64,)), Work(0, 5, ()), Work(7, 1, ())]
+    assert split(nothing, tile, 132) == [(1, 2), (1, 0), (1, 0)]
 
 
 def test_aligned_weights_are_not_copied() -> None:

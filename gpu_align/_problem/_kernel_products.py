@@ -77,7 +77,8 @@ class KernelProducts:
                 for place, name in enumerate(term.matrices)
                 if name == matrix
             ]
-            self._packed[matrix] = pack_rows(terms) if terms else None
+            signed = any(is_signed(name) for term in terms for name in term.others)
+            self._packed[matrix] = pack_rows(terms, signed=signed) if terms else None
         return self._packed[matrix]
 
     def _row_problem(
@@ -86,5 +87,4 @@ class KernelProducts:
         from gpu_align.kernels._rows import RowProblem
 
         others = {name for term in rows.terms for name in term.others}
-        signed = any(is_signed(name) for name in others)
-        return RowProblem(rows, {name: perms[name] for name in others}, model, signed, unary)
+        return RowProblem(rows, {name: perms[name] for name in others}, model, unary)

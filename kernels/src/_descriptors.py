@@ -39,13 +39,16 @@ class TermRow(NamedTuple):
     """One term of the table. A row's position (u, v, r) is `u * u_stride + v * v_stride + r`.
 
     u and v are units of the other two groups, r is below `inner`; a group that is not there has
-    one unit, whose index vector has address 0. `*_step` is elements per hypothesis.
+    one unit, whose index vector has address 0. `*_step` is elements per hypothesis or model; the
+    negative of a row lies `negative` rows behind it.
     """
 
     target: int
     target_stride: int
     source: int
     source_stride: int
+    model_step: int
+    negative: int
     length: int
     inner: int
     u_stride: int
@@ -83,6 +86,8 @@ P_FIELDS, T_FIELDS = tl.constexpr(len(ProblemRow._fields)), tl.constexpr(len(Ter
     T_TARGET_STRIDE,
     T_SOURCE,
     T_SOURCE_STRIDE,
+    T_MODEL_STEP,
+    T_NEGATIVE,
     T_LENGTH,
     T_INNER,
     T_U_STRIDE,
@@ -126,11 +131,14 @@ def problem_row(
     )
 
 
-def term_row(term: PackedTerm, indices: Sequence[Tensor], sizes: Sequence[int]) -> TermRow:
+def term_row(
+    term: PackedTerm, signed: bool, indices: Sequence[Tensor], sizes: Sequence[int]
+) -> TermRow:
     """Return the row of a term.
 
     Args:
         term: the weights.
+        signed: whether the source has negative rows.
         indices: int64 [b, units] of at most two other groups.
         sizes: their units.
 
@@ -146,6 +154,8 @@ def term_row(term: PackedTerm, indices: Sequence[Tensor], sizes: Sequence[int]) 
         target_stride=term.target.stride(0),
         source=term.source.data_ptr(),
         source_stride=term.source.stride(0),
+        model_step=term.source.stride(0) * term.length * (2 if signed else 1),
+        negative=term.length if signed else 0,
         length=term.length,
         inner=term.inner,
         u_stride=v_size * term.inner,

@@ -103,7 +103,9 @@ class Launch:
         """
         self._kernel, self._grid, self._device = kernel, (programs, 1, 1), device
         self._arguments, self._constants, self._options = arguments, constants, options
-        self._everything = (*arguments, *constants.values())
+        # Triton's launcher takes addresses, and asks the driver about each tensor.
+        plain = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+        self._everything = (*plain, *constants.values())
         self._compiled: Callable[..., None] | None = None
 
     def __call__(self, *leading: Tensor) -> None:

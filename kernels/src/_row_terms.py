@@ -6,6 +6,8 @@ import triton.language as tl
 from ._descriptors import (
     T_INNER,
     T_LENGTH,
+    T_MODEL_STEP,
+    T_NEGATIVE,
     T_SOURCE,
     T_SOURCE_STRIDE,
     T_TARGET,
@@ -52,17 +54,15 @@ def source_rows(
     v_end: tl.tensor,
     u_stride: tl.tensor,
     v_stride: tl.tensor,
-    SIGNED: tl.constexpr,
-    SIGN: tl.constexpr,
-) -> tl.tuple:
-    """Return the rows of the source at positions k = (p, q, r), and the bits that signs flip."""
+    negative: tl.tensor,
+) -> tl.tensor:
+    """Return the rows of the source at positions k = (p, q, r); negatives come `negative` later."""
     u = tl.load(u_ptr + p, mask=k < u_end, other=0).to(tl.int32)
     v = tl.load(v_ptr + q, mask=k < v_end, other=0).to(tl.int32)
-    flip = u ^ v
-    if SIGNED:
-        u = u ^ (u >> 31)
-        v = v ^ (v >> 31)
-    return u * u_stride + v * v_stride + r, (flip >> 31).to(SIGN) << (SIGN.primitive_bitwidth - 1)
+    sign = (u ^ v) >> 31
+    u = u ^ (u >> 31)
+    v = v ^ (v >> 31)
+    return u * u_stride + v * v_stride + r + (sign & negative)
 
 
 @triton.jit
@@ -74,25 +74,18 @@ def product(
     b_mask: tl.tensor,
     a_plane: tl.tensor,
     b_plane: tl.tensor,
-    flip: tl.tensor,
     PLANES: tl.constexpr,
-    SIGNED: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> tl.tensor:
     """Return the sum plus one product, of float32 weights by those of their planes."""
     a = tl.load(a_ptr, mask=a_mask, other=0.0)
     b = tl.load(b_ptr, mask=b_mask, other=0.0)
-    if SIGNED:
-        a = (a.to(flip.dtype, bitcast=True) ^ flip[None, :]).to(a.dtype, bitcast=True)
     if PLANES == 1:
         return tl.dot(a, b, total, input_precision=PRECISION)
     a_mid = tl.load(a_ptr + a_plane, mask=a_mask, other=0.0)
     b_mid = tl.load(b_ptr + b_plane, mask=b_mask, other=0.0)
     a_low = tl.load(a_ptr + 2 * a_plane, mask=a_mask, other=0.0)
     b_low = tl.load(b_ptr + 2 * b_plane, mask=b_mask, other=0.0)
-    if SIGNED:
-        a_mid = (a_mid.to(flip.dtype, bitcast=True) ^ flip[None, :]).to(a.dtype, bitcast=True)
-        a_low = (a_low.to(flip.dtype, bitcast=True) ^ flip[None, :]).to(a.dtype, bitcast=True)
     part = tl.dot(a, b_low)
     part = tl.dot(a_mid, b_mid, part)
     part = tl.dot(a_low, b, part)
@@ -116,7 +109,6 @@ def add_term(
     end: tl.tensor,
     DTYPE: tl.constexpr,
     PLANES: tl.constexpr,
-    SIGNED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> tl.tensor:
@@ -129,7 +121,8 @@ def add_term(
     a_ptr = tl.multiple_of(tl.load(term + T_TARGET).to(tl.pointer_type(DTYPE)), 16)
     b_ptr = tl.multiple_of(tl.load(term + T_SOURCE).to(tl.pointer_type(DTYPE)), 16)
     a_ptr += i[:, None] * a_stride
-    b_ptr += model * length * b_stride + j[None, :]
+    b_ptr += model * tl.multiple_of(tl.load(term + T_MODEL_STEP), 16) + j[None, :]
+    negative = tl.load(term + T_NEGATIVE).to(tl.int32)
     u_stride = tl.load(term + T_U_STRIDE).to(tl.int32)
     v_stride = tl.load(term + T_V_STRIDE).to(tl.int32)
     v_size = tl.load(term + T_V_SIZE).to(tl.int32)
@@ -140,7 +133,6 @@ def add_term(
     u_ptr += w * tl.load(term + T_U_STEP)
     v_ptr += w * tl.load(term + T_V_STEP)
     padded_length = tl.multiple_of(a_plane.to(tl.int32), 16)
-    SIGN: tl.constexpr = tl.int32 if DTYPE.primitive_bitwidth == 32 else tl.int16
     # A position is (p, q, r), digits of radix v_size and inner, counted on without dividing. The
     # index vectors of a step are read a step before.
     r_step, p_step = BLOCK_K % inner, BLOCK_K // inner
@@ -148,9 +140,7 @@ def add_term(
     k = begin * BLOCK_K + tl.arange(0, BLOCK_K)
     r, p = k % inner, k // inner
     q, p = p % v_size, p // v_size
-    row, flip = source_rows(
-        u_ptr, v_ptr, p, q, r, k, u_end, v_end, u_stride, v_stride, SIGNED, SIGN
-    )
+    row = source_rows(u_ptr, v_ptr, p, q, r, k, u_end, v_end, u_stride, v_stride, negative)
     for start in range(begin * BLOCK_K, end * BLOCK_K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         r += r_step
@@ -160,8 +150,8 @@ def add_term(
         carry = q >= v_size
         q = tl.where(carry, q - v_size, q)
         p += p_step + carry.to(tl.int32)
-        next_row, next_flip = source_rows(
-            u_ptr, v_ptr, p, q, r, k + BLOCK_K, u_end, v_end, u_stride, v_stride, SIGNED, SIGN
+        next_row = source_rows(
+            u_ptr, v_ptr, p, q, r, k + BLOCK_K, u_end, v_end, u_stride, v_stride, negative
         )
         total = product(
             total,
@@ -171,10 +161,8 @@ def add_term(
             (k[:, None] < length) & (j[None, :] < padded),
             a_plane,
             b_plane,
-            flip,
             PLANES,
-            SIGNED,
             PRECISION,
         )
-        row, flip = next_row, next_flip
+        row = next_row
     return total

@@ -60,7 +60,8 @@ class PackedTerm:
 
     Attributes:
         target: [n, planes * L padded], row i is unit i; planes side by side.
-        source: [m * L, planes * n padded], row k of a model is what all units see at position k.
+        source: [m * L, planes * n padded], row k of a model is what all units see at position k;
+            with signs [m * 2 L, planes * n padded], the negatives behind the rows of each model.
         others: the groups of the other axes.
         sizes: their units; `L = prod(sizes) * inner`, the first group outermost.
         inner: d.
@@ -87,6 +88,7 @@ class PackedRows:
         size: n, units of the group.
         models: m.
         planes: 3 where float32 weights are the sum of three bfloat16 matrices, else 1.
+        signed: whether index vectors may carry signs.
         target_norm: float32 [n], `|a_i|^2` over all terms.
         source_norm: float32 [m, n], `|b_j|^2`.
     """
@@ -95,6 +97,7 @@ class PackedRows:
     size: int
     models: int
     planes: int
+    signed: bool
     target_norm: Tensor
     source_norm: Tensor
 
@@ -116,10 +119,10 @@ class RowProblem:
     Attributes:
         rows: the weights of the group.
         perms: group -> int64 [b, units], for each other group of the terms: unit j of the source
-            at place i, or ~j for its negative. Each row must be a permutation up to signs: the
-            kernel reads where it points, and `|b_j|^2` is taken from the weights as they are.
+            at place i, or ~j for its negative where the rows are signed. Each row must be a
+            permutation up to signs: the kernel reads where it points, and `|b_j|^2` is taken from
+            the weights as they are.
         model: int64 [b], which source each hypothesis permutes.
-        signed: whether index vectors may carry signs.
         unary: float32 [1 or m, n, n], added to the similarity: of each hypothesis's source, or
             the only one.
         active: int64 [b], 0 for each hypothesis that is not computed: its output stays as it is.
@@ -128,7 +131,6 @@ class RowProblem:
     rows: PackedRows
     perms: Mapping[str, Tensor]
     model: Tensor
-    signed: bool = False
     unary: Tensor | None = None
     active: Tensor | None = None
 
@@ -161,16 +163,21 @@ class RowProblem:
 
 
 def pack_rows(
-    terms: Sequence[RowTerm], dtype: torch.dtype | None = None, *, split: bool = True
+    terms: Sequence[RowTerm],
+    dtype: torch.dtype | None = None,
+    *,
+    signed: bool = False,
+    split: bool = True,
 ) -> PackedRows:
     """Lay out the terms of one group for the kernel: once per problem, not per hypothesis.
 
     float32 weights become the sum of three bfloat16 matrices (`split_planes`). A tensor that is
-    not split and lies right already (contiguous, a multiple of 16 elements wide) is not copied.
+    neither split nor signed and lies right (contiguous, a multiple of 16 wide) is not copied.
 
     Args:
         terms: all with the same number of rows and models, on one device.
         dtype: of the packed weights, float32, float16 or bfloat16; default that of the terms.
+        signed: whether index vectors may carry signs: the source is kept with its negative.
         split: whether to split float32 weights.
 
     Raises:
@@ -194,10 +201,11 @@ def pack_rows(
     planes = 3 if split and dtype == torch.float32 else 1
     norms = [_squared_norms(term) for term in terms]
     return PackedRows(
-        tuple(_pack(term, dtype, planes) for term in terms),
+        tuple(_pack(term, dtype, planes, signed) for term in terms),
         size,
         models,
         planes,
+        signed,
         torch.stack([a for a, _ in norms]).sum(0).float(),
         torch.stack([b for _, b in norms]).sum(0).float(),
     )
@@ -224,15 +232,18 @@ def split_planes(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return high, middle, (rest - middle.float()).to(torch.bfloat16)
 
 
-def _pack(term: RowTerm, dtype: torch.dtype, planes: int) -> PackedTerm:
+def _pack(term: RowTerm, dtype: torch.dtype, planes: int, signed: bool) -> PackedTerm:
     rows = term.target.movedim(term.place, 0)
     columns = term.source.movedim(term.place + 1, -1)
     sizes, inner = tuple(rows.shape[1:-1]), rows.shape[-1]
     length = math.prod(sizes) * inner
     lay = _padded if planes == 1 else _split
+    columns = columns.reshape(len(columns), length, len(rows)).to(dtype)
+    if signed:
+        columns = torch.cat([columns, -columns], 1)
     return PackedTerm(
         lay(rows.reshape(len(rows), length).to(dtype)),
-        lay(columns.reshape(len(columns) * length, len(rows)).to(dtype)),
+        lay(columns.flatten(0, 1)),
         term.others,
         sizes,
         inner,

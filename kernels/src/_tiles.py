@@ -1,4 +1,4 @@
-"""Shapes of the work of one program of the row-distance kernel, chosen without measuring."""
+"""Shapes of the work of one program of the row-distance kernel, chosen without a look at data."""
 
 import math
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ class Tile:
         warps: of 32 threads.
         stages: of the software pipeline, which are buffers of BLOCK_K positions; 2 hide nothing.
         precision: of products of float32 weights that are not split: `ieee`, `tf32x3` or `bf16x6`.
+        rate: of products of large matrices, in TFLOP/s.
     """
 
     rows: int
@@ -25,6 +26,7 @@ class Tile:
     warps: int
     stages: int
     precision: str = "ieee"
+    rate: float = 1.0
 
     def constants(self) -> dict[str, int | str]:
         """Return the constants of a compilation with this tile, in the kernel's order."""
@@ -63,36 +65,40 @@ class Work(NamedTuple):
         return sum(math.ceil(length / tile.depth) for length in self.lengths)
 
 
-_HALF = (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 3), Tile(32, 32, 64, 2, 3))
+_HALF = (
+    Tile(128, 128, 64, 8, 3, rate=350),
+    Tile(64, 64, 64, 4, 3, rate=265),
+    Tile(32, 32, 64, 2, 3, rate=114),
+)
 
 TILES = {
     (torch.bfloat16, 3): (
-        Tile(128, 128, 32, 8, 3),
-        Tile(64, 64, 32, 4, 3),
-        Tile(32, 32, 32, 2, 3),
+        Tile(128, 128, 32, 8, 3, rate=84),
+        Tile(64, 64, 32, 4, 3, rate=71),
+        Tile(32, 32, 32, 1, 3, rate=44),
     ),
     (torch.float32, 1): (
-        Tile(128, 128, 32, 8, 3, "bf16x6"),
-        Tile(64, 64, 32, 4, 3, "bf16x6"),
-        Tile(32, 32, 32, 4, 3, "ieee"),
+        Tile(128, 128, 32, 8, 3, "bf16x6", rate=51),
+        Tile(64, 64, 32, 4, 3, "bf16x6", rate=41),
+        Tile(32, 32, 32, 4, 3, "ieee", rate=24),
     ),
     (torch.float16, 1): _HALF,
     (torch.bfloat16, 1): _HALF,
 }
-"""Tiles by dtype and planes, largest first. A guess, not yet tuned on a device."""
+"""Tiles by dtype and planes, largest first; rates of an H200, those of float16 of bfloat16."""
 
-MOST_PADDING = 2
-"""Products up to which a tile is taken, for each that is wanted."""
+LARGE = 128
+"""Rows from which a tile is taken only where there is one for every processor."""
 
 WARPS = 8
 """Warps that are to be at work on each multiprocessor."""
 
-SHORTEST = 4
+SHORTEST = 8
 """Steps of the shortest chunk: less does not pay for adding the chunks."""
 
 
 def choose_tile(work: Sequence[Work], dtype: torch.dtype, planes: int, processors: int) -> Tile:
-    """Return the largest tile of which padding is at most half, and which gives all enough to do.
+    """Return the tile that is done first by its rate and by what it pads.
 
     Args:
         work: of each problem of the launch.
@@ -100,33 +106,26 @@ def choose_tile(work: Sequence[Work], dtype: torch.dtype, planes: int, processor
         planes: of the weights.
         processors: multiprocessors of the device.
     """
-    tiles = TILES[dtype, planes]
-    close = [tile for tile in tiles if _padding(work, tile) <= MOST_PADDING] or [tiles[-1]]
-    busy = [tile for tile in close if _programs(work, tile, processors) >= processors]
-    return busy[0] if busy else close[-1]
 
+    def enough(tile: Tile) -> bool:
+        return tile.rows < LARGE or sum(load.tiles(tile) for load in work) >= processors
 
-def _programs(work: Sequence[Work], tile: Tile, processors: int) -> int:
-    chunks = split(work, tile, processors)
-    return sum(count * load.tiles(tile) for load, (count, _) in zip(work, chunks, strict=True))
+    def seconds(tile: Tile) -> float:
+        entries = sum(load.tiles(tile) * sum(load.lengths) for load in work)
+        return entries * tile.rows * tile.columns / tile.rate
 
-
-def _padding(work: Sequence[Work], tile: Tile) -> float:
-    """Return how many products are made for each that is wanted."""
-    wanted = sum(load.batch * load.units**2 * sum(load.lengths) for load in work)
-    area = tile.rows * tile.columns
-    return sum(load.tiles(tile) * area * sum(load.lengths) for load in work) / max(wanted, 1)
+    return min(filter(enough, TILES[dtype, planes]), key=seconds)
 
 
 def split(work: Sequence[Work], tile: Tile, processors: int) -> list[tuple[int, int]]:
     """Return into how many chunks of how many steps each problem's tiles are split.
 
-    All chunks of a launch have about the same length, that at which the launch has two programs
-    for each place on the device: a launch with many tiles is not split.
+    All chunks of a launch have about the same length, that at which there is one program for each
+    place on the device: a launch with many tiles is not split.
     """
     places = processors * max(WARPS // tile.warps, 1)
     steps = sum(load.tiles(tile) * load.steps(tile) for load in work)
-    length = max(math.ceil(steps / (2 * places)), SHORTEST)
+    length = max(math.ceil(steps / places), SHORTEST)
     counts = [max(math.ceil(load.steps(tile) / length), 1) for load in work]
     return [
         (count, math.ceil(load.steps(tile) / count))

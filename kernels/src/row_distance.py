@@ -106,7 +106,6 @@ def row_distance_kernel(
     cost: tl.tensor,
     DTYPE: tl.constexpr,
     PLANES: tl.constexpr,
-    SIGNED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -142,7 +141,7 @@ def row_distance_kernel(
         before -= term_steps
         total = add_term(
             total, term, w, model, i, j, units, padded, begin, end,
-            DTYPE, PLANES, SIGNED, PRECISION, BLOCK_K,
+            DTYPE, PLANES, PRECISION, BLOCK_K,
         )  # fmt: skip
     if chunks > 1:
         slot = tl.load(problem + P_PART) + place.to(tl.int64) * chunks
@@ -194,7 +193,6 @@ class RowDistance:
         constants = {
             "DTYPE": TRITON_DTYPES[rows.dtype],
             "PLANES": rows.planes,
-            "SIGNED": any(problem.signed for problem in problems),
             **tile.constants(),
         }
         arguments = (*table.arguments, table.details, scratch, arrived, int(cost))
@@ -241,7 +239,7 @@ class RowDistance:
         if len(indices) > 2:
             indices, sizes = [indices[0], fold(indices[1:])], [sizes[0], math.prod(sizes[1:])]
         self._held += indices
-        return term_row(term, indices, sizes)
+        return term_row(term, problem.rows.signed, indices, sizes)
 
 
 def work_of(problem: RowProblem) -> Work:
