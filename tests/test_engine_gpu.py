@@ -112,7 +112,11 @@ def test_annealing_replayed_as_a_graph_is_the_same(
 def test_a_graph_is_captured_and_reads_what_changes() -> None:
     """A replayed graph is really captured, and not frozen at the values it was captured with."""
     total, step = torch.zeros((), device="cuda"), torch.ones((), device="cuda")
-    replay = Replay(lambda: total.add_(step) and None, total.device)
+
+    def add() -> None:
+        total.add_(step)
+
+    replay = Replay(add, total.device)
     for value in range(6):
         step.fill_(value)
         replay()

@@ -187,7 +187,7 @@ def _move_part(run: Run, descent: Descent, number: int, chosen: Tensor) -> Desce
     better = gain > run.tolerance(part.model)
     if active is not None:
         better &= active
-    stale[index, number] = False
+    stale[:, number].index_fill_(0, index, False)  # without a copy from the host
     for neighbour in problem.neighbours(group):
         place = problem.groups.index(neighbour)
         stale[index, place] = stale[index, place] | better
