@@ -2,8 +2,8 @@
 
     python -m bench.compile_kernels [--record] [--sample] [NAME ...]
 
-Prints registers, shared memory and spills of each, and fails where one spills or needs more shared
-memory than a block can have. NAME keeps the kernels whose name begins so; --sample compiles one
+Prints registers, shared memory and spills of each, and fails where one spills more than
+`SPILL_LIMIT` or needs more shared memory than a block can have. NAME keeps the kernels whose name begins so; --sample compiles one
 variant of each kernel; --record writes results/compile_kernels.json. Every core compiles: no two
 variants are alike, and what both architectures share (the front end) is a fourteenth of the time.
 """
@@ -11,6 +11,7 @@ variants are alike, and what both architectures share (the front end) is a fourt
 import contextlib
 import functools
 import io
+import itertools
 import multiprocessing
 import os
 import re
@@ -28,12 +29,15 @@ from triton.compiler import ASTSource
 from bench.record import record
 from gpu_align.kernels import _streamed
 from gpu_align.kernels._launch import TRITON_DTYPES
-from gpu_align.kernels._tiles import TILES, Tile
+from gpu_align.kernels._tiles import LARGE, TILES, Tile
 from gpu_align.kernels.row_distance import row_distance_kernel
 from gpu_align.kernels.sinkhorn import RESIDENT, resident_kernel
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 """Architecture -> shared memory that one block can have, in bytes."""
+
+SPILL_LIMIT = {80: 32, 90: 0}
+"""Architecture -> bytes that a thread may spill: tiles are chosen for sm_90."""
 
 TABLE = {"first_ptr": "*i64", "problems": "i32", "groups": "i32", "steps": "i32"}
 TABLE |= {"problem_ptr": "*i64", "group_ptr": "*i64"}
@@ -50,6 +54,7 @@ class Variant:
         types: argument -> type; the other arguments are constants.
         constants: argument -> value.
         options: num_warps and the like.
+        architecture: the first that is asked for it.
     """
 
     kernel: triton.JITFunction
@@ -57,6 +62,7 @@ class Variant:
     types: dict[str, str]
     constants: dict[str, object]
     options: dict[str, object]
+    architecture: int = 80
 
 
 def variants() -> Iterator[Variant]:
@@ -71,7 +77,8 @@ def _row_variants() -> Iterator[Variant]:
         for tile in tiles:
             constants = {"DTYPE": TRITON_DTYPES[dtype], "PLANES": planes, **tile.constants()}
             label = row_label(dtype, planes, tile)
-            yield Variant(row_distance_kernel, label, types, constants, tile.options())
+            least = 90 if tile.rows >= LARGE else 80
+            yield Variant(row_distance_kernel, label, types, constants, tile.options(), least)
 
 
 def row_label(dtype: torch.dtype, planes: int, tile: Tile) -> str:
@@ -144,7 +151,8 @@ def compile_variant(number: int, architecture: int) -> dict[str, object]:
 
 def compile_all(numbers: Sequence[int]) -> Iterator[dict]:
     """Compile these of `all_variants` for every architecture; yields the rows in order."""
-    jobs = [(number, sm) for number in numbers for sm in SHARED_LIMIT]
+    wanted = itertools.product(numbers, SHARED_LIMIT)
+    jobs = [(n, sm) for n, sm in wanted if all_variants()[n].architecture <= sm]
     workers = min(os.cpu_count() or 1, len(jobs))
     # Spawned, not forked: torch and LLVM have threads.
     context = multiprocessing.get_context("spawn")
@@ -154,7 +162,7 @@ def compile_all(numbers: Sequence[int]) -> Iterator[dict]:
 
 def faults(row: dict) -> str:
     """Return what is wrong with a row, or nothing."""
-    if row["spills"]:
+    if row["spills"] > SPILL_LIMIT[row["sm"]]:
         return "spills"
     if row["shared"] > SHARED_LIMIT[row["sm"]]:
         return f"more shared memory than {SHARED_LIMIT[row['sm']]}"
@@ -165,6 +173,7 @@ def main() -> None:
     names = tuple(name for name in sys.argv[1:] if not name.startswith("--")) or ("",)
     chosen = [n for n, v in enumerate(all_variants()) if v.kernel.__name__.startswith(names)]
     if "--sample" in sys.argv:
+        chosen = [n for n in chosen if all_variants()[n].architecture == min(SHARED_LIMIT)]
         kernels = [all_variants()[n].kernel.__name__ for n in chosen]
         chosen = [chosen[kernels.index(name)] for name in dict.fromkeys(kernels)]
     if not chosen:

@@ -324,8 +324,9 @@ def test_tile_keeps_the_device_busy() -> None:
     cases |= {(129, 1000): 1, (40, 1): 1}  # less padding, and more products a second
     for (units, batch), expected in cases.items():
         work = [Work(units, batch, (512, 512, 1))]
-        assert choose_tile(work, *kind, 132) is tiles[expected], units
-    assert choose_tile([], *kind, 132) in tiles
+        assert choose_tile(work, *kind, 132, 90) is tiles[expected], units
+    assert choose_tile([], *kind, 132, 90) in tiles
+    assert choose_tile([Work(4096, 1, (512,))], *kind, 108, 80) is tiles[1]
 
 
 def test_long_rows_are_split_where_there_are_few_tiles() -> None:

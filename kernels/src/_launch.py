@@ -70,6 +70,14 @@ def processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def architecture(device: torch.device) -> int:
+    """Return the compute capability of a GPU, 90 for 9.0; that for the interpreter, too."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Make a GPU the current one, so that a launch goes to its current stream."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -77,18 +77,15 @@ TILES = {
         Tile(64, 64, 32, 4, 3, rate=71),
         Tile(32, 32, 32, 1, 3, rate=44),
     ),
-    (torch.float32, 1): (
-        Tile(128, 128, 32, 8, 3, "bf16x6", rate=51),
-        Tile(64, 64, 32, 4, 3, "bf16x6", rate=41),
-        Tile(32, 32, 32, 4, 3, "ieee", rate=24),
-    ),
+    (torch.float32, 1): (Tile(64, 64, 32, 4, 3, "bf16x6", rate=41),),
     (torch.float16, 1): _HALF,
     (torch.bfloat16, 1): _HALF,
 }
 """Tiles by dtype and planes, largest first; rates of an H200, those of float16 of bfloat16."""
 
 LARGE = 128
-"""Rows from which a tile is taken only where there is one for every processor."""
+"""Rows from which a tile is taken only where there is one for every processor, and only from sm_90
+on: before, its sums and what is multiplied do not fit the registers."""
 
 WARPS = 8
 """Warps that are to be at work on each multiprocessor."""
@@ -97,7 +94,9 @@ SHORTEST = 8
 """Steps of the shortest chunk: less does not pay for adding the chunks."""
 
 
-def choose_tile(work: Sequence[Work], dtype: torch.dtype, planes: int, processors: int) -> Tile:
+def choose_tile(
+    work: Sequence[Work], dtype: torch.dtype, planes: int, processors: int, architecture: int
+) -> Tile:
     """Return the tile that is done first by its rate and by what it pads.
 
     Args:
@@ -105,10 +104,12 @@ def choose_tile(work: Sequence[Work], dtype: torch.dtype, planes: int, processor
         dtype: of the weights.
         planes: of the weights.
         processors: multiprocessors of the device.
+        architecture: 90 for sm_90.
     """
 
     def enough(tile: Tile) -> bool:
-        return tile.rows < LARGE or sum(load.tiles(tile) for load in work) >= processors
+        many = sum(load.tiles(tile) for load in work) >= processors
+        return tile.rows < LARGE or (many and architecture >= 90)
 
     def seconds(tile: Tile) -> float:
         entries = sum(load.tiles(tile) * sum(load.lengths) for load in work)

@@ -41,7 +41,7 @@ from ._descriptors import (
     problem_row,
     term_row,
 )
-from ._launch import TRITON_DTYPES, Launch, Table, locate, processors
+from ._launch import TRITON_DTYPES, Launch, Table, architecture, locate, processors
 from ._row_terms import add_term, tile_of
 from ._rows import PackedTerm, RowProblem, RowTerm, pack_rows
 from ._tiles import Tile, Work, choose_tile, split
@@ -184,7 +184,8 @@ class RowDistance:
             return
         rows = problems[0].rows
         count = processors(rows.device)
-        tile = tile or choose_tile(work, rows.dtype, rows.planes, count)
+        kind = rows.dtype, rows.planes
+        tile = tile or choose_tile(work, *kind, count, architecture(rows.device))
         chunks = split(work, tile, count)
         self._held: list[object] = list(problems)
         table, parts = self._table(problems, work, chunks, tile)
