@@ -3,9 +3,10 @@
     python -m bench.compile_kernels [--record] [--sample] [NAME ...]
 
 Prints registers, shared memory and spills of each, and fails where one spills more than
-`SPILL_LIMIT` or needs more shared memory than a block can have. NAME keeps the kernels whose name begins so; --sample compiles one
-variant of each kernel; --record writes results/compile_kernels.json. Every core compiles: no two
-variants are alike, and what both architectures share (the front end) is a fourteenth of the time.
+`SPILL_LIMIT` or needs more shared memory than a block can have. NAME keeps the kernels whose name
+begins so; --sample compiles one variant of each kernel; --record writes
+results/compile_kernels.json. Every core compiles: no two variants are alike, and what both
+architectures share (the front end) is a fourteenth of the time.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.record import record
-from gpu_align.kernels import _streamed
+from gpu_align.kernels import _streamed, moves
 from gpu_align.kernels._launch import TRITON_DTYPES
 from gpu_align.kernels._tiles import LARGE, TILES, Tile
 from gpu_align.kernels.row_distance import row_distance_kernel
@@ -68,6 +69,7 @@ class Variant:
 def variants() -> Iterator[Variant]:
     """Yield all that the launchers can ask for."""
     yield from _row_variants()
+    yield from _move_variants()
     yield from _sinkhorn_variants()
 
 
@@ -86,6 +88,21 @@ def row_label(dtype: torch.dtype, planes: int, tile: Tile) -> str:
     weights = f"{planes} {_name(dtype)}" if planes > 1 else _name(dtype)
     label = f"{weights} {tile.rows}x{tile.columns}x{tile.depth}"
     return label + (f" {tile.precision}" if dtype == torch.float32 else "")
+
+
+def _move_variants() -> Iterator[Variant]:
+    types = dict.fromkeys(("batch", "groups", "number", "size", "neighbours"), "i32")
+    types |= {"chosen_ptr": "*u8", "stale_ptr": "*u8", "similarity_ptr": "*fp32"}
+    types |= {"signed_ptr": "*fp32", "perm_ptr": "*i64", "signed_perm_ptr": "*i64"}
+    types |= {name: "*fp64" for name in ("col_dual_ptr", "found_dual_ptr", "objective_ptr")}
+    types |= {"tolerance_ptr": "*fp64", "found_ptr": "*i64", "status_ptr": "*i64"}
+    types |= {"active_ptr": "*i64", "code_ptr": "*i64", "neighbours_ptr": "*i64"}
+    yield Variant(moves.select_kernel, "", types, {"BLOCK": moves.HYPOTHESES}, {"num_warps": 4})
+    for signed in (False, True):
+        for block, warps in (*moves.BLOCKS.items(), moves.LARGEST):
+            label = f"{'signed' if signed else 'plain'}, {block} at a time"
+            constants = {"SIGNED": signed, "BLOCK": block}
+            yield Variant(moves.accept_kernel, label, types, constants, {"num_warps": warps})
 
 
 def _sinkhorn_variants() -> Iterator[Variant]:

@@ -33,7 +33,7 @@ MARKERS = "osD^vP"
 DEVICES = {"cpu": ("CPU", "-", "o"), "cuda": ("GPU", "--", "s")}
 """Name, line and marker of a device; its colour is that of its place here."""
 
-DTYPES = ("torch.float32", "torch.bfloat16")
+DTYPES = ("torch.float32",)
 
 
 def load(name: str) -> dict | None:

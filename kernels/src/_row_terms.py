@@ -81,7 +81,7 @@ def product(
     a = tl.load(a_ptr, mask=a_mask, other=0.0)
     b = tl.load(b_ptr, mask=b_mask, other=0.0)
     if PLANES == 1:
-        return tl.dot(a, b, total, input_precision=PRECISION)
+        return total + tl.dot(a, b, input_precision=PRECISION)
     a_mid = tl.load(a_ptr + a_plane, mask=a_mask, other=0.0)
     b_mid = tl.load(b_ptr + b_plane, mask=b_mask, other=0.0)
     a_low = tl.load(a_ptr + 2 * a_plane, mask=a_mask, other=0.0)

@@ -14,9 +14,9 @@ from ._launch import Launch
 
 __all__ = ["Accept", "Batch", "Move", "Select"]
 
-_HYPOTHESES = 128
-_BLOCKS = {32: 1, 256: 4}
-_LARGEST = (1024, 8)
+HYPOTHESES = 128
+BLOCKS = {32: 1, 256: 4}
+LARGEST = (1024, 8)
 """Places read at a time -> warps, for groups of up to so many units; and for all larger ones."""
 
 _COUNTS = ("batch", "groups", "number", "size", "neighbours")
@@ -180,9 +180,9 @@ class Select:
         count, groups = batch.stale.shape
         self._launch = Launch(
             select_kernel,
-            triton.cdiv(count, _HYPOTHESES),
+            triton.cdiv(count, HYPOTHESES),
             (batch.stale, batch.active, count, groups, number, size),
-            {"BLOCK": _HYPOTHESES},
+            {"BLOCK": HYPOTHESES},
             {"num_warps": 4},
             batch.stale.device,
         )
@@ -208,7 +208,7 @@ class Accept:
         batch = move.batch
         signed = move.similarity if move.signed is None else move.signed
         signed_perm = move.perm if move.signed_perm is None else move.signed_perm
-        block, warps = next(((b, w) for b, w in _BLOCKS.items() if size <= b), _LARGEST)
+        block, warps = next(((b, w) for b, w in BLOCKS.items() if size <= b), LARGEST)
         self._launch = Launch(
             accept_kernel,
             count,
