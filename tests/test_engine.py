@@ -34,8 +34,7 @@ from gpu_align import (
     UnavailableError,
     run_search,
 )
-from gpu_align._assignment import AuctionAssignment
-from gpu_align._assignment._auction import QueuedAssignment
+from gpu_align._assignment import AssignmentProblem, AuctionAssignment, QueuedAssignment
 from gpu_align._backend import CPU, Engine, choose_engine
 from gpu_align._random import RandomStream
 from gpu_align._search import Run
@@ -144,12 +143,12 @@ QUEUED: dict[str, Callable[[Step], None]] = {
 def on_meta(monkeypatch: pytest.MonkeyPatch, name: str) -> Step:
     """Return a problem without values; what the assignment kernels return is of the right shape."""
 
-    def enqueue(self: object, similarity: Tensor, *rest: object) -> QueuedAssignment:
-        batch, size, _ = similarity.shape
-        number, index = (similarity.new_empty(batch, dtype=t) for t in (torch.float64, torch.int64))
-        dual = similarity.new_empty(batch, size, dtype=torch.float64)
+    def enqueue(self: object, problem: AssignmentProblem) -> QueuedAssignment:
+        cost = problem.cost
+        number, index = (cost.new_empty(len(cost), dtype=t) for t in (torch.float64, torch.int64))
+        dual = cost.new_empty(cost.shape[:2], dtype=torch.float64)
         return QueuedAssignment(
-            col_ind=similarity.new_empty(batch, size, dtype=torch.int64),
+            col_ind=cost.new_empty(cost.shape[:2], dtype=torch.int64),
             row_dual=dual,
             col_dual=dual,
             objective=number,
@@ -158,7 +157,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch, name: str) -> Step:
             stats=index,
         )
 
-    monkeypatch.setattr(Run, "enqueue", enqueue)
+    monkeypatch.setattr(AuctionAssignment, "enqueue", enqueue)
     networks = pair(name)
     sources = [networks.source, networks.target]
     problem = AlignmentProblem(sources, networks.target, networks.spec, engine=META)
@@ -251,13 +250,16 @@ def start_cold(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("auction_on_host")
 def test_warm_starts_change_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    warm, enqueue = [], Run.enqueue
+    from gpu_align.kernels.auction import Auction, AuctionResult
 
-    def watched(self: Run, similarity: Tensor, sizes: Tensor, start: Any) -> QueuedAssignment:
-        warm.append(bool(start[0][sizes > 0].isfinite().any()))
-        return enqueue(self, similarity, sizes, start)
+    warm, launch = [], Auction.launch
 
-    monkeypatch.setattr(Run, "enqueue", watched)
+    def watched(self: Auction) -> AuctionResult:
+        _, sizes, dual, _ = self._held
+        warm.append(bool(dual[sizes > 0].isfinite().any()))
+        return launch(self)
+
+    monkeypatch.setattr(Auction, "launch", watched)
     objectives = [descended(EMULATED)]
     assert any(warm)
     warm.clear()

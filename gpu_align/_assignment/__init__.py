@@ -1,6 +1,10 @@
 """Batched linear assignment problems: exact solvers, certificates and the k best matchings."""
 
-from gpu_align._assignment._auction import AuctionAssignment, QueuedAssignment
+from gpu_align._assignment._auction import (
+    AuctionAssignment,
+    PreparedAssignment,
+    QueuedAssignment,
+)
 from gpu_align._assignment._auto import AutoAssignment, solve
 from gpu_align._assignment._exact import exact_duals
 from gpu_align._assignment._failures import raise_failures
@@ -21,6 +25,7 @@ __all__ = [
     "AuctionAssignment",
     "AutoAssignment",
     "LapxAssignment",
+    "PreparedAssignment",
     "QueuedAssignment",
     "ScipyAssignment",
     "certify",

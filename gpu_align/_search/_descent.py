@@ -123,7 +123,7 @@ def _queue_prepared(run: Run, descent: Descent, moves: Sequence[tuple[int, Tenso
         chosen = chosen[descent.alive[chosen]]
         if workspace.can_move(number):
             run.assignments += len(chosen)
-            workspace.move(run, number, takers[place])
+            workspace.move(number, takers[place])
         else:
             now = replace(
                 descent,

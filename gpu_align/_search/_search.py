@@ -18,7 +18,6 @@ from gpu_align._assignment import (
     AutoAssignment,
     solve,
 )
-from gpu_align._assignment._auction import QueuedAssignment
 from gpu_align._assignment._failures import STATUS_OF_CODE
 from gpu_align._errors import AssignmentError
 from gpu_align._memory import free_bytes
@@ -123,27 +122,16 @@ class Run:
             problem = AssignmentProblem(similarity, maximize=True)
             return solve(problem, self.solver).col_ind.to(similarity.device)
         sizes = None if active is None else active.long() * similarity.shape[1]
-        found = self.enqueue(similarity, sizes)
+        problem = AssignmentProblem(similarity, maximize=True, sizes=sizes)
+        found = self.device_solver.enqueue(problem)
         codes = torch.cat([self.worst_code, found.status_codes])
         self.worst_code.copy_(codes.amax(0, keepdim=True))
         return found.col_ind
 
-    def enqueue(
-        self,
-        similarity: Tensor,
-        sizes: Tensor | None,
-        start: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
-    ) -> QueuedAssignment:
-        """Queue assignments on the device, whatever becomes of them; see `AuctionAssignment`.
-
-        Args:
-            similarity: [b, n, n], to be maximised.
-            sizes: int64 [b], 0 for what is not wanted; or None.
-            start: duals of the columns and columns of the rows, as `AuctionAssignment.enqueue`
-                takes them.
-        """
-        solver = self.solver if isinstance(self.solver, AuctionAssignment) else AuctionAssignment()
-        return solver.enqueue(AssignmentProblem(similarity, maximize=True, sizes=sizes), *start)
+    @property
+    def device_solver(self) -> AuctionAssignment:
+        """What solves assignments on the device, where they are queued."""
+        return self.solver if isinstance(self.solver, AuctionAssignment) else AuctionAssignment()
 
     def check(self) -> None:
         """Wait for the device, and raise if an assignment problem has failed.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from gpu_align._assignment import AssignmentProblem, PreparedAssignment
 from gpu_align._problem import Hypotheses, signed_matrix
 from gpu_align._search._search import Run
 
@@ -34,12 +35,14 @@ class _Step:
         similarity: of the group's matrices, to where `move` looks for them.
         gains: float32 [c, n, n], what is assigned: the similarity, or room for it plus the
             magnitude of the signed one.
+        assignment: of the gains.
         move: what is noted about it.
         accept: notes it.
     """
 
     similarity: "RowDistance"
     gains: Tensor
+    assignment: PreparedAssignment
     move: "Move"
     accept: "Accept"
 
@@ -66,7 +69,7 @@ class Workspace:
             objective=torch.empty(batch, dtype=torch.float64, device=device),
             tolerance=run.tolerance(self._model),
             stale=torch.empty(batch, len(problem.groups), dtype=torch.uint8, device=device),
-            active=torch.empty(batch, dtype=torch.int64, device=device),
+            active=torch.zeros(batch, dtype=torch.int64, device=device),
             code=run.worst_code,
         )
         self._views = _views(self._perms, self._shapes)
@@ -102,11 +105,10 @@ class Workspace:
         """Say whether the moves of a group are prepared."""
         return number in self._steps
 
-    def move(self, run: Run, number: int, chosen: Tensor) -> None:
+    def move(self, number: int, chosen: Tensor) -> None:
         """Queue the move of a group to its best assignment.
 
         Args:
-            run: the running search.
             number: of the group.
             chosen: uint8 [b] or more, who takes it now; of these, those in which it is stale.
         """
@@ -115,8 +117,7 @@ class Workspace:
             step.similarity.launch()
             if step.move.signed is not None:
                 torch.abs(step.move.signed, out=step.gains).add_(step.move.similarity)
-            start = step.move.col_dual, step.move.perm
-            found = run.enqueue(step.gains, step.move.batch.active, start)
+            found = step.assignment.launch()
             step.accept.launch(found.col_ind, found.col_dual, found.status_codes)
 
     def _prepared(self, run: Run, batch: int) -> dict[int, list[_Step]]:
@@ -174,7 +175,10 @@ class Workspace:
             col_dual=self._dual_views[group][here],
             neighbours=torch.tensor(places, dtype=torch.int64).to(problem.device),
         )
-        return _Step(similarity, rest[1] if rest else first, move, Accept(move))
+        gains = rest[1] if rest else first
+        wanted = AssignmentProblem(gains, maximize=True, sizes=batch.active)
+        assignment = run.device_solver.prepare(wanted, move.col_dual, move.perm)
+        return _Step(similarity, gains, assignment, move, Accept(move))
 
 
 def _views(flat: Tensor, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
