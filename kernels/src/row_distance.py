@@ -162,7 +162,8 @@ class RowDistance:
     """A prepared launch of the cost or similarity of many groups: table uploaded, memory held.
 
     Index vectors, `active` and unary parts may be overwritten in place between launches, as in a
-    CUDA graph, which captures `launch` only. Launches of one object must not overlap in time.
+    CUDA graph, which captures `launch` only; not the index vectors of terms of four groups, two of
+    which are made one here. Launches of one object must not overlap in time.
 
     Attributes:
         out: float32 [b, n, n] of each problem.
