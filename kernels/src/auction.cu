@@ -138,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) auction_warp(PARAMETERS, i6
 extern "C" __global__ void __launch_bounds__(512, 1) auction_shared(PARAMETERS) {
   DYNAMIC_SHARED(memory);
   const Batch batch = BATCH;
-  BlockTeam<2, false> team;
+  BlockTeam<false> team;
   for (i64 p = blockIdx.x; p < b; p += gridDim.x) run(team, memory, nullptr, batch, p);
 }
 #endif
@@ -149,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS)
     auction_block(PARAMETERS, int* scratch, i64 integers) {
   DYNAMIC_SHARED(memory);
   const Batch batch = BATCH;
-  BlockTeam<4, true> team;
+  BlockTeam<true> team;
   int* q = scratch + blockIdx.x * integers;
   for (i64 p = blockIdx.x; p < b; p += gridDim.x) run(team, memory, q, batch, p);
 }

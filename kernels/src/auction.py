@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu_align._errors import InputError
+from gpu_align._errors import InputError, UnavailableError
 
 STATS = ("auction_rounds", "forest_rounds", "forest_phases", "row_scans")
 """What is counted for each problem; ``row_scans / n`` is how often its matrix was read."""
@@ -24,10 +24,10 @@ KERNELS = ("auction_warp", "auction_shared", "auction_block", "auction_grid")
 
 _DEVICE = "cuda"
 _WARP_ROWS = 32
-_GRID_ROWS = 2048
-_BOX_BYTES, _VECTOR_BYTES = 112, 40
-_MOST_PARTS = 16
-_BLOCK_THREADS, _GRID_THREADS = 768, 512
+_GRID_ROWS, _GRID_COLUMNS = 2048, 64
+_BOX_BYTES, _VECTOR_BYTES = 128, 40
+_MOST_PARTS, _TILE = 16, 128
+_SHARED_THREADS, _BLOCK_THREADS, _GRID_THREADS = 512, 768, 512
 _WARP_BIN_BYTES, _BLOCK_BIN_BYTES = 8 * 64, 8 * 240
 
 
@@ -128,13 +128,15 @@ def plan(batch: int, n: int, shared_limit: int, multiprocessors: int) -> Plan:
     padded = -(-n // 4) * 4
     matrix, vectors = 4 * n * padded, _BOX_BYTES + _VECTOR_BYTES * padded
     if n <= _WARP_ROWS:
-        each = vectors + _WARP_BIN_BYTES + _offer_bytes(padded, 4, 32) + matrix
+        tile = 32
+        each = vectors + _WARP_BIN_BYTES + _offer_bytes(padded, 4, tile) + matrix + 8 * tile
         warps = max(1, min(8, shared_limit // each, batch // multiprocessors))
         blocks = -(-batch // warps)
         return Plan(0, blocks, 32 * warps, shared_bytes=warps * each, team_bytes=each)
-    vectors += _BLOCK_BIN_BYTES
-    threads = 128 if n <= 64 else 256
-    shared = vectors + _offer_bytes(padded, threads // 32)
+    vectors += _BLOCK_BIN_BYTES + 4 * _TILE
+    matrix += 4 * _TILE
+    threads = _SHARED_THREADS if batch <= multiprocessors else 128 if n <= 64 else 256
+    shared = vectors + _offer_bytes(padded, threads // 8, 32)
     if shared + matrix <= shared_limit:
         return Plan(1, batch, threads, shared_bytes=shared + matrix)
     resident = 2 if n <= 1024 and batch > multiprocessors else 1
@@ -144,12 +146,12 @@ def plan(batch: int, n: int, shared_limit: int, multiprocessors: int) -> Plan:
         blocks = min(batch, resident * multiprocessors)
         return Plan(2, blocks, threads, shared, teams=blocks, team_bytes=matrix)
     teams = min(batch, multiprocessors)
-    share = multiprocessors // teams
+    share = min(multiprocessors // teams, max(8, n // _GRID_COLUMNS))
     each = vectors + _offer_bytes(padded, share * _GRID_THREADS // 32) + matrix
     return Plan(3, teams * share, _GRID_THREADS, teams=teams, team_bytes=each, team_blocks=share)
 
 
-def _offer_bytes(padded: int, workers: int, tile: int = 128) -> int:
+def _offer_bytes(padded: int, workers: int, tile: int = _TILE) -> int:
     """Return what the parts of the listed rows need, `tile` columns read side by side."""
     parts = min(_MOST_PARTS, max(1, workers // -(-padded // tile)))
     return 8 * padded * (parts - 1)
@@ -174,10 +176,12 @@ def auction(
         sizes: [b], int64, 0 to n: problem p is cost[p, :sizes[p], :sizes[p]]; or None. A problem
             of size 0 costs next to nothing: neither its costs nor its old duals are read.
         col_dual: [b, n], float64: start from these duals of the columns, such as those of a
-            similar problem; or None. Pays while costs moved by less than a tenth of their
-            standard deviation. Any values do; a problem whose first one is NaN, as they are of a
-            problem that failed, starts cold and ignores its `col_ind`.
-        col_ind: [b, n], int64: the matching that belongs to `col_dual`, or None.
+            similar problem; or None. Each problem judges them: where over three rows of ten
+            find no column near their cheapest one, it forgets them and starts cold, which then
+            costs one look at the matrix more than a cold start. Any values do; a problem whose
+            first one is NaN, as they are of a problem that failed, starts cold unasked.
+        col_ind: [b, n], int64: the matching that belongs to `col_dual`; or None, and every row
+            starts from its cheapest column.
         max_rounds: bound on the rounds of each stage.
 
     Returns:
@@ -186,6 +190,7 @@ def auction(
 
     Raises:
         InputError: a tensor has the wrong shape, dtype or device.
+        UnavailableError: the device has no room for the blocks that a large problem needs at once.
     """
     batch, n = _check(cost, sizes, col_dual, col_ind)
     result = _empty_result(batch, n, cost.device)
@@ -281,8 +286,26 @@ def _call(chosen: Plan, arguments: list[int | float], device: torch.device) -> N
     import cupy
 
     with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(_CurrentStream(device)):
-        _kernel(chosen.kernel, device.index, chosen.shared_bytes)(
+        kernel = _kernel(chosen.kernel, device.index, chosen.shared_bytes)
+        if KERNELS[chosen.kernel] == "auction_grid":
+            _require_room(kernel, chosen, device)
+        kernel(
             (chosen.blocks,), (chosen.threads,), tuple(arguments), shared_mem=chosen.shared_bytes
+        )
+
+
+def _require_room(kernel: Any, chosen: Plan, device: torch.device) -> None:
+    """Raise UnavailableError unless all blocks, which wait for each other, run at once."""
+    import cupy
+
+    each = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
+        kernel.kernel.ptr, chosen.threads, chosen.shared_bytes
+    )
+    room = each * _limits(device)[1]
+    if room < chosen.blocks:
+        raise UnavailableError(
+            f"auction_grid: expected room for {chosen.blocks} blocks of {chosen.threads} threads at "
+            f"once; {device} has room for {room}. Choose ScipyAssignment() for these problems."
         )
 
 

@@ -45,19 +45,35 @@ __device__ void reset_counts(const Team& team, const Problem& s) {
   if (team.size < 3 && team.rank == 0) s.box->count[1] = s.box->count[2] = 0;
 }
 
-// Free the rows whose column costs over epsilon more than their cheapest; returns rows read.
+// Free the rows whose column costs over epsilon more than their cheapest; then free rows take their
+// cheapest column where that is free. Every row's potential is what its cheapest column costs.
 template <class Team>
-__device__ void drop_costly_pairs(const Team& team, const Problem& s, int epsilon) {
+__device__ void review_pairs(Team& team, const Problem& s, int epsilon) {
+  for (int j = team.rank; j < s.n; j += team.size) s.mark[j] = LARGEST;
+  team.sync();
+  note(team, s, SCANS, s.n);
   for (int i = worker_of(team); i < s.n; i += workers_of(team)) {
-    const int j = s.col[i];
-    if (j < 0) continue;
     const Best best = scan_row(team, s, i);
-    __syncwarp(lanes_mask<Team::LANES>());  // all lanes have read col[i]
-    if (lane_of(team) == 0 && s.q[i * s.row_stride + j] + s.price[j] > best.low + epsilon) {
+    if (best.at < 0) continue;
+    const int j = s.col[i];
+    s.potential[i] = best.low;
+    s.list[i] = best.at;
+    if (j >= 0 && s.q[i * s.row_stride + j] + s.price[j] > best.low + epsilon) {
       s.col[i] = NONE;
       s.owner[j] = NONE;
     }
   }
+  team.sync();
+  for (int i = team.rank; i < s.n; i += team.size) {
+    if (s.col[i] < 0 && s.owner[s.list[i]] < 0) atomicMin(&s.mark[s.list[i]], i);
+  }
+  team.sync();
+  for (int j = team.rank; j < s.n; j += team.size) {
+    if (s.mark[j] == LARGEST) continue;
+    s.owner[j] = s.mark[j];
+    s.col[s.mark[j]] = j;
+  }
+  team.sync();
 }
 
 // Every listed row bids. While it waits for the outcome, col[i] = ~(column bid for).
@@ -66,7 +82,7 @@ __device__ void place_bids(const Team& team, const Problem& s, const int* list, 
   for (int k = worker_of(team); k < m; k += workers_of(team)) {
     const int i = list[k];
     const Best best = scan_row(team, s, i);
-    if (lane_of(team) == 0) {
+    if (best.at >= 0) {
       const u32 bid = s.price[best.at] + (best.second - best.low) + epsilon;
       s.col[i] = ~best.at;
       // Equal bids: the lowest row wins. A bid is above the price, so above all before it. To
@@ -99,21 +115,21 @@ __device__ void award_columns(
   }
 }
 
-// One phase at a fixed epsilon, until `cut` rows are free or `limit` rounds have passed.
+// Prepare a phase at a fixed epsilon; returns how many rows are free, which s.list then holds.
 template <class Team>
-__device__ void auction_phase(
-    Team& team, const Problem& s, int epsilon, int cut, int limit, bool has_pairs) {
+__device__ int start_phase(Team& team, const Problem& s, int epsilon, bool has_prices) {
   lower_prices(team, s, false);
   for (int j = team.rank; j < s.n; j += team.size) s.key[j] = 0;
   reset_counts(team, s);
   team.sync();
-  if (has_pairs) {
-    drop_costly_pairs(team, s, epsilon);
-    note(team, s, SCANS, s.n);
-    team.sync();
-  }
+  if (has_prices) review_pairs(team, s, epsilon);
+  return gather_free_rows(team, s, s.list);
+}
+
+// One phase, until `cut` of the `m` rows of s.list are free or `limit` rounds have passed.
+template <class Team>
+__device__ void bid(Team& team, const Problem& s, int epsilon, int m, int cut, int limit) {
   int *list = s.list, *next = s.mark;
-  int m = gather_free_rows(team, s, list);
   for (int round = 0; m > cut && round < limit; ++round) {
     const int now = (round + 1) % 3;
     // Round after next counts here; nobody reads it any more.
@@ -132,21 +148,40 @@ __device__ void auction_phase(
   team.sync();  // spare: lower_prices has one too
 }
 
-// Phases from 0.2 standard deviations down to 0.001, each epsilon a fifth of the one before; a
-// warm start needs the last phase only.
+// Forget prices and pairs.
 template <class Team>
-__device__ void auction(
-    Team& team, const Problem& s, double deviation, bool warm, i64 limit) {
-  const int last = max(1, static_cast<int>(rint(1e-3 * deviation)));
-  int epsilon = warm ? last : max(1, static_cast<int>(rint(0.2 * deviation)));
-  const int cut = max(1, s.n / 32);
+__device__ void forget(Team& team, const Problem& s) {
+  team.sync();
+  for (int j = team.rank; j < s.n; j += team.size) {
+    s.price[j] = 0;
+    s.col[j] = s.owner[j] = NONE;
+  }
+  team.sync();
+}
+
+// Phases from 0.2 standard deviations down to 0.008, each epsilon a fifth of the one before. A
+// warm start needs the last phase only, unless over three rows of ten are without a column that
+// suits them: then old prices are worse than none, and the problem starts cold.
+template <class Team>
+__device__ void auction(Team& team, const Problem& s, double deviation, bool warm, i64 limit) {
+  const int last = max(1, static_cast<int>(rint(8e-3 * deviation)));
+  const int cut = max(1, s.n / 16);
   // Where all matchings nearly tie, a phase would last for thousands of rounds; elsewhere one
   // that is cut too early leaves a forest of too many trees.
   const int rounds = static_cast<int>(min(limit, 256ll + s.n));
-  for (bool has_pairs = warm;; has_pairs = true) {
-    epsilon = max(epsilon, last);
-    auction_phase(team, s, epsilon, cut, rounds, has_pairs);
+  int epsilon = max(last, static_cast<int>(rint(0.2 * deviation)));
+  if (warm) epsilon = last;
+  for (bool has_prices = warm;;) {
+    const int m = start_phase(team, s, epsilon, has_prices);
+    if (warm && 10 * m > 3 * s.n) {
+      forget(team, s);
+      warm = has_prices = false;
+      epsilon = max(last, static_cast<int>(rint(0.2 * deviation)));
+      continue;
+    }
+    bid(team, s, epsilon, m, cut, rounds);
     if (epsilon == last) break;
-    epsilon = max(1, static_cast<int>(rint(epsilon / 5.0)));
+    has_prices = true;
+    epsilon = max(last, static_cast<int>(rint(epsilon / 5.0)));
   }
 }

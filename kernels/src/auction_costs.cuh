@@ -11,17 +11,12 @@ struct Costs {
   const void* data;  // [n, n] of a stride; float32, or float64 where `wide`
   bool wide;
   i64 stride;
-  double sign, low, factor[2];
+  double sign, low, factor[2];  // of float32 costs the second factor is 1
   int shift;
   __device__ __forceinline__ double at(int i, int j) const {
     const i64 place = i * stride + j;
     return sign * (wide ? static_cast<const double*>(data)[place]
                         : static_cast<double>(static_cast<const float*>(data)[place]));
-  }
-  // rint by the addition of 1.5 * 2**52: the integer is then in the low bits.
-  __device__ __forceinline__ int integer(double cost) const {
-    const double shifted = (cost - low) * factor[0] * factor[1] + 6755399441055744.0;
-    return static_cast<int>(__double_as_longlong(shifted));
   }
 };
 
@@ -71,8 +66,9 @@ __device__ __forceinline__ bool choose_scale(const Problem& s, Costs& costs) {
   int exponent = BITS;
   if (highest > lowest) frexp(highest - lowest, &exponent);
   costs.shift = BITS - exponent;
-  costs.factor[0] = ldexp(1.0, costs.shift / 2);
-  costs.factor[1] = ldexp(1.0, costs.shift - costs.shift / 2);
+  const int half = costs.wide ? costs.shift / 2 : 0;
+  costs.factor[0] = ldexp(1.0, costs.shift - half);
+  costs.factor[1] = ldexp(1.0, half);
   return true;
 }
 
@@ -97,13 +93,19 @@ constexpr int COARSE = 12;  // bits that statistics leave out, so that squares n
 // The integers, and their sums.
 template <class T, class Team>
 __device__ void round_costs(const Team& team, const Problem& s, const Costs& costs) {
+  // rint by the addition of 1.5 * 2**52: the integer is then in the low bits. Signs and powers of
+  // two round nothing.
+  const double low = costs.sign * costs.low, scale = costs.sign * costs.factor[0];
   u64 sum = 0, squares = 0;
   for (int i = worker_of(team); i < s.n; i += workers_of(team)) {
     const T* row = static_cast<const T*>(costs.data) + i * costs.stride;
     int* q = s.q + i * s.row_stride;
 #pragma unroll 32 / sizeof(T)
     for (int j = lane_of(team); j < s.n; j += Team::LANES) {
-      const int value = costs.integer(costs.sign * static_cast<double>(row[j]));
+      double shifted = static_cast<double>(row[j]) - low;
+      if constexpr (sizeof(T) == 8) shifted *= costs.factor[1];
+      shifted = __fma_rn(shifted, scale, 6755399441055744.0);
+      const int value = static_cast<int>(__double_as_longlong(shifted));
       const u32 coarse = static_cast<u32>(value) >> COARSE;
       q[j] = value;
       sum += coarse;
@@ -127,8 +129,10 @@ __device__ void make_integers(Team& team, const Problem& s, const Costs& costs) 
   } else {
     round_costs<float>(team, s, costs);
   }
+  for (u64 j = team.rank; j < TILE<Team>; j += team.size) s.q[s.n * s.row_stride + j] = 0;
+  for (int j = s.n + team.rank; j < s.padded + TILE<Team>; j += team.size) s.price[j] = PADDING;
   for (int j = team.rank; j < s.padded; j += team.size) {
-    s.price[j] = j < s.n ? 0 : LARGEST;
+    if (j < s.n) s.price[j] = 0;
     s.reach[j] = -LARGEST;  // padding is never relaxed
     s.col[j] = s.owner[j] = NONE;
   }
@@ -174,6 +178,7 @@ __device__ double row_dual_of(
     const int4 a = *reinterpret_cast<const int4*>(q + j);
     const int4 b = *reinterpret_cast<const int4*>(s.price + j);
     const int values[4] = {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
+    if (min(min(values[0], values[1]), min(values[2], values[3])) > low + 1) continue;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       if (values[e] <= low + 1) {

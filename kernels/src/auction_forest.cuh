@@ -2,7 +2,7 @@
 //
 // Distances are of reduced costs q + price - potential >= 0, labels are corrected in rounds over
 // the nearest waiting rows (Bellman-Ford with the order of Dijkstra). Paths are followed up to the
-// distance D of the median free column only; then, for labels d,
+// distance D within which nine of ten free columns lie; then, for labels d,
 //     price += (D - d)+   of a column,     potential += (D - d)+   of a row,
 // keeps every reduced cost >= 0 and makes the trees tight. Trees share no vertex, so each can
 // take one path. Integers make all of it exact. See Burkard, Dell'Amico and Martello,
@@ -16,7 +16,7 @@
 #pragma once
 #include "auction_bids.cuh"
 
-constexpr int NEAREST = 64;  // rows read in a round, more only where bins or ties are wide
+constexpr int NEAREST = 32;  // rows read in a round, more only where bins or ties are wide
 
 // Label of column j: the distance, then the row before it; equal distances prefer the rows from
 // the column's own diagonal on, so that ties are spread over the trees.
@@ -40,10 +40,10 @@ __device__ __forceinline__ int bin_of(u32 distance, u32 floor) {
   return static_cast<int>(((exponent - SUBBITS + 1) << SUBBITS) + fraction);
 }
 
-// First bin with at least `wanted` entries (or half of all) in it and below, or NONE where there
-// is no entry; by one worker, all lanes of which get it.
+// First bin with at least `wanted` entries, or nine of ten where `all`, in it and below; NONE where
+// there is no entry. By one worker, all lanes of which get it.
 template <class Team>
-__device__ int choose_bin(const Team& team, const u32* bins, u32 wanted, bool half) {
+__device__ int choose_bin(const Team& team, const u32* bins, u32 wanted, bool all) {
   constexpr int LANES = Team::LANES, SHARE = (BINS<Team> + LANES - 1) / LANES;
   const int me = lane_of(team), first = me * SHARE;
   u32 counts[SHARE], own = 0;
@@ -59,7 +59,7 @@ __device__ int choose_bin(const Team& team, const u32* bins, u32 wanted, bool ha
     if (me & k) before += other;
     total += other;
   }
-  wanted = half ? (total + 1) / 2 : min(wanted, total);
+  wanted = all ? (3 * total + 3) / 4 : min(wanted, total);
   int chosen = LARGEST;
 #pragma unroll
   for (int b = 0; b < SHARE; ++b) {
@@ -68,6 +68,29 @@ __device__ int choose_bin(const Team& team, const u32* bins, u32 wanted, bool ha
   }
   chosen = least_of<LANES>(chosen);
   return chosen < LARGEST ? chosen : NONE;
+}
+
+// The bin up to which rows are read next, and that of the distance D.
+struct Bins {
+  int nearest, last;
+};
+template <class Team>
+__device__ Bins choose_bins(Team& team, const Problem& s) {
+  // A block waits for two of its warps; blocks that would wait for each other choose for themselves.
+  const bool columns = team.rank - lane_of(team) < s.n;
+  const int second = workers_of(team) > 1 ? 1 : 0;
+  Bins bins = {NONE, NONE};
+  if (Team::SPANS_BLOCKS ? columns : worker_of(team) == 0) {
+    bins.nearest = choose_bin(team, s.bins[0], NEAREST, false);
+  }
+  if (Team::SPANS_BLOCKS ? columns : worker_of(team) == second) {
+    bins.last = choose_bin(team, s.bins[1], 0, true);
+  }
+  if (Team::SPANS_BLOCKS) return bins;
+  if (team.rank == 0) s.box->bin[0] = bins.nearest;
+  if (team.rank == second * Team::LANES) s.box->bin[1] = bins.last;
+  team.sync();
+  return {s.box->bin[0], s.box->bin[1]};
 }
 
 // What a thread has found for four neighbouring columns: the smallest distance minus price, and
@@ -89,31 +112,39 @@ __device__ __forceinline__ Offers no_offers(const Problem& s, int j, u32 bound) 
 
 // Read columns j to j + 3 of the rows at places k, k + step, ... below m. False where two rows
 // offer the same: then labels must decide.
+template <int LANES>
 __device__ __forceinline__ bool read_rows(
     const Problem& s, Offers& best, int j, int k, int step, int m) {
-  constexpr int FLIGHT = 4;
-  const int* q = s.q + j;
+  constexpr int FLIGHT = 4, BEYOND = LARGEST - (1 << 29) - 1;  // above all labels, with any cost
+  const int4* column = reinterpret_cast<const int4*>(s.q + j);
+  const u32 stride = static_cast<u32>(s.row_stride / 4);
   bool tied = false;
+#pragma unroll 1
   for (; k < m; k += FLIGHT * step) {
+    int4 costs[FLIGHT];
+#pragma unroll
+    for (int f = 0; f < FLIGHT; ++f) {  // past the end the last row again
+      costs[f] = column[static_cast<u32>(s.list[min(k + f * step, m - 1)]) * stride];
+    }
+    // All of these loads shall be under way before the first is waited for. The compiler moves no
+    // read of memory over this, so none of the sums below either.
+    __syncwarp(lanes_mask<LANES>());
     int values[FLIGHT][4];
 #pragma unroll
     for (int f = 0; f < FLIGHT; ++f) {
-      const int here = min(k + f * step, m - 1);  // past the end the last row again
-      const int4 a = *reinterpret_cast<const int4*>(q + s.list[here] * s.row_stride);
-      const int base = s.base[here];
-      values[f][0] = base + a.x;
-      values[f][1] = base + a.y;
-      values[f][2] = base + a.z;
-      values[f][3] = base + a.w;
+      const int here = k + f * step;
+      const int base = here < m ? s.base[here] : BEYOND;
+      values[f][0] = base + costs[f].x;
+      values[f][1] = base + costs[f].y;
+      values[f][2] = base + costs[f].z;
+      values[f][3] = base + costs[f].w;
     }
 #pragma unroll
     for (int f = 0; f < FLIGHT; ++f) {
-      const int here = k + f * step;
-      if (here >= m) break;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         tied |= values[f][e] == best.low[e];
-        best.at[e] = values[f][e] <= best.low[e] ? here : best.at[e];
+        best.at[e] = values[f][e] <= best.low[e] ? k + f * step : best.at[e];
         best.low[e] = min(best.low[e], values[f][e]);
       }
     }
@@ -124,6 +155,7 @@ __device__ __forceinline__ bool read_rows(
 // The same, where equal offers are decided by label.
 __device__ __forceinline__ void read_rows_with_ties(
     const Problem& s, Offers& best, int j, int k, int step, int m) {
+#pragma unroll 1
   for (; k < m; k += step) {
     const int i = s.list[k];
 #pragma unroll
@@ -144,13 +176,14 @@ template <class Team>
 __device__ void relax_rows(const Team& team, const Problem& s, int m, u32 bound) {
   const int tiles = (s.padded + TILE<Team> - 1) / TILE<Team>;
   for (int w = worker_of(team); w < tiles * s.parts; w += workers_of(team)) {
-    const int part = w / tiles, j = w % tiles * TILE<Team> + 4 * lane_of(team);
-    if (j >= s.padded) continue;
+    const int part = w / tiles, own = w % tiles * TILE<Team> + 4 * lane_of(team);
+    const int j = min(own, s.padded - 4);  // beyond the last column a lane only keeps step
     Offers best = no_offers(s, j, bound);
-    if (!read_rows(s, best, j, part, s.parts, m)) {
+    if (!read_rows<Team::LANES>(s, best, j, part, s.parts, m)) {
       best = no_offers(s, j, bound);
       read_rows_with_ties(s, best, j, part, s.parts, m);
     }
+    if (own > j) continue;
     u64* offers = part == 0 ? s.key + j : s.offers + (part - 1) * s.padded + j;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
@@ -193,10 +226,10 @@ __device__ void settle_labels(
   if (threadIdx.x % WARP == 0 && least < LARGEST) atomicMin(nearest, static_cast<u32>(least));
 }
 
-// List the rows of the nearest waiting columns, and find the farthest free column of the half.
+// List the rows of the nearest waiting columns, and find the farthest free column of the nine tenths.
 template <class Team>
 __device__ void list_nearest(
-    const Team& team, const Problem& s, u32 floor, u32 bound, int nearest_bin, int median_bin) {
+    const Team& team, const Problem& s, u32 floor, u32 bound, Bins bins) {
   int far = 0;
   for (int j = team.rank; j < whole_warps(s.n); j += team.size) {
     bool wanted = false;
@@ -206,8 +239,8 @@ __device__ void list_nearest(
       d = distance_of(s.key[j]);
       i = s.owner[j];
       const int bin = bin_of<Team>(d, floor);
-      if (i < 0 && bin <= median_bin) far = max(far, static_cast<int>(d));
-      wanted = i >= 0 && s.mark[j] && d < bound && bin <= nearest_bin;
+      if (i < 0 && bin <= bins.last) far = max(far, static_cast<int>(d));
+      wanted = i >= 0 && s.mark[j] && d < bound && bin <= bins.nearest;
     }
     const int place = append(wanted, i, s.list, &s.box->count[0]);
     if (wanted) {
@@ -239,10 +272,7 @@ __device__ u32 grow_forest(Team& team, const Problem& s, int m) {
     }
     settle_labels(team, s, floor, bound, nearest);
     team.sync();
-    // Every worker for itself: it costs less than to wait for one that does.
-    const int nearest_bin = choose_bin(team, s.bins[0], NEAREST, false);
-    const int median_bin = choose_bin(team, s.bins[1], 0, true);
-    list_nearest(team, s, floor, bound, nearest_bin, median_bin);
+    list_nearest(team, s, floor, bound, choose_bins(team, s));
     team.sync();
     m = s.box->count[0];
     bound = min(bound, s.box->far);
@@ -297,42 +327,11 @@ __device__ void augment_trees(Team& team, const Problem& s) {
   team.sync();  // spare: lower_prices has one too
 }
 
-// Row potentials from the prices; pairs that are not tight end, and free rows take their
-// cheapest column where that is free.
-template <class Team>
-__device__ void start_forest(Team& team, const Problem& s) {
-  lower_prices(team, s, false);
-  for (int j = team.rank; j < s.n; j += team.size) s.mark[j] = LARGEST;
-  team.sync();
-  for (int i = worker_of(team); i < s.n; i += workers_of(team)) {
-    const Best best = scan_row(team, s, i);
-    if (lane_of(team) > 0) continue;
-    const int j = s.col[i];
-    s.potential[i] = best.low;
-    s.list[i] = best.at;
-    if (j >= 0 && s.q[i * s.row_stride + j] + s.price[j] > best.low) {
-      s.col[i] = NONE;
-      s.owner[j] = NONE;
-    }
-  }
-  team.sync();
-  for (int i = team.rank; i < s.n; i += team.size) {
-    if (s.col[i] < 0 && s.owner[s.list[i]] < 0) atomicMin(&s.mark[s.list[i]], i);
-  }
-  team.sync();
-  for (int j = team.rank; j < s.n; j += team.size) {
-    if (s.mark[j] == LARGEST) continue;
-    s.owner[j] = s.mark[j];
-    s.col[s.mark[j]] = j;
-  }
-  team.sync();  // spare: lower_prices has one too
-}
-
 // Complete the matching; false where `limit` rounds did not do.
 template <class Team>
 __device__ bool forest(Team& team, const Problem& s, i64 limit) {
-  start_forest(team, s);
-  note(team, s, SCANS, s.n);
+  lower_prices(team, s, false);
+  review_pairs(team, s, 0);  // its first sync comes before it reads prices
   for (;;) {
     lower_prices(team, s, true);
     reset_counts(team, s);

@@ -34,7 +34,8 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
 
-constexpr int LARGEST = 0x7fffffff;      // also the price of padding
+constexpr int LARGEST = 0x7fffffff;
+constexpr int PADDING = 3 * (1 << 29) - 1;  // price of padding: above all sums of real ones
 constexpr u32 UNREACHED = 0xffffffffu;   // no path yet
 constexpr u64 NO_LABEL = ~0ull;
 constexpr int NONE = -1;
@@ -48,30 +49,32 @@ struct Box {
   u64 sum, squares;                    // of the leading bits of the integers
   u64 dual;                            // largest old dual, as ordered bits
   i64 stats[STATS];
-  u32 nearest[2], far;                 // nearest waiting column; farthest free one of the half
-  int count[3], least, slack;            // slack: rows whose pair is not tight
+  u32 nearest[2], far;                 // nearest waiting column; farthest free one that counts
+  int count[3], least, bin[2], slack;  // slack: rows whose pair is not tight
 };
-constexpr int BOX_BYTES = 112;
+constexpr int BOX_BYTES = 128;
 static_assert(sizeof(Box) <= BOX_BYTES, "auction.py reserves BOX_BYTES");
+
+constexpr int QUARTER = WARP >= 4 ? WARP / 4 : 1;
 
 // A warp; a block holds several of them.
 struct WarpTeam {
-  static constexpr int LANES = WARP >= 4 ? WARP / 4 : 1;
+  static constexpr int LANES = QUARTER;
   static constexpr int SUBBITS = 1;
-  static constexpr int FLIGHT = 1;
-  static constexpr bool MATRIX_OUTSIDE = false;
+  static constexpr int FLIGHT = 1;  // vectors of a row that a thread loads before it looks at one
+  static constexpr bool MATRIX_OUTSIDE = false, SPANS_BLOCKS = false;
   int rank, size;
   __device__ WarpTeam() : rank(threadIdx.x % WARP), size(WARP) {}
   __device__ void sync() { __syncwarp(); }
 };
 
-// A block. FLIGHT is how many vectors of a row each thread loads before it looks at the first.
-template <int VECTORS, bool OUTSIDE>
+// A block. Rows in shared memory are short, and read by a quarter of a warp.
+template <bool OUTSIDE>
 struct BlockTeam {
-  static constexpr int LANES = WARP;
+  static constexpr int LANES = OUTSIDE ? WARP : QUARTER;
   static constexpr int SUBBITS = 3;
-  static constexpr int FLIGHT = VECTORS;
-  static constexpr bool MATRIX_OUTSIDE = OUTSIDE;
+  static constexpr int FLIGHT = 4;
+  static constexpr bool MATRIX_OUTSIDE = OUTSIDE, SPANS_BLOCKS = false;
   int rank, size;
   __device__ BlockTeam() : rank(threadIdx.x), size(blockDim.x) {}
   __device__ void sync() { __syncthreads(); }
@@ -82,7 +85,7 @@ struct GridTeam {
   static constexpr int LANES = WARP;
   static constexpr int SUBBITS = 3;
   static constexpr int FLIGHT = 4;
-  static constexpr bool MATRIX_OUTSIDE = false;
+  static constexpr bool MATRIX_OUTSIDE = false, SPANS_BLOCKS = true;
   int rank, size;
   u64 blocks, *arrivals, expected;  // arrivals only ever counts up
   __device__ GridTeam(int count, u64* counter)
@@ -119,9 +122,9 @@ constexpr int BINS = (32 - Team::SUBBITS + 1) << Team::SUBBITS;
 struct Problem {
   int n, padded;
   u64 row_stride;
-  int* q;          // [n, row_stride] the costs as integers, 0 .. 2**29; padding columns are 0
+  int* q;          // [n, row_stride], and TILE more: the costs as integers, 0 .. 2**29; padding is 0
   u64* key;        // [padded] of a column: best bid, or nearest path: (value, row)
-  int* price;      // [padded] of a column, >= 0: minus its dual
+  int* price;      // [padded + TILE] of a column, >= 0: minus its dual
   int* potential;  // [padded] of a row: its dual
   int* col;        // [padded] of a row: its column; negative where it is free
   int* owner;      // [padded] of a column: its row, or NONE
@@ -153,14 +156,14 @@ __device__ Problem lay_out(const Team& team, unsigned char* memory, int n) {
   s.box = reinterpret_cast<Box*>(memory);
   s.key = reinterpret_cast<u64*>(memory + BOX_BYTES);
   s.price = reinterpret_cast<int*>(s.key + padded);
-  s.potential = s.price + padded;
+  s.potential = s.price + padded + TILE<Team>;
   s.col = s.potential + padded;
   s.owner = s.col + padded;
   s.reach = s.owner + padded;
   s.list = s.reach + padded;
   s.base = s.list + padded;
   s.mark = s.base + padded;
-  s.bins[0] = reinterpret_cast<u32*>(memory + BOX_BYTES + VECTOR_BYTES * padded);
+  s.bins[0] = reinterpret_cast<u32*>(s.mark + padded);
   s.bins[1] = s.bins[0] + BINS<Team>;
   s.offers = reinterpret_cast<u64*>(s.bins[1] + BINS<Team>);
   s.q = reinterpret_cast<int*>(s.offers + (s.parts - 1) * padded);
@@ -233,60 +236,82 @@ __device__ __forceinline__ int whole_warps(int n) { return (n + WARP - 1) / WARP
 // The cheapest entry of a row at the present prices, and the next one.
 struct Best {
   int low;     // smallest q + price
-  int at;      // its column
   int second;  // the smallest among the other columns
+  int at;      // its column, in one lane of the worker; NONE in the others
 };
 
-// Read row i by one worker. Among equal entries a row takes the first from its own diagonal on,
-// cyclically, so that rows with many ties (dead units) don't all want the same column.
+// What one lane has seen of a row: its smallest entry, in which vector, and the smallest of the
+// other vectors.
+struct Seen {
+  int low, vector, second;
+};
+
+// Read COUNT vectors at once, LANES apart. Only the smallest entry of each is compared, so that
+// an entry costs one instruction.
+template <int COUNT, int LANES>
+__device__ __forceinline__ void read_vectors(
+    const int4* q, const int4* price, int vector, Seen& seen) {
+  int4 a[COUNT];
+#pragma unroll
+  for (int c = 0; c < COUNT; ++c) a[c] = q[vector + c * LANES];
+#pragma unroll
+  for (int c = 0; c < COUNT; ++c) {
+    const int4 b = price[vector + c * LANES];
+    const int low = min(min(a[c].x + b.x, a[c].y + b.y), min(a[c].z + b.z, a[c].w + b.w));
+    seen.second = min(seen.second, max(seen.low, low));
+    seen.vector = low < seen.low ? vector + c * LANES : seen.vector;
+    seen.low = min(seen.low, low);
+  }
+}
+
+// Among equal entries a row takes the first from its own diagonal on, cyclically, so that rows
+// with many ties (dead units) don't all want the same column. Returns that column to all lanes.
+template <class Team>
+__device__ int first_of_ties(const Team& team, const Problem& s, int i, int low) {
+  const int* q = s.q + i * s.row_stride;
+  int first = LARGEST;
+  for (int j = lane_of(team); j < s.n; j += Team::LANES) {
+    if (q[j] + s.price[j] == low) first = min(first, j < i ? j - i + s.n : j - i);
+  }
+  first = least_of<Team::LANES>(first) + i;
+  return first < s.n ? first : first - s.n;
+}
+
+// Read row i by one worker. The padding of prices and matrix lets it read whole tiles.
 template <class Team>
 __device__ Best scan_row(const Team& team, const Problem& s, int i) {
   constexpr int LANES = Team::LANES, FLIGHT = Team::FLIGHT;
   const int4* q = reinterpret_cast<const int4*>(s.q + i * s.row_stride);
   const int4* price = reinterpret_cast<const int4*>(s.price);
-  const int vectors = s.padded / 4, start = i / 4, lane = lane_of(team);
-  auto vector_of = [=](int k) { return start + k < vectors ? start + k : start + k - vectors; };
-  // Of each vector only the smallest entry is compared, so that an entry costs one instruction.
-  int low = LARGEST, at = 0, second = LARGEST;
-  for (int first = 0; first < vectors; first += LANES * FLIGHT) {
-    int4 a[FLIGHT];
-    int smallest[FLIGHT];
-#pragma unroll
-    for (int f = 0; f < FLIGHT; ++f) {
-      a[f] = q[vector_of(min(first + f * LANES + lane, vectors - 1))];
-    }
-#pragma unroll
-    for (int f = 0; f < FLIGHT; ++f) {
-      const int k = first + f * LANES + lane;
-      const int4 b = price[vector_of(min(k, vectors - 1))];
-      const int here = min(min(a[f].x + b.x, a[f].y + b.y), min(a[f].z + b.z, a[f].w + b.w));
-      smallest[f] = k < vectors ? here : LARGEST;
-    }
-#pragma unroll
-    for (int f = 0; f < FLIGHT; ++f) {
-      second = min(second, max(low, smallest[f]));
-      at = smallest[f] < low ? first + f * LANES + lane : at;
-      low = min(low, smallest[f]);
-    }
+  Seen seen = {LARGEST, 0, LARGEST};
+  int vector = lane_of(team);
+  int left = (s.padded / 4 + LANES - 1) / LANES;  // vectors of this lane
+#pragma unroll 1
+  for (; left >= FLIGHT; left -= FLIGHT, vector += FLIGHT * LANES) {
+    read_vectors<FLIGHT, LANES>(q, price, vector, seen);
   }
-  const int lowest = least_of<LANES>(low);
-  const int place = least_of<LANES>(low == lowest ? at : LARGEST);
-  int element = NONE;
-  if (low == lowest && at == place) {  // one lane: which entry, and what else its vector holds
-    const int4 a = q[vector_of(at)], b = price[vector_of(at)];
-    const int values[4] = {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (element < 0 && values[e] == lowest) {
-        element = e;
-      } else {
-        second = min(second, values[e]);
-      }
-    }
-  } else {
-    second = low;
+  if (FLIGHT > 2 && left >= 2) {
+    read_vectors<2, LANES>(q, price, vector, seen);
+    left -= 2;
+    vector += 2 * LANES;
+  }
+  if (FLIGHT > 1 && left >= 1) read_vectors<1, LANES>(q, price, vector, seen);
+  const int low = least_of<LANES>(seen.low);
+  const bool alone = __popc(__ballot_sync(lanes_mask<LANES>(), seen.low == low)) == 1;
+  int at = NONE, second = seen.low;
+  if (alone && seen.low == low) {  // one lane
+    const int4 a = q[seen.vector], b = price[seen.vector];
+    const int x = a.x + b.x, y = a.y + b.y, z = a.z + b.z, w = a.w + b.w;
+    const bool left = min(x, y) == low, odd = left ? x != low : z != low;
+    at = 4 * seen.vector + (left ? 0 : 2) + odd;
+    // The other one of the pair, and the smaller one of the other pair.
+    second = min(left ? max(x, y) : max(z, w), left ? min(z, w) : min(x, y));
+    second = min(second, seen.second);
   }
   second = least_of<LANES>(second);
-  element = __shfl_sync(lanes_mask<LANES>(), element, place % LANES, LANES);
-  return {lowest, 4 * vector_of(place) + element, second};
+  if (second == low) {  // a tie
+    const int first = first_of_ties(team, s, i, low);
+    at = lane_of(team) == 0 ? first : NONE;
+  }
+  return {low, second, at};
 }
