@@ -104,7 +104,7 @@ class Simulator:
         policy: Policy = Policy.RANDOM,
         seed: int = 1,
         chance: float = 0.05,
-        limit: int = 100_000_000,
+        limit: int = 1_000_000_000,
         left_out: int = 0,
     ) -> None:
         """Say how the next launches run.

@@ -258,6 +258,22 @@ def test_warm_starts(device, n, maximize):
 
 
 @needs_compiler
+@pytest.mark.parametrize("n", [32, 200])
+@pytest.mark.parametrize("with_pairs", [True, False])
+def test_a_bad_warm_start_is_forgotten(device, n, with_pairs):
+    """It costs one look at the matrix, and then everything is as after a cold start."""
+    cost, other = make_cost("aligned", n), make_cost("aligned", n, seed=1)
+    old, cold = auction(other[None]), auction(cost[None])
+    dual = torch.randn(1, n).double() * cost.std()
+    for col_dual, col_ind in ((old.col_dual, old.col_ind), (dual, torch.randperm(n)[None])):
+        warm = auction(cost[None], col_dual=col_dual, col_ind=col_ind if with_pairs else None)
+        check(cost, warm, 0)
+        for name in ("col_ind", "row_dual", "col_dual", "objective", "duality_gap"):
+            assert torch.equal(getattr(warm, name), getattr(cold, name)), name
+        assert (warm.stats - cold.stats).tolist() == [[0, 0, 0, n]]
+
+
+@needs_compiler
 @pytest.mark.parametrize("n", [25, 50])
 @pytest.mark.parametrize("dual", [0.0, math.nan, math.inf, 1e300, -1e-300])
 def test_any_warm_start_is_harmless(device, n, dual):

@@ -11,6 +11,7 @@ import torch
 
 from gpu_align import backends
 from gpu_align._assignment import AssignmentProblem, AutoAssignment
+from gpu_align._errors import UnavailableError
 from gpu_align.kernels import auction as launcher
 from gpu_align.kernels.auction import KERNELS, auction
 
@@ -34,7 +35,11 @@ class Recorder:
         self.streams: list[int] = []
         self.kernels: list[RecordedKernel] = []
         self.RawKernel = self.compile
-        self.cuda = types.SimpleNamespace(Device=self.device, Stream=self)
+        self.blocks_each = 1
+        driver = types.SimpleNamespace(
+            occupancyMaxActiveBlocksPerMultiprocessor=lambda *asked: self.blocks_each
+        )
+        self.cuda = types.SimpleNamespace(Device=self.device, Stream=self, driver=driver)
 
     @contextlib.contextmanager
     def device(self, index):
@@ -57,6 +62,7 @@ class RecordedKernel:
     def __init__(self, recorder, code, name, options) -> None:
         self.recorder, self.code, self.name, self.options = recorder, code, name, options
         self.granted: list[int] = []
+        self.kernel = types.SimpleNamespace(ptr=0)
 
     def __setattr__(self, name, value) -> None:
         if name == "max_dynamic_shared_size_bytes":
@@ -153,6 +159,15 @@ def test_the_launch_is_the_plan(recorder, kernel):
         assert launch["shared_mem"] == chosen.shared_bytes
         assert (launch["device"], launch["stream"]) == (cost.device.index, STREAM)
     assert len(recorder.launches) == 2
+
+
+def test_blocks_that_wait_for_each_other_must_fit(recorder):
+    cost = torch.zeros(*SHAPES[3], SHAPES[3][1])
+    auction(cost)
+    recorder.blocks_each = 0
+    with pytest.raises(UnavailableError, match=r"expected room for \d+ blocks .* has room for 0"):
+        auction(cost)
+    auction(torch.zeros(3, 20, 20))  # its blocks don't wait
 
 
 def test_shared_memory_is_granted_when_more_is_needed(recorder):

@@ -114,9 +114,8 @@ class AuctionAssignment(AbstractAssignmentSolver):
 
         Args:
             problem: on a CUDA device.
-            warm_start: solution of a similar batch of the same shape. Pays while the costs have
-                changed by less than a tenth of their standard deviation. A problem that failed
-                then starts cold now.
+            warm_start: solution of a similar batch of the same shape. Each problem judges it, and
+                starts cold where it failed then or where too many rows would change columns.
 
         Raises:
             UnavailableError: the costs are not on a CUDA device, or CuPy is missing.
@@ -151,9 +150,8 @@ class AuctionAssignment(AbstractAssignmentSolver):
             problem: on a CUDA device, its `sizes` too. A problem of size 0 is skipped: its rows
                 are matched with themselves, its duals are 0.
             warm_start_dual: [b, n], float64, on that device: duals of the columns of similar
-                problems, such as `QueuedAssignment.col_dual`; or None. A problem whose first one
-                is NaN starts cold. Pays while the costs have changed by less than a tenth of
-                their standard deviation.
+                problems, such as `QueuedAssignment.col_dual`; or None. Each problem judges them: one
+                whose first dual is NaN, or where too many rows would change columns, starts cold.
             warm_start_col: [b, n], int64, on that device: the matchings that belong to the duals,
                 or None.
 

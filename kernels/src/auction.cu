@@ -104,7 +104,7 @@ __device__ void run(Team& team, unsigned char* memory, int* q, const Batch& batc
     batch.status[p] = status;
     for (int k = 0; k < STATS; ++k) batch.stats[p * STATS + k] = s.box->stats[k];
   }
-  team.sync();
+  team.sync();  // spare: measure has one too
 }
 
 #define PARAMETERS                                                                              \

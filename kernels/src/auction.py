@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu_align._errors import InputError
+from gpu_align._errors import InputError, UnavailableError
 
 STATS = ("auction_rounds", "forest_rounds", "forest_phases", "row_scans")
 """What is counted for each problem; ``row_scans / n`` is how often its matrix was read."""
@@ -24,7 +24,7 @@ KERNELS = ("auction_warp", "auction_shared", "auction_block", "auction_grid")
 
 _DEVICE = "cuda"
 _WARP_ROWS = 32
-_GRID_ROWS = 2048
+_GRID_ROWS, _GRID_COLUMNS = 2048, 64
 _BOX_BYTES, _VECTOR_BYTES = 128, 40
 _MOST_PARTS, _TILE = 16, 128
 _SHARED_THREADS, _BLOCK_THREADS, _GRID_THREADS = 512, 768, 512
@@ -146,7 +146,7 @@ def plan(batch: int, n: int, shared_limit: int, multiprocessors: int) -> Plan:
         blocks = min(batch, resident * multiprocessors)
         return Plan(2, blocks, threads, shared, teams=blocks, team_bytes=matrix)
     teams = min(batch, multiprocessors)
-    share = multiprocessors // teams
+    share = min(multiprocessors // teams, max(8, n // _GRID_COLUMNS))
     each = vectors + _offer_bytes(padded, share * _GRID_THREADS // 32) + matrix
     return Plan(3, teams * share, _GRID_THREADS, teams=teams, team_bytes=each, team_blocks=share)
 
@@ -176,10 +176,12 @@ def auction(
         sizes: [b], int64, 0 to n: problem p is cost[p, :sizes[p], :sizes[p]]; or None. A problem
             of size 0 costs next to nothing: neither its costs nor its old duals are read.
         col_dual: [b, n], float64: start from these duals of the columns, such as those of a
-            similar problem; or None. Pays while costs moved by less than a tenth of their
-            standard deviation. Any values do; a problem whose first one is NaN, as they are of a
-            problem that failed, starts cold and ignores its `col_ind`.
-        col_ind: [b, n], int64: the matching that belongs to `col_dual`, or None.
+            similar problem; or None. Each problem judges them: where over three rows of ten
+            find no column near their cheapest one, it forgets them and starts cold, which then
+            costs one look at the matrix more than a cold start. Any values do; a problem whose
+            first one is NaN, as they are of a problem that failed, starts cold unasked.
+        col_ind: [b, n], int64: the matching that belongs to `col_dual`; or None, and every row
+            starts from its cheapest column.
         max_rounds: bound on the rounds of each stage.
 
     Returns:
@@ -188,6 +190,7 @@ def auction(
 
     Raises:
         InputError: a tensor has the wrong shape, dtype or device.
+        UnavailableError: the device has no room for the blocks that a large problem needs at once.
     """
     given = [None if x is None else x.detach().contiguous() for x in (sizes, col_dual, col_ind)]
     return Auction(
@@ -315,8 +318,26 @@ def _call(chosen: Plan, arguments: list[int | float], device: torch.device) -> N
     import cupy
 
     with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(_CurrentStream(device)):
-        _kernel(chosen.kernel, device.index, chosen.shared_bytes)(
+        kernel = _kernel(chosen.kernel, device.index, chosen.shared_bytes)
+        if KERNELS[chosen.kernel] == "auction_grid":
+            _require_room(kernel, chosen, device)
+        kernel(
             (chosen.blocks,), (chosen.threads,), tuple(arguments), shared_mem=chosen.shared_bytes
+        )
+
+
+def _require_room(kernel: Any, chosen: Plan, device: torch.device) -> None:
+    """Raise UnavailableError unless all blocks, which wait for each other, run at once."""
+    import cupy
+
+    each = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
+        kernel.kernel.ptr, chosen.threads, chosen.shared_bytes
+    )
+    room = each * _limits(device)[1]
+    if room < chosen.blocks:
+        raise UnavailableError(
+            f"auction_grid: expected room for {chosen.blocks} blocks of {chosen.threads} threads at "
+            f"once; {device} has room for {room}. Choose ScipyAssignment() for these problems."
         )
 
 

@@ -160,8 +160,8 @@ __device__ void forget(Team& team, const Problem& s) {
 }
 
 // Phases from 0.2 standard deviations down to 0.008, each epsilon a fifth of the one before. A
-// warm start needs the last phase only, while half of its pairs are still good; where they aren't,
-// old prices are worse than none, and the problem starts cold.
+// warm start needs the last phase only, unless over three rows of ten are without a column that
+// suits them: then old prices are worse than none, and the problem starts cold.
 template <class Team>
 __device__ void auction(Team& team, const Problem& s, double deviation, bool warm, i64 limit) {
   const int last = max(1, static_cast<int>(rint(8e-3 * deviation)));
@@ -173,7 +173,7 @@ __device__ void auction(Team& team, const Problem& s, double deviation, bool war
   if (warm) epsilon = last;
   for (bool has_prices = warm;;) {
     const int m = start_phase(team, s, epsilon, has_prices);
-    if (warm && 2 * m > s.n) {
+    if (warm && 10 * m > 3 * s.n) {
       forget(team, s);
       warm = has_prices = false;
       epsilon = max(last, static_cast<int>(rint(0.2 * deviation)));

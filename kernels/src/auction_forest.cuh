@@ -70,19 +70,27 @@ __device__ int choose_bin(const Team& team, const u32* bins, u32 wanted, bool al
   return chosen < LARGEST ? chosen : NONE;
 }
 
-// Choose the bin up to which rows are read next, and that of the distance D.
+// The bin up to which rows are read next, and that of the distance D.
+struct Bins {
+  int nearest, last;
+};
 template <class Team>
-__device__ void choose_bins(Team& team, const Problem& s) {
+__device__ Bins choose_bins(Team& team, const Problem& s) {
+  // A block waits for two of its warps; blocks that would wait for each other choose for themselves.
+  const bool columns = team.rank - lane_of(team) < s.n;
   const int second = workers_of(team) > 1 ? 1 : 0;
-  if (worker_of(team) == 0) {
-    const int bin = choose_bin(team, s.bins[0], NEAREST, false);
-    if (lane_of(team) == 0) s.box->bin[0] = bin;
+  Bins bins = {NONE, NONE};
+  if (Team::SPANS_BLOCKS ? columns : worker_of(team) == 0) {
+    bins.nearest = choose_bin(team, s.bins[0], NEAREST, false);
   }
-  if (worker_of(team) == second) {
-    const int bin = choose_bin(team, s.bins[1], 0, true);
-    if (lane_of(team) == 0) s.box->bin[1] = bin;
+  if (Team::SPANS_BLOCKS ? columns : worker_of(team) == second) {
+    bins.last = choose_bin(team, s.bins[1], 0, true);
   }
+  if (Team::SPANS_BLOCKS) return bins;
+  if (team.rank == 0) s.box->bin[0] = bins.nearest;
+  if (team.rank == second * Team::LANES) s.box->bin[1] = bins.last;
   team.sync();
+  return {s.box->bin[0], s.box->bin[1]};
 }
 
 // What a thread has found for four neighbouring columns: the smallest distance minus price, and
@@ -221,8 +229,7 @@ __device__ void settle_labels(
 // List the rows of the nearest waiting columns, and find the farthest free column of the nine tenths.
 template <class Team>
 __device__ void list_nearest(
-    const Team& team, const Problem& s, u32 floor, u32 bound) {
-  const int nearest_bin = s.box->bin[0], last_bin = s.box->bin[1];
+    const Team& team, const Problem& s, u32 floor, u32 bound, Bins bins) {
   int far = 0;
   for (int j = team.rank; j < whole_warps(s.n); j += team.size) {
     bool wanted = false;
@@ -232,8 +239,8 @@ __device__ void list_nearest(
       d = distance_of(s.key[j]);
       i = s.owner[j];
       const int bin = bin_of<Team>(d, floor);
-      if (i < 0 && bin <= last_bin) far = max(far, static_cast<int>(d));
-      wanted = i >= 0 && s.mark[j] && d < bound && bin <= nearest_bin;
+      if (i < 0 && bin <= bins.last) far = max(far, static_cast<int>(d));
+      wanted = i >= 0 && s.mark[j] && d < bound && bin <= bins.nearest;
     }
     const int place = append(wanted, i, s.list, &s.box->count[0]);
     if (wanted) {
@@ -265,8 +272,7 @@ __device__ u32 grow_forest(Team& team, const Problem& s, int m) {
     }
     settle_labels(team, s, floor, bound, nearest);
     team.sync();
-    choose_bins(team, s);
-    list_nearest(team, s, floor, bound);
+    list_nearest(team, s, floor, bound, choose_bins(team, s));
     team.sync();
     m = s.box->count[0];
     bound = min(bound, s.box->far);

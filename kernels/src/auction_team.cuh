@@ -62,7 +62,7 @@ struct WarpTeam {
   static constexpr int LANES = QUARTER;
   static constexpr int SUBBITS = 1;
   static constexpr int FLIGHT = 1;  // vectors of a row that a thread loads before it looks at one
-  static constexpr bool MATRIX_OUTSIDE = false;
+  static constexpr bool MATRIX_OUTSIDE = false, SPANS_BLOCKS = false;
   int rank, size;
   __device__ WarpTeam() : rank(threadIdx.x % WARP), size(WARP) {}
   __device__ void sync() { __syncwarp(); }
@@ -74,7 +74,7 @@ struct BlockTeam {
   static constexpr int LANES = OUTSIDE ? WARP : QUARTER;
   static constexpr int SUBBITS = 3;
   static constexpr int FLIGHT = 4;
-  static constexpr bool MATRIX_OUTSIDE = OUTSIDE;
+  static constexpr bool MATRIX_OUTSIDE = OUTSIDE, SPANS_BLOCKS = false;
   int rank, size;
   __device__ BlockTeam() : rank(threadIdx.x), size(blockDim.x) {}
   __device__ void sync() { __syncthreads(); }
@@ -85,7 +85,7 @@ struct GridTeam {
   static constexpr int LANES = WARP;
   static constexpr int SUBBITS = 3;
   static constexpr int FLIGHT = 4;
-  static constexpr bool MATRIX_OUTSIDE = false;
+  static constexpr bool MATRIX_OUTSIDE = false, SPANS_BLOCKS = true;
   int rank, size;
   u64 blocks, *arrivals, expected;  // arrivals only ever counts up
   __device__ GridTeam(int count, u64* counter)

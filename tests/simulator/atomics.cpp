@@ -82,7 +82,8 @@ void sim_nanosleep(unsigned) {  // it waits for somebody: let the others run fir
   step_back();
 }
 
-uint64_t sim_atomic(int atomic, int type, void* where, uint64_t bits, uint64_t expected, int order) {
+uint64_t sim_atomic(int atomic, int type, void* where, uint64_t bits, uint64_t expected,
+                    int order) {
   let_others_run();
   access(where, type == SIM_INT || type == SIM_UNSIGNED || type == SIM_FLOAT ? 4 : 8, ATOMIC, SITE);
   acquire(where, order);

@@ -1,5 +1,5 @@
-// The kernels of kernels/src/auction.cu in the simulator: the function that auction_host.cpp has too.
-// Compiled with -fsanitize=thread.
+// The kernels of kernels/src/auction.cu in the simulator, by the function that auction_host.cpp
+// has too. Compiled with -fsanitize=thread.
 
 #include "device.h"
 

@@ -74,7 +74,9 @@ constexpr SimType sim_type() {
 }
 
 // Warps.
-__forceinline__ void __syncwarp(unsigned mask = 0xffffffffu) { sim_warp(SIM_SYNC, mask, 0, 0, WARP); }
+__forceinline__ void __syncwarp(unsigned mask = 0xffffffffu) {
+  sim_warp(SIM_SYNC, mask, 0, 0, WARP);
+}
 #define SIM_SHUFFLE_FUNCTION(name, meeting)                                        \
   template <class T>                                                               \
   __forceinline__ T name(unsigned mask, T value, int detail, int width = WARP) {   \
@@ -114,7 +116,9 @@ __forceinline__ T __reduce_max_sync(unsigned mask, T value) {
 // Blocks.
 __forceinline__ int __syncthreads_or(int predicate) { return sim_block_vote(SIM_ANY, predicate); }
 __forceinline__ int __syncthreads_and(int predicate) { return sim_block_vote(SIM_ALL, predicate); }
-__forceinline__ int __syncthreads_count(int predicate) { return sim_block_vote(SIM_COUNT, predicate); }
+__forceinline__ int __syncthreads_count(int predicate) {
+  return sim_block_vote(SIM_COUNT, predicate);
+}
 
 // Atomics, relaxed like CUDA's.
 #define SIM_ATOMIC_FUNCTION(name, atomic)                                                     \

@@ -31,7 +31,8 @@ uint64_t quiet;  // looks in vain since somebody made progress
 std::vector<int> ready, position;
 std::vector<uint64_t> ready_bits;
 
-uint32_t draw() {  // xorshift64*: Vigna, "An experimental exploration of Marsaglia's generators", 2016
+// xorshift64*: Vigna, "An experimental exploration of Marsaglia's xorshift generators", 2016.
+uint32_t draw() {
   random_state ^= random_state >> 12;
   random_state ^= random_state << 25;
   random_state ^= random_state >> 27;

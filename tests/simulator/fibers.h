@@ -1,7 +1,7 @@
 // A CUDA grid on one host thread, and what it remembers to find faults.
 //
-//   fibers.cpp   every device thread is a fiber with a stack of its own; a scheduler lets another one
-//                run before any access to memory, atomic, barrier or shuffle
+//   fibers.cpp   every device thread is a fiber with a stack of its own; a scheduler lets another
+//                one run before any access to memory, atomic, barrier or shuffle
 //   memory.cpp   regions, and for each four bytes who accessed them last: races, reads of what was
 //                never written, accesses outside of every region
 //   meetings.cpp barriers and exchanges in a warp, and who waits in vain
@@ -9,9 +9,9 @@
 //   device.h     what a kernel calls; simulator.h: what a host program calls
 //
 // Order is kept by vector clocks (Lamport; Flanagan and Freund, "FastTrack", PLDI 2009). As in PTX,
-// barriers order the threads that meet and __syncwarp its lanes; other exchanges in a warp order no
-// memory; a fence before an atomic and one after reading it, or release and acquire, order two threads.
-// Two accesses, one of them a write and not both atomic, that are not ordered are a race.
+// barriers order the threads that meet, and __syncwarp its lanes; other exchanges in a warp order
+// no memory; a fence before an atomic and one after reading it, or release and acquire, order two
+// threads. Two accesses, one of them a write and not both atomic, that are not ordered are a race.
 
 #pragma once
 #include <setjmp.h>

@@ -1,7 +1,7 @@
 // Where threads meet: barriers, and exchanges between the lanes of a warp.
 //
-// The threads of a meeting must come to the same place in the kernel; those that are named and never
-// come leave the others waiting, which is reported when nobody can go on.
+// The threads of a meeting must come to the same place in the kernel; those that are named and
+// never come leave the others waiting, which is reported when nobody can go on.
 
 #include <algorithm>
 
@@ -167,7 +167,8 @@ void report_waiting() {
   for (const Fiber& fiber : grid.fibers) {
     if (fiber.state != WAITING) continue;
     const Fiber* other = missing(fiber);
-    std::string text = "deadlock: " + name_of(fiber) + " " + place(fiber.site) + " waits for a thread that ";
+    std::string text = "deadlock: " + name_of(fiber) + " " + place(fiber.site);
+    text += " waits for a thread that ";
     if (!other) text += "does not exist";
     else if (other->state == DONE) text += "has ended";
     else text += "waits at " + name_of(*other) + " " + place(other->site);

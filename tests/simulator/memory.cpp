@@ -151,7 +151,8 @@ void access_outside(uintptr_t address, Kind kind, Site site) {
     const uintptr_t stack = reinterpret_cast<uintptr_t>(start.uc_stack.ss_sp);
     if (address < stack || address >= stack + start.uc_stack.ss_size) continue;
     if (&fiber != grid.current) {
-      report(std::string("out of bounds: ") + NAMES[kind] + " of another thread's stack " + place(site));
+      report(std::string("out of bounds: ") + NAMES[kind] + " of another thread's stack " +
+             place(site));
     }
     return;
   }
