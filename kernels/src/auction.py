@@ -336,8 +336,8 @@ def _require_room(kernel: Any, chosen: Plan, device: torch.device) -> None:
     room = each * _limits(device)[1]
     if room < chosen.blocks:
         raise UnavailableError(
-            f"auction_grid: expected room for {chosen.blocks} blocks of {chosen.threads} threads at "
-            f"once; {device} has room for {room}. Choose ScipyAssignment() for these problems."
+            f"auction_grid: expected room for {chosen.blocks} blocks of {chosen.threads} threads "
+            f"at once; {device} has room for {room}. Choose ScipyAssignment() for these problems."
         )
 
 
