@@ -103,6 +103,25 @@ def weight_matching(rows: Rows) -> Iterator[tuple[str, float]]:
             yield network, seconds[network, "cpu"] / time
 
 
+def seconds_of(rows: Rows, network: str) -> Iterator[tuple[str, float]]:
+    """Yield the seconds of weight matching a network on the device, its form included."""
+    for row in rows:
+        if (row["network"], row["device"], row["way"]) == (network, "cuda", "gpu-align"):
+            yield "", median(row) / 1e3
+
+
+def batch_of(rows: Rows, n: int, batch: int) -> Iterator[tuple[str, float]]:
+    """Yield the milliseconds of our solver on batches of one shape, of each kind."""
+    for row in rows:
+        if (row["solver"], row["n"], row["batch"]) == ("auction", n, batch) and "ms" in row:
+            yield row["kind"], median(row)
+
+
+def roof(rows: Rows) -> Iterator[tuple[str, float]]:
+    """Yield the share of the rate of six bfloat16 products at n = 2048."""
+    yield from (("", row["roof_fraction"]) for row in rows if row.get("case") == "square 2048")
+
+
 def portfolio(rows: Rows) -> Iterator[tuple[str, float]]:
     yield from ((row["pair"], row["times_cpu"]) for row in rows if "times_cpu" in row)
 
@@ -128,8 +147,28 @@ TARGETS = (
     Target(
         "row distance: times faster than torch, float32", "row_distance", against_torch, 1, True
     ),
+    Target("row distance: share of the roof, n = 2048", "row_distance", roof, 0.5, True),
+    Target("assignment: 128 x 512", "assignment", lambda r: batch_of(r, 512, 128), 2.5, unit="ms"),
+    Target("assignment: 128 x 1024", "assignment", lambda r: batch_of(r, 1024, 128), 8, unit="ms"),
+    Target(
+        "assignment: 100,000 x 32", "assignment", lambda r: batch_of(r, 32, 100_000), 20, unit="ms"
+    ),
+    Target("assignment: 1 x 16384", "assignment", lambda r: batch_of(r, 16384, 1), 2000, unit="ms"),
     Target("assignment: wrong answers", "assignment", exact, 0),
     Target("assignment: times faster than any other", "assignment", against_peers, 1, True),
+    Target(
+        "weight matching: MLP 3x512", "whole", lambda r: seconds_of(r, "MLP 3x512"), 0.02, unit="s"
+    ),
+    Target(
+        "weight matching: ResNet50", "whole", lambda r: seconds_of(r, "ResNet50"), 0.5, unit="s"
+    ),
+    Target(
+        "weight matching: ResNet20 x32",
+        "whole",
+        lambda r: seconds_of(r, "ResNet20 x32"),
+        1.5,
+        unit="s",
+    ),
     Target("weight matching: times faster than all cores", "whole", weight_matching, 1, True),
     Target("default search: times faster than all cores", "portfolio", portfolio, 10, True),
     Target("60,000 SIRENs to one, certified", "many_models_cuda", many, 10, unit="s"),

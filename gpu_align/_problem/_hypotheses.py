@@ -101,13 +101,12 @@ class Hypotheses:
 
     def fingerprint(self) -> Tensor:
         """Return a 64-bit hash of each hypothesis, int64 [b]: equal permutations hash alike."""
-        total = torch.zeros_like(self.model)
-        stream = RandomStream(0x5EED)
-        owner = torch.zeros(1, dtype=torch.int64, device=total.device)
-        for perm in self.perms.values():
-            odd = stream.words(owner, perm.shape[1]) | 1
-            total = total + (perm * odd).sum(1)  # wraps modulo 2^64
-        return total
+        if not self.perms:
+            return torch.zeros_like(self.model)
+        units = torch.cat(list(self.perms.values()), dim=1)
+        owner = torch.zeros(1, dtype=torch.int64, device=units.device)
+        odd = RandomStream(0x5EED).words(owner, units.shape[1]) | 1
+        return (units * odd).sum(1)  # wraps modulo 2^64
 
     def best(self, width: int = 1) -> "Hypotheses":
         """Return the `width` best distinct hypotheses of each model, best first.
