@@ -25,10 +25,9 @@ KERNELS = ("auction_warp", "auction_shared", "auction_block", "auction_grid")
 _DEVICE = "cuda"
 _WARP_ROWS = 32
 _GRID_ROWS, _GRID_COLUMNS = 2048, 64
-_BOX_BYTES, _VECTOR_BYTES = 128, 40
-_MOST_PARTS, _TILE = 16, 128
-_SHARED_THREADS, _BLOCK_THREADS, _GRID_THREADS = 512, 768, 512
-_WARP_BIN_BYTES, _BLOCK_BIN_BYTES = 8 * 64, 8 * 240
+_BOX_BYTES, _VECTOR_BYTES = 144, 40
+_MOST_PARTS, _TILE = 8, 128
+_SHARED_THREADS, _BLOCK_THREADS, _GRID_THREADS = 512, 768, 384
 
 
 class AuctionStatus(IntEnum):
@@ -129,11 +128,11 @@ def plan(batch: int, n: int, shared_limit: int, multiprocessors: int) -> Plan:
     matrix, vectors = 4 * n * padded, _BOX_BYTES + _VECTOR_BYTES * padded
     if n <= _WARP_ROWS:
         tile = 32
-        each = vectors + _WARP_BIN_BYTES + _offer_bytes(padded, 4, tile) + matrix + 8 * tile
+        each = vectors + _offer_bytes(padded, 4, tile) + matrix + 8 * tile
         warps = max(1, min(8, shared_limit // each, batch // multiprocessors))
         blocks = -(-batch // warps)
         return Plan(0, blocks, 32 * warps, shared_bytes=warps * each, team_bytes=each)
-    vectors += _BLOCK_BIN_BYTES + 4 * _TILE
+    vectors += 4 * _TILE
     matrix += 4 * _TILE
     threads = _SHARED_THREADS if batch <= multiprocessors else 128 if n <= 64 else 256
     shared = vectors + _offer_bytes(padded, threads // 8, 32)
