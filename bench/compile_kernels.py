@@ -3,9 +3,10 @@
     python -m bench.compile_kernels [--record] [--sample] [NAME ...]
 
 Prints registers, shared memory and spills of each, and fails where one spills more than
-`SPILL_LIMIT` or needs more shared memory than a block can have. NAME keeps the kernels whose name begins so; --sample compiles one
-variant of each kernel; --record writes results/compile_kernels.json. Every core compiles: no two
-variants are alike, and what both architectures share (the front end) is a fourteenth of the time.
+`SPILL_LIMIT` or needs more shared memory than a block can have. NAME keeps the kernels whose name
+begins so; --sample compiles one variant of each kernel; --record writes
+results/compile_kernels.json. Every core compiles: no two variants are alike, and what both
+architectures share (the front end) is a fourteenth of the time.
 """
 
 import contextlib
