@@ -37,7 +37,7 @@ from gpu_align.kernels.sinkhorn import RESIDENT, resident_kernel
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 """Architecture -> shared memory that one block can have, in bytes."""
 
-SPILL_LIMIT = {80: 32, 90: 0}
+SPILL_LIMIT = {80: 32, 90: 16}
 """Architecture -> bytes that a thread may spill: tiles are chosen for sm_90."""
 
 TABLE = {"first_ptr": "*i64", "problems": "i32", "groups": "i32", "steps": "i32"}
