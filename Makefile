@@ -2,6 +2,8 @@
 # make test   the whole test suite
 # make proofs compile every device kernel; no GPU needed. It installs Triton, NVRTC and CuPy, so that
 #             `make test` after it runs the kernels' tests too, which it else skips
+# make simulate  the assignment kernels thread by thread, without a GPU: races, missing barriers,
+#             deadlocks, bad reads. Needs g++ and addr2line. `make test` has the quick form
 # make check  what CI runs before the tests: lint, format, types
 # Each makes its own virtual environment on first use and needs only Python >= 3.11 and make.
 
@@ -10,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test proofs check bench clean
+.PHONY: demo test proofs simulate check bench clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/gpu-align demo --out demo
@@ -21,6 +23,9 @@ test: $(VENV)/test.stamp
 proofs: $(VENV)/proofs.stamp
 	$(BIN)/python -m bench.compile_kernels
 	$(BIN)/python -m bench.compile_auction
+
+simulate: $(VENV)/test.stamp
+	$(BIN)/pytest -q -n auto tests/test_simulator.py -m 'whole or not whole'
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 
 #include "auction_host.h"
 
-#include "auction.cu"
+#include "auction_entry.h"
 
 namespace {
 
@@ -33,19 +33,10 @@ void launch(int blocks, int threads, size_t shared_bytes, Kernel kernel) {
 // One launch; the arguments after the batch are those of the kernel, in its order.
 extern "C" void auction_host(i64 kernel, i64 blocks, i64 threads, i64 shared, PARAMETERS, i64 first,
                              i64 second, i64 third, i64 fourth) {
-  auto start = [&](auto* entry, auto... rest) {
-    launch(static_cast<int>(blocks), static_cast<int>(threads), shared, [=] {
-      entry(cost, wide, sizes, old_dual, old_col, b, n, sign, limit, col_ind, row_dual, col_dual,
-            objective, gap, status, stats, rest...);
-    });
-  };
-  if (kernel == 0) start(auction_warp, first);
-  if (kernel == 1) start(auction_shared);
-  if (kernel == 2) start(auction_block, reinterpret_cast<int*>(first), second);
-  if (kernel == 3) {
-    start(auction_grid, reinterpret_cast<unsigned char*>(first), second,
-          reinterpret_cast<u64*>(third), fourth);
-  }
+  launch(static_cast<int>(blocks), static_cast<int>(threads), shared, [=] {
+    call_kernel(kernel, cost, wide, sizes, old_dual, old_col, b, n, sign, limit, col_ind, row_dual,
+                col_dual, objective, gap, status, stats, first, second, third, fourth);
+  });
 }
 
 #ifdef HOST_MAIN

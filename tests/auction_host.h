@@ -8,32 +8,18 @@
 #include <pthread.h>
 #include <sched.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <thread>
 #include <vector>
 
+#include "cuda_host.h"
+
 #ifndef HOST_WARP
 #define HOST_WARP 1
 #endif
-#define GPU_ALIGN_HOST
 #define WARP HOST_WARP
-#define __device__
-#define __global__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
 #define DYNAMIC_SHARED(name) unsigned char* name = host::current->shared.data()
-
-using std::isnan;
-using std::max;
-using std::min;
-
-struct alignas(16) int4 {
-  int x, y, z, w;
-};
 
 namespace host {
 
@@ -80,30 +66,6 @@ inline thread_local host::Index blockDim{1}, gridDim{1};
 inline void __syncthreads() { host::current->all.wait(); }
 inline void __syncwarp(unsigned mask = (1ull << HOST_WARP) - 1) {
   if (HOST_WARP > 1) host::current->segment(threadIdx.x, __builtin_popcount(mask)).wait();
-}
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
-inline long long __double_as_longlong(double x) {
-  long long bits;
-  std::memcpy(&bits, &x, 8);
-  return bits;
-}
-inline double __fma_rn(double x, double y, double z) { return x * y + z; }  // exact products only
-inline int __float_as_int(float x) {
-  int bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-inline float __int_as_float(int bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-inline double __longlong_as_double(long long bits) {
-  double x;
-  std::memcpy(&x, &bits, 8);
-  return x;
 }
 
 namespace host {

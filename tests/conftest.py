@@ -1,7 +1,10 @@
 """Fixtures shared by all tests, and what may be skipped."""
 
 import os
+import warnings
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +27,17 @@ PROOFS = os.environ.get("GPU_ALIGN_PROOFS") == "1"
 
 settings.register_profile("gpu_align", deadline=None, derandomize=True)
 settings.load_profile("gpu_align")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def mended_interpreter() -> Iterator[None]:
+    """Mend Triton's interpreter for bfloat16, where Triton is interpreted."""
+    from triton_devices import INTERPRETED, mend_interpreter
+
+    with pytest.MonkeyPatch.context() as patch:
+        if INTERPRETED and find_spec("triton"):
+            mend_interpreter(patch)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -113,6 +127,28 @@ def auction_on_host(auction_library: Path, monkeypatch: pytest.MonkeyPatch) -> "
     device = HostDevice(auction_library)
     device.install(monkeypatch)
     return device
+
+
+def _set_sync_debug_mode(mode: str) -> None:
+    """Set it without torch's remark, once a process, that it doesn't see every wait."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode", UserWarning)
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+@pytest.fixture
+def no_waits() -> Callable[[], AbstractContextManager[None]]:
+    """A context in which whatever waits for the device raises, and nothing after it does."""
+
+    @contextmanager
+    def forbidden() -> Iterator[None]:
+        try:
+            _set_sync_debug_mode("error")
+            yield
+        finally:
+            _set_sync_debug_mode("default")
+
+    return forbidden
 
 
 @pytest.fixture

@@ -138,33 +138,27 @@ def test_warm_start(n):
             assert warm.stats[0, :3].tolist() == [0, 0, 0]
 
 
-def test_nothing_waits_for_the_device():
+def test_nothing_waits_for_the_device(no_waits):
     costs = [torch.randn(4, n, n, device="cuda") for n in (20, 100, 300, 2500)]
     for cost in costs:
         auction(cost)  # compiles
     codes = []
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits():
         for cost in costs:
             sizes = torch.full((4,), cost.shape[1], device="cuda")
             auction(cost, sizes=sizes)
             queued = AuctionAssignment().enqueue(AssignmentProblem(cost, sizes=sizes))
             warm = AssignmentProblem(cost), queued.col_dual, queued.col_ind
             codes.append(AuctionAssignment().enqueue(*warm).status_codes)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert not torch.cat(codes).any()
 
 
-def test_k_best_stays_on_the_device(monkeypatch):
+def test_k_best_stays_on_the_device(monkeypatch, no_waits):
     """The same matchings as on the CPU, and no wait between two ranks."""
 
     def run(ranking):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waits():
             return original(ranking)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
     original = _k_best._Ranking.run
     monkeypatch.setattr(_k_best._Ranking, "run", run)

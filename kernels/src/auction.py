@@ -191,19 +191,51 @@ def auction(
         InputError: a tensor has the wrong shape, dtype or device.
         UnavailableError: the device has no room for the blocks that a large problem needs at once.
     """
-    batch, n = _check(cost, sizes, col_dual, col_ind)
-    result = _empty_result(batch, n, cost.device)
-    if batch == 0 or n == 0:
-        return _fill_trivial(result)
-    chosen = plan(batch, n, *_limits(cost.device))
-    inputs = [None if x is None else x.detach().contiguous() for x in (sizes, col_dual, col_ind)]
-    cost = cost.detach().contiguous()
-    arguments: list[int | float] = [cost.data_ptr(), int(cost.dtype == torch.float64)]
-    arguments += [0 if x is None else x.data_ptr() for x in inputs]
-    arguments += [batch, n, -1.0 if maximize else 1.0, max_rounds]
-    arguments += [x.data_ptr() for x in vars(result).values()]
-    _launch(chosen, arguments, cost.device)
-    return result
+    given = [None if x is None else x.detach().contiguous() for x in (sizes, col_dual, col_ind)]
+    return Auction(
+        cost.detach().contiguous(),
+        maximize=maximize,
+        sizes=given[0],
+        col_dual=given[1],
+        col_ind=given[2],
+        max_rounds=max_rounds,
+    ).launch()
+
+
+class Auction:
+    """A prepared launch of `auction`, whose inputs may be overwritten in place between launches.
+
+    Attributes:
+        result: what the last launch found; the next one overwrites it.
+    """
+
+    def __init__(
+        self,
+        cost: Tensor,
+        *,
+        maximize: bool = False,
+        sizes: Tensor | None = None,
+        col_dual: Tensor | None = None,
+        col_ind: Tensor | None = None,
+        max_rounds: int = 200_000,
+    ) -> None:
+        """See `auction`; all tensors are contiguous."""
+        batch, n = _check(cost, sizes, col_dual, col_ind)
+        self.result = _empty_result(batch, n, cost.device)
+        self._held, self._device = (cost, sizes, col_dual, col_ind), cost.device
+        self._plan = plan(batch, n, *_limits(cost.device)) if batch and n else None
+        starts = [0 if x is None else x.data_ptr() for x in (sizes, col_dual, col_ind)]
+        arguments: list[int | float] = [cost.data_ptr(), int(cost.dtype == torch.float64), *starts]
+        arguments += [batch, n, -1.0 if maximize else 1.0, max_rounds]
+        arguments += [x.data_ptr() for x in vars(self.result).values()]
+        self._arguments = arguments
+
+    def launch(self) -> AuctionResult:
+        """Launch on PyTorch's current stream, without waiting, and return `result`."""
+        if self._plan is None:
+            return _fill_trivial(self.result)
+        _launch(self._plan, self._arguments, self._device)
+        return self.result
 
 
 def _check(
@@ -268,13 +300,13 @@ def _launch(chosen: Plan, arguments: list[int | float], device: torch.device) ->
     """Launch a planned kernel with its scratch memory."""
     scratch_bytes = chosen.teams * chosen.team_bytes
     scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
-    arrivals = torch.zeros(chosen.teams, dtype=torch.int64, device=device)
     match chosen.kernel:
         case 0:
             arguments = [*arguments, chosen.team_bytes]
         case 2:
             arguments = [*arguments, scratch.data_ptr(), chosen.team_bytes // 4]
         case 3:
+            arrivals = torch.zeros(chosen.teams, dtype=torch.int64, device=device)
             arguments = [*arguments, scratch.data_ptr(), chosen.team_bytes]
             arguments += [arrivals.data_ptr(), chosen.team_blocks]
     _call(chosen, arguments, device)
