@@ -151,7 +151,8 @@ class AuctionAssignment(AbstractAssignmentSolver):
                 are matched with themselves, its duals are 0.
             warm_start_dual: [b, n], float64, on that device: duals of the columns of similar
                 problems, such as `QueuedAssignment.col_dual`; or None. Each problem judges them:
-                one whose first dual is NaN, or whose rows would mostly change columns, starts cold.
+                one whose first dual is NaN, or where too many rows would change columns, starts
+                cold.
             warm_start_col: [b, n], int64, on that device: the matchings that belong to the duals,
                 or None.
 
