@@ -44,14 +44,12 @@ class Case:
             total += self.batch * (n * n * 4 + sum(units for units, _ in terms) * 8)
         return total
 
-    def problems(
-        self, dtype: torch.dtype, device: torch.device, *, split: bool = True
-    ) -> list[RowProblem]:
-        """Draw weights and hypotheses; float32 weights are split into planes or kept."""
+    def problems(self, device: torch.device, *, split: bool = True) -> list[RowProblem]:
+        """Draw float32 weights, which are split into planes or kept, and hypotheses."""
         model = torch.arange(self.batch, device=device) % self.models
         result = []
         for n, shapes in self.groups:
-            terms = [self._term(n, shape, dtype, device) for shape in shapes]
+            terms = [self._term(n, shape, device) for shape in shapes]
             rows = pack_rows(terms, signed=self.signed, split=split)
             perms = {}
             for units in {units for units, _ in shapes}:
@@ -62,11 +60,11 @@ class Case:
             result.append(RowProblem(rows, perms, model))
         return result
 
-    def _term(self, n: int, shape: Shape, dtype: torch.dtype, device: torch.device) -> RowTerm:
+    def _term(self, n: int, shape: Shape, device: torch.device) -> RowTerm:
         units, inner = shape
-        target = torch.randn(n, units, inner, device=device).to(dtype)
+        target = torch.randn(n, units, inner, device=device)
         # Made as it lies when packed, so that the largest network needs no second copy.
-        source = torch.randn(self.models, units, inner, n, device=device).to(dtype)
+        source = torch.randn(self.models, units, inner, n, device=device)
         return RowTerm(target, source.movedim(-1, 1), ("g", str(units)))
 
 

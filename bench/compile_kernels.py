@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.record import record
-from gpu_align.kernels import _streamed, moves
+from gpu_align.kernels import moves
 from gpu_align.kernels._launch import TRITON_DTYPES
 from gpu_align.kernels._tiles import LARGE, TILES, Tile
 from gpu_align.kernels.row_distance import row_distance_kernel
@@ -75,19 +75,19 @@ def variants() -> Iterator[Variant]:
 
 def _row_variants() -> Iterator[Variant]:
     types = TABLE | {"term_ptr": "*i64", "part_ptr": "*fp32", "arrived_ptr": "*i32", "cost": "i32"}
-    for (dtype, planes), tiles in TILES.items():
+    for planes, tiles in TILES.items():
         for tile in tiles:
+            dtype = torch.bfloat16 if planes > 1 else torch.float32
             constants = {"DTYPE": TRITON_DTYPES[dtype], "PLANES": planes, **tile.constants()}
-            label = row_label(dtype, planes, tile)
+            label = row_label(planes, tile)
             least = 90 if tile.rows >= LARGE else 80
             yield Variant(row_distance_kernel, label, types, constants, tile.options(), least)
 
 
-def row_label(dtype: torch.dtype, planes: int, tile: Tile) -> str:
+def row_label(planes: int, tile: Tile) -> str:
     """Return the weights and the tile of a compilation."""
-    weights = f"{planes} {_name(dtype)}" if planes > 1 else _name(dtype)
-    label = f"{weights} {tile.rows}x{tile.columns}x{tile.depth}"
-    return label + (f" {tile.precision}" if dtype == torch.float32 else "")
+    size = f"{tile.rows}x{tile.columns}x{tile.depth}"
+    return f"{planes} bfloat16 {size}" if planes > 1 else f"float32 {size} {tile.precision}"
 
 
 def _move_variants() -> Iterator[Variant]:
@@ -110,23 +110,6 @@ def _sinkhorn_variants() -> Iterator[Variant]:
     for block, warps in RESIDENT.items():
         options = {"num_warps": warps, "enable_fp_fusion": True}
         yield Variant(resident_kernel, f"n <= {block}", numbers, {"BLOCK": block}, options)
-    tile = {"OUTER": _streamed.OUTER, "INNER": _streamed.INNER}
-    options = {"num_warps": _streamed.WARPS, "enable_fp_fusion": True}
-    for kernel in (
-        _streamed.statistics_kernel,
-        _streamed.scale_kernel,
-        _streamed.column_max_kernel,
-        _streamed.blend_kernel,
-    ):
-        yield Variant(kernel, "float32", numbers, tile, options)
-    for columns in (False, True):
-        label = "float32 columns" if columns else "float32 rows"
-        constants = tile | {"COLUMNS": columns}
-        yield Variant(_streamed.scaling_kernel, label, numbers, constants, options)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 @functools.cache

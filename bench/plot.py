@@ -33,8 +33,6 @@ MARKERS = "osD^vP"
 DEVICES = {"cpu": ("CPU", "-", "o"), "cuda": ("GPU", "--", "s")}
 """Name, line and marker of a device; its colour is that of its place here."""
 
-DTYPES = ("torch.float32",)
-
 
 def load(name: str) -> dict | None:
     """Return a recorded run, or None, and say so, where there is none."""
@@ -137,15 +135,8 @@ def roofline(run: dict) -> Figure:
         ("times_torch", "times faster than torch"),
     )
     for axes, (key, title) in zip(panels, quantities, strict=True):
-        for place, dtype in enumerate(DTYPES):
-            found = {row["case"]: row[key] for row in rows if row["dtype"] == dtype}
-            axes.barh(
-                [y + 0.36 * (place - 0.5) for y in range(len(cases))],
-                [found.get(case, 0) for case in cases],
-                height=0.34,
-                color=STAGES[place],
-                label=dtype.removeprefix("torch."),
-            )
+        found = [row[key] for row in rows]
+        axes.barh(range(len(cases)), found, height=0.6, color=STAGES[0])
         axes.axvline(1, color=QUIET, linestyle=":", linewidth=1.3)
         axes.set_title(title, loc="left", fontsize=10, color=INK)
         axes.grid(visible=False, axis="y")

@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from bench.pairs import ARCHITECTURES, COURSEWORK, load_pair, random_pair
+from bench.pairs import load_pair, random_pair, spec_of
 from bench.record import record
 from bench.searching import engines, gate
 from gpu_align import (
@@ -28,7 +28,7 @@ from gpu_align import (
     Portfolio,
     Recombination,
     Search,
-    discover,
+    chain_spec,
     run_search,
 )
 from gpu_align._backend import Engine
@@ -58,8 +58,7 @@ def problems(pair: str, found: list[Engine]) -> tuple[str, list[AlignmentProblem
     """Return whether the weights are trained or random, and one problem for each engine."""
     loaded = load_pair(pair)
     source, target = loaded or random_pair(pair)
-    factory, shape = ARCHITECTURES.get(pair, COURSEWORK)
-    spec = discover(factory(), torch.randn(shape))
+    spec = chain_spec(target) if pair == "coursework" else spec_of(pair)
     made = [
         AlignmentProblem(source, target, spec, engine=engine, dtype=torch.float32)
         for engine in found

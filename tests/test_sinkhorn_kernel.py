@@ -9,9 +9,8 @@ pytest.importorskip("triton")
 
 from gpu_align._errors import InputError
 from gpu_align._search._relaxed import sinkhorn
-from gpu_align.kernels import _streamed
 from gpu_align.kernels._twins import annealing_step_reference
-from gpu_align.kernels.sinkhorn import RESIDENT, AnnealingStep, annealing_step
+from gpu_align.kernels.sinkhorn import LARGEST, AnnealingStep, annealing_step
 
 
 @pytest.fixture(params=DEVICES)
@@ -45,25 +44,17 @@ def test_twin_is_the_step_of_the_search() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 33, 64])
 def test_resident(device: torch.device, size: int) -> None:
-    assert size <= max(RESIDENT)
+    assert size <= LARGEST
     check(*pair(size, 3, device))
 
 
-@pytest.mark.parametrize("size", [65, 131])
-def test_streamed(device: torch.device, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert size > max(RESIDENT)
-    if device.type == "cpu":
-        monkeypatch.setattr(_streamed, "OUTER", 32)  # the interpreter's time is per program
-    check(*pair(size, 2, device), iterations=2)
-
-
-@pytest.mark.parametrize("size", [20, 70])
+@pytest.mark.parametrize("size", [20, 60])
 @pytest.mark.parametrize("temperature", [1e-3, 100.0])
 def test_extreme_temperatures(device: torch.device, size: int, temperature: float) -> None:
     check(*pair(size, 1, device), temperature=temperature, iterations=1)
 
 
-@pytest.mark.parametrize("size", [20, 70])
+@pytest.mark.parametrize("size", [20, 60])
 def test_alike_units_stay_uniform(device: torch.device, size: int) -> None:
     similarity = torch.full((1, size, size), 5.0, device=device)
     similarity += 1e-7 * torch.randn_like(similarity)
@@ -82,7 +73,7 @@ def test_scale_and_shift_do_not_matter(device: torch.device) -> None:
 
 
 def test_groups_of_any_size_in_one_step(device: torch.device) -> None:
-    shapes = [(5, 2), (30, 1), (64, 2), (16, 3), (7, 0), (33, 1), (66, 1)]
+    shapes = [(5, 2), (30, 1), (64, 2), (16, 3), (7, 0), (33, 1)]
     pairs = [pair(size, batch, device) for size, batch in shapes]
     expected = [soft.clone() for _, soft in pairs]
     for (similarity, _), soft in zip(pairs, expected, strict=True):
@@ -123,6 +114,8 @@ def test_bad_input() -> None:
         annealing_step([good], [], 0.1)
     with pytest.raises(InputError, match=r"S \[b, n, n\]"):
         annealing_step([good[0]], [good[0]], 0.1)
+    with pytest.raises(InputError, match="at most 64 units, got 65"):
+        annealing_step([torch.zeros(1, 65, 65)], [torch.zeros(1, 65, 65)], 0.1)
     with pytest.raises(InputError, match="'soft' as contiguous"):
         annealing_step([good], [good.double()], 0.1)
     with pytest.raises(InputError, match="'similarity' as contiguous"):
@@ -138,13 +131,9 @@ class TestOnTheDevice:
 
     device = torch.device("cuda")
 
-    @pytest.mark.parametrize(("size", "batch"), [(512, 8), (2048, 2), (4096, 1)])
-    def test_large(self, size: int, batch: int) -> None:
-        check(*pair(size, batch, self.device), iterations=10)
-
     @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
     def test_no_host_synchronisation_and_determinism(self) -> None:
-        sizes = [5, 33, 64, 300]
+        sizes = [5, 16, 33, 64]
         pairs = [pair(size, 4, self.device) for size in sizes]
         found = []
         for mode in ("default", "error", "error"):
@@ -161,7 +150,7 @@ class TestOnTheDevice:
             assert torch.equal(group[0], group[2])
 
     def test_current_stream(self) -> None:
-        similarity, soft = pair(300, 2, self.device)
+        similarity, soft = pair(60, 2, self.device)
         late, expected = torch.randn_like(similarity), soft.clone()
         annealing_step_reference(late, expected, 0.2, 0.5, 10)
         stream = torch.cuda.Stream()
@@ -176,9 +165,9 @@ class TestOnTheDevice:
     def test_offsets_beyond_32_bits(self) -> None:
         if torch.cuda.mem_get_info()[0] < 32 * 2**30:
             pytest.skip("needs 32 GiB of free device memory")
-        similarity, soft = pair(4096, 144, self.device)
-        last, exact = soft[143:].clone(), soft[143:].double()
+        similarity, soft = pair(64, 600_000, self.device)
+        last, exact = soft[-1:].clone(), soft[-1:].double()
         annealing_step([similarity], [soft], 0.2)
-        annealing_step_reference(similarity[143:], last, 0.2, 0.5, 10)
-        annealing_step_reference(similarity[143:].double(), exact, 0.2, 0.5, 10)
-        assert_float32_grade(soft[143:], exact, last)
+        annealing_step_reference(similarity[-1:], last, 0.2, 0.5, 10)
+        annealing_step_reference(similarity[-1:].double(), exact, 0.2, 0.5, 10)
+        assert_float32_grade(soft[-1:], exact, last)

@@ -1,12 +1,13 @@
 """One annealing step of all groups at once, in place."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gpu_align._interrupt import uninterrupted
+from gpu_align._problem import Family
 from gpu_align._replay import Replay
 from gpu_align._search._relaxed import soften
 from gpu_align._search._search import Run
@@ -17,9 +18,9 @@ from gpu_align._search._state import stored
 class Cooling:
     """Doubly stochastic matrices that harden step by step.
 
-    With kernels, families without children and signs take one fused step each; all other work is
-    torch's. The tensors stay where they are, so that on a device a step can be replayed. A step
-    that is interrupted has been done as a whole, or not at all.
+    With kernels, small families without children and signs take one fused step each; all other
+    work is torch's. The tensors stay where they are, so that on a device a step can be replayed. A
+    step that is interrupted has been done as a whole, or not at all.
 
     Attributes:
         soft: matrix -> [b, n, n].
@@ -70,10 +71,9 @@ class Cooling:
         goal = {matrix: torch.empty_like(s) for matrix, s in self.soft.items()}
         families = list(problem.families.values())
         fused = None
-        if problem.engine.kernels and problem.dtype == torch.float32:
-            plain = [f.root.group for f in families if len(f.matrices) == 1]
-            families = [family for family in families if len(family.matrices) > 1]
-            fused = self._fused(plain, goal, temperature)
+        if small := self._small(run, families):
+            families = [family for family in families if family not in small]
+            fused = self._fused([family.root.group for family in small], goal, temperature)
 
         def look() -> None:
             problem.soft_similarity(self.soft, self.model, out=goal, beat=self._beat)
@@ -97,6 +97,15 @@ class Cooling:
             move()
 
         return _Advance(temperature, look, move, Replay(both, problem.device))
+
+    def _small(self, run: Run, families: Sequence[Family]) -> list[Family]:
+        """Return the families of one plain matrix that the kernels take a step of."""
+        if not run.problem.engine.kernels or run.problem.dtype != torch.float32:
+            return []
+        from gpu_align.kernels.sinkhorn import LARGEST
+
+        sizes = run.problem.sizes
+        return [f for f in families if len(f.matrices) == 1 and sizes[f.root.group] <= LARGEST]
 
     def _fused(
         self, groups: list[str], similarity: Mapping[str, Tensor], temperature: Tensor

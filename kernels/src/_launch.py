@@ -12,7 +12,6 @@ from gpu_align._errors import InputError
 
 TRITON_DTYPES = {
     torch.float32: tl.float32,
-    torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
 }
 

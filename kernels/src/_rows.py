@@ -13,8 +13,6 @@ from gpu_align._errors import InputError
 ALIGNMENT = 16
 """Rows are padded with zeros to a multiple of this many elements, so that loads are 16 bytes."""
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
 
 @dataclass(frozen=True)
 class RowTerm:
@@ -87,7 +85,7 @@ class PackedRows:
         terms: at least one.
         size: n, units of the group.
         models: m.
-        planes: 3 where float32 weights are the sum of three bfloat16 matrices, else 1.
+        planes: 3 where the weights are the sum of three bfloat16 matrices, else 1.
         signed: whether index vectors may carry signs.
         target_norm: float32 [n], `|a_i|^2` over all terms.
         source_norm: float32 [m, n], `|b_j|^2`.
@@ -164,33 +162,30 @@ class RowProblem:
 
 def pack_rows(
     terms: Sequence[RowTerm],
-    dtype: torch.dtype | None = None,
     *,
     signed: bool = False,
     split: bool = True,
 ) -> PackedRows:
     """Lay out the terms of one group for the kernel: once per problem, not per hypothesis.
 
-    float32 weights become the sum of three bfloat16 matrices (`split_planes`). A tensor that is
+    The weights become the sum of three bfloat16 matrices (`split_planes`). A tensor that is
     neither split nor signed and lies right (contiguous, a multiple of 16 wide) is not copied.
 
     Args:
-        terms: all with the same number of rows and models, on one device.
-        dtype: of the packed weights, float32, float16 or bfloat16; default that of the terms.
+        terms: float32, all with the same number of rows and models, on one device.
         signed: whether index vectors may carry signs: the source is kept with its negative.
-        split: whether to split float32 weights.
+        split: whether to split the weights.
 
     Raises:
-        InputError: no term, terms that do not fit together, or another dtype.
+        InputError: no term, terms that do not fit together, or that are not float32.
     """
     if not terms:
         raise InputError("expected at least one term, got none; a group lies on some tensor")
-    found = {term.target.dtype for term in terms} | {term.source.dtype for term in terms}
-    dtype = dtype or (found.pop() if len(found) == 1 else None)
-    if dtype not in DTYPES:
+    found = {tensor.dtype for term in terms for tensor in (term.target, term.source)}
+    if found != {torch.float32}:
         raise InputError(
-            f"expected weights of one dtype among {DTYPES}, got {dtype or sorted(map(str, found))};"
-            " pass dtype=torch.float32, or use the CPU for float64"
+            f"expected float32 weights, got {sorted(map(str, found))}; convert them with .float(), "
+            "or use the CPU for float64"
         )
     shapes = {(t.target.shape[t.place], len(t.source), t.target.device) for t in terms}
     if len(shapes) > 1:
@@ -198,10 +193,10 @@ def pack_rows(
             f"expected terms of the same rows, models and device, got (n, m, device) {shapes}"
         )
     size, models, _ = shapes.pop()
-    planes = 3 if split and dtype == torch.float32 else 1
+    planes = 3 if split else 1
     norms = [_squared_norms(term) for term in terms]
     return PackedRows(
-        tuple(_pack(term, dtype, planes, signed) for term in terms),
+        tuple(_pack(term, planes, signed) for term in terms),
         size,
         models,
         planes,
@@ -232,17 +227,17 @@ def split_planes(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return high, middle, (rest - middle.float()).to(torch.bfloat16)
 
 
-def _pack(term: RowTerm, dtype: torch.dtype, planes: int, signed: bool) -> PackedTerm:
+def _pack(term: RowTerm, planes: int, signed: bool) -> PackedTerm:
     rows = term.target.movedim(term.place, 0)
     columns = term.source.movedim(term.place + 1, -1)
     sizes, inner = tuple(rows.shape[1:-1]), rows.shape[-1]
     length = math.prod(sizes) * inner
     lay = _padded if planes == 1 else _split
-    columns = columns.reshape(len(columns), length, len(rows)).to(dtype)
+    columns = columns.reshape(len(columns), length, len(rows))
     if signed:
         columns = torch.cat([columns, -columns], 1)
     return PackedTerm(
-        lay(rows.reshape(len(rows), length).to(dtype)),
+        lay(rows.reshape(len(rows), length)),
         lay(columns.flatten(0, 1)),
         term.others,
         sizes,

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
 
 @dataclass(frozen=True)
 class Tile:
@@ -65,23 +63,15 @@ class Work(NamedTuple):
         return sum(math.ceil(length / tile.depth) for length in self.lengths)
 
 
-_HALF = (
-    Tile(128, 128, 64, 8, 3, rate=350),
-    Tile(64, 64, 64, 4, 3, rate=265),
-    Tile(32, 32, 64, 2, 3, rate=114),
-)
-
 TILES = {
-    (torch.bfloat16, 3): (
+    3: (
         Tile(128, 128, 32, 8, 3, rate=84),
         Tile(64, 64, 32, 4, 3, rate=71),
         Tile(32, 32, 32, 1, 3, rate=44),
     ),
-    (torch.float32, 1): (Tile(64, 64, 32, 4, 3, "bf16x6", rate=41),),
-    (torch.float16, 1): _HALF,
-    (torch.bfloat16, 1): _HALF,
+    1: (Tile(64, 64, 32, 4, 3, "bf16x6", rate=41),),
 }
-"""Tiles by dtype and planes, largest first; rates of an H200, those of float16 of bfloat16."""
+"""Tiles by the planes of the weights, largest first; rates of an H200."""
 
 LARGE = 128
 """Rows from which a tile is taken only where there is one for every processor, and only from sm_90
@@ -94,14 +84,11 @@ SHORTEST = 8
 """Steps of the shortest chunk: less does not pay for adding the chunks."""
 
 
-def choose_tile(
-    work: Sequence[Work], dtype: torch.dtype, planes: int, processors: int, architecture: int
-) -> Tile:
+def choose_tile(work: Sequence[Work], planes: int, processors: int, architecture: int) -> Tile:
     """Return the tile that is done first by its rate and by what it pads.
 
     Args:
         work: of each problem of the launch.
-        dtype: of the weights.
         planes: of the weights.
         processors: multiprocessors of the device.
         architecture: 90 for sm_90.
@@ -115,7 +102,7 @@ def choose_tile(
         entries = sum(load.tiles(tile) * sum(load.lengths) for load in work)
         return entries * tile.rows * tile.columns / tile.rate
 
-    return min(filter(enough, TILES[dtype, planes]), key=seconds)
+    return min(filter(enough, TILES[planes]), key=seconds)
 
 
 def split(work: Sequence[Work], tile: Tile, processors: int) -> list[tuple[int, int]]:

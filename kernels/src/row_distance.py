@@ -185,8 +185,7 @@ class RowDistance:
             return
         rows = problems[0].rows
         count = processors(rows.device)
-        kind = rows.dtype, rows.planes
-        tile = tile or choose_tile(work, *kind, count, architecture(rows.device))
+        tile = tile or choose_tile(work, rows.planes, count, architecture(rows.device))
         chunks = split(work, tile, count)
         self._held: list[object] = list(problems)
         table, parts = self._table(problems, work, chunks, tile)

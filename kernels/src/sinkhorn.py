@@ -2,13 +2,13 @@
 
     P <- (1 - d) P + d Sinkhorn(S / (T std S))
 
-in place, for [b, n, n] of several groups. Up to n = RESIDENT one program keeps a matrix in
-registers through all iterations: one launch. Larger matrices are streamed: each half-iteration is
-a launch that reads S once and makes its exponentials anew, so no second matrix is stored.
+in place, for [b, n, n] of several groups with n up to `LARGEST`: one program keeps a matrix in
+registers through all iterations, one launch for each size class.
 `_twins.annealing_step_reference` is the twin; kernels/README.md has layout and limits.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -19,21 +19,34 @@ from gpu_align._errors import InputError
 
 from ._descriptors import check_matrices
 from ._launch import Table, locate, on_device
-from ._streamed import (
-    M_FIELDS,
-    M_SIMILARITY,
-    M_SIZE,
-    M_SOFT,
-    TINY,
-    MatrixRow,
-    Streamed,
-    floats,
-)
 
-__all__ = ["AnnealingStep", "annealing_step"]
+__all__ = ["LARGEST", "AnnealingStep", "annealing_step"]
 
 RESIDENT = {16: 1, 32: 4, 64: 8}
-"""Largest n of each size class that fits one program -> warps. Not yet tuned on a device."""
+"""Largest n of each size class -> warps."""
+
+LARGEST = max(RESIDENT)
+"""Largest n. Beyond it torch's own operations were faster on an H200 than kernels that stream."""
+
+TINY = tl.constexpr(1e-30)
+
+
+class MatrixRow(NamedTuple):
+    """One group of the table; tensors are addresses."""
+
+    size: int
+    similarity: int
+    soft: int
+
+
+M_FIELDS = tl.constexpr(len(MatrixRow._fields))
+M_SIZE, M_SIMILARITY, M_SOFT = map(tl.constexpr, range(len(MatrixRow._fields)))
+
+
+@triton.jit
+def floats(field_ptr: tl.tensor) -> tl.tensor:
+    """Return the float32 pointer that a field of the table holds."""
+    return tl.load(field_ptr).to(tl.pointer_type(tl.float32))
 
 
 @triton.jit
@@ -98,12 +111,15 @@ class AnnealingStep:
                 raise InputError(f"expected S [b, n, n], all on one device, got {list(s.shape)}")
             check_matrices("similarity", s, tuple(s.shape), s.device)
             check_matrices("soft", p, tuple(s.shape), s.device)
+            if s.shape[1] > LARGEST:
+                raise InputError(
+                    f"expected at most {LARGEST} units, got {s.shape[1]}; anneal larger groups "
+                    "with torch"
+                )
             if s.numel():
-                block = next((block for block in RESIDENT if s.shape[1] <= block), 0)
+                block = next(block for block in RESIDENT if s.shape[1] <= block)
                 classes.setdefault(block, []).append((s, p))
-        streamed = classes.pop(0, [])
         self._resident = {block: _resident_table(pairs) for block, pairs in classes.items()}
-        self._streamed = Streamed(streamed) if streamed else None
         device = similarity[0].device if similarity else torch.device("cpu")
         self._temperature = torch.zeros((), device=device)
 
@@ -131,8 +147,6 @@ class AnnealingStep:
                     num_warps=RESIDENT[block],
                     enable_fp_fusion=True,
                 )
-        if self._streamed:
-            self._streamed.launch(temperature, float(damping), iterations)
 
     def _check(
         self, usable: bool, temperature: float | Tensor, damping: float, iterations: int
@@ -145,10 +159,7 @@ class AnnealingStep:
 
 
 def _resident_table(pairs: Sequence[tuple[Tensor, Tensor]]) -> Table:
-    rows = [
-        MatrixRow(s.shape[1], len(s), s.data_ptr(), p.data_ptr(), 0, 0, 0, 0, 0, 0)
-        for s, p in pairs
-    ]
+    rows = [MatrixRow(s.shape[1], s.data_ptr(), p.data_ptr()) for s, p in pairs]
     return Table([len(s) for s, _ in pairs], rows, [], pairs[0][0].device)
 
 
@@ -162,7 +173,8 @@ def annealing_step(
     """Move P of many groups and hypotheses one annealing step, in place.
 
     Args:
-        similarity: S, float32 [b, n, n] of each group, contiguous; b and n may differ.
+        similarity: S, float32 [b, n, n] of each group, contiguous; b and n may differ, n is at
+            most `LARGEST`.
         soft: P, of the same shapes, changed.
         temperature: T > 0, in units of the standard deviation of each S.
         damping: d, the share of the new matrix, above 0 and at most 1.
