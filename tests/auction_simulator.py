@@ -139,15 +139,6 @@ class Simulator:
         places = place_of(self.path, site - 1)
         return short(places[1:] or places)
 
-    def is_spare(self, site: int) -> bool:
-        """Whether the source says `// spare` of a barrier: another one stands in for it."""
-        for place in place_of(self.path, site - 1):
-            name, line = place.split(":")
-            source = SOURCES / name
-            if source.exists() and "// spare" in source.read_text().splitlines()[int(line) - 1]:
-                return True
-        return False
-
     def _place(self, match: re.Match[str]) -> str:
         return short(place_of(self.path, int(match[1], 16)))
 
