@@ -1,43 +1,48 @@
 """Batches of assignment problems: the device's solver beside those of the CPU and its peers.
 
-    python -m bench.assignment [--record]
+    GPU_ALIGN_PAIRS=folder python -m bench.assignment [--record] [--quick]
 
 Every answer is checked before it is timed: against the bound that the solver's own duals prove, or
-against the best answer known. With a CUDA device n goes from 32 to 4096, batches from 1 to 4096,
-and the device's solver starts cold and warm; without one only the solvers of the CPU run, on less.
-Solvers of the CPU get the first problems of a large batch; compare the time per problem. After
-each case --record writes what there is to results/assignment.json, or assignment_cpu.json.
+against the best answer known. Beside a CUDA device: 128 problems of 512 and 1024 rows of every kind
+and of trained layers, 100,000 of 32, one of 8192 and 16384, and 208 of 300, a peer's own case.
+Without one only the solvers of the CPU run, on less. Solvers of the CPU get a few problems of a
+batch; compare the time per problem. A solver whose loops have no bound runs after all others.
+After each row --record writes what there is to results/assignment.json, or assignment_cpu.json.
 """
 
 import importlib.util
+import os
 import sys
-from collections import Counter
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bench.cases import CASES
+from bench.costs import Task, device_tasks, host_tasks
 from bench.record import record
-from bench.timing import wall_clock
+from bench.timing import quantiles, synchronize, wall_clock
 from gpu_align._assignment import (
     AbstractAssignmentSolver,
     AssignmentProblem,
-    AssignmentSolution,
     AuctionAssignment,
     LapxAssignment,
     ScipyAssignment,
+    raise_failures,
 )
-from gpu_align._assignment._auction import find_cupy
+from gpu_align._assignment._auction import QueuedAssignment, find_cupy
 from gpu_align._assignment._lapx import find_lapx
+from gpu_align._errors import AssignmentError
 
-KINDS = ("uniform", "aligned", "planted", "dead units", "trained-like", "rank one")
-CPU_ELEMENTS = 2**22
-"""Largest batch * n * n that a solver of the CPU is given."""
+CORE_ELEMENTS = 2**19
+"""Elements of the costs that a solver of the CPU is given for each of its threads."""
 
 SLOW = 1000.0
-"""Milliseconds: a solver that takes longer is not tried on larger problems of the kind."""
+"""Milliseconds: a solver that takes longer is timed once, and not tried on larger problems."""
+
+SECONDS = 0.2
+"""How long a faster one is timed again and again."""
 
 EXCESS = 1e-8
 """Largest accepted excess over the optimum, in units of the range of the costs and row."""
@@ -45,30 +50,11 @@ EXCESS = 1e-8
 PEERS_EXCESS = 1e-5
 """The same for peers, which compute in float32."""
 
+WARM = ("aligned", "trained-like")
+"""Kinds on which the device's solver is started warm too."""
+
 Answer = tuple[Tensor, Tensor | None]
 """Columns [b, n], and duals of the columns [b, n] where the solver gives them."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One batch of problems.
-
-    Attributes:
-        kind: of `KINDS`.
-        n: rows.
-        batch: problems.
-        network: that has such groups, or nothing.
-    """
-
-    kind: str
-    n: int
-    batch: int
-    network: str = ""
-
-    def cost(self, device: str) -> Tensor:
-        """Draw the costs [b, n, n], float32, the same in every run on a device."""
-        torch.manual_seed(self.n)
-        return make_cost(self.kind, self.batch, self.n, device)
 
 
 @dataclass(frozen=True)
@@ -80,82 +66,56 @@ class Solver:
         solve: costs to answer.
         device: where it wants the costs.
         excess: accepted, see `EXCESS`.
+        ours: whether a wrong answer fails the bench.
+        threads: of the CPU.
+        largest: rows, and why no more.
     """
 
     name: str
     solve: Callable[[Tensor], Answer]
     device: str = "cpu"
     excess: float = EXCESS
+    ours: bool = True
+    threads: int = 1
+    largest: tuple[int, str] = (2**20, "")
 
-
-def tasks(device: str) -> Iterator[Task]:
-    """Yield what is measured on a device: every kind, many batches, the groups of networks."""
-    large = device == "cuda"
-    elements = 2**27 if large else CPU_ELEMENTS
-    for n in (32, 128, 512, 1024, 2048, 4096) if large else (32, 128, 512):
-        for kind in KINDS:
-            yield Task(kind, n, min(128 if large else 16, elements // n**2))
-        for batch in (1, 8, 64, 512, 4096) if large else (1,):
-            if batch * n * n <= 2 * elements:
-                yield Task("aligned", n, batch)
-    for case in CASES:
-        n = max(n for n, _ in case.groups)
-        count = Counter(n for n, _ in case.groups)[n] * case.batch
-        if large or n <= 512:
-            yield Task("trained-like", n, min(count, elements // n**2), case.name)
-
-
-def make_cost(kind: str, batch: int, n: int, device: str) -> Tensor:
-    """Return costs [b, n, n] of one of `KINDS`.
-
-    All but two are minus the products of the rows of two networks: independent normal rows
-    (aligned); the same rows in another order with noise (planted); rows of which a fifth is zero
-    (dead units); rows of very different norms that share an eighth of their directions, a tenth
-    of them nearly zero (trained-like). Rank one is a product of two positive vectors with noise
-    of 2 %, as activations have it.
-    """
-    a, b = torch.randn(2, batch, n, n, device=device)
-    if kind == "uniform":
-        return torch.rand(batch, n, n, device=device)
-    if kind == "rank one":
-        return 0.02 * a - torch.rand_like(a[:, :, :1]) * torch.rand_like(a[:, :1])
-    if kind == "planted":
-        b = a[:, torch.randperm(n, device=device)] + 0.5 * b
-    if kind == "dead units":
-        a, b = (x * (torch.rand(batch, n, 1, device=device) > 0.2) for x in (a, b))
-    if kind == "trained-like":
-        shared = torch.randn(batch, n // 8, n, device=device)
-        a, b = (_trained_like(x, shared) for x in (a, b))
-    return -(a @ b.mT)
-
-
-def _trained_like(noise: Tensor, shared: Tensor) -> Tensor:
-    rows = torch.randn_like(noise[..., : shared.shape[1]]) @ shared / shared.shape[1] ** 0.5
-    norms = torch.randn_like(noise[..., :1]).exp()
-    alive = torch.rand_like(norms) > 0.1
-    return (rows + 0.5 * noise) * norms * torch.where(alive, 1.0, 1e-3)
+    def problems(self, task: Task) -> int:
+        """Return how many problems of a task it is given."""
+        if self.device != "cpu":
+            return task.batch
+        return min(task.batch, self.threads * max(1, CORE_ELEMENTS // task.n**2))
 
 
 def solvers(device: str) -> list[Solver]:
     """Return what can run here, SciPy first: its answers are the reference of those after it."""
+    cores = os.cpu_count() or 1
+    minutes = (2048, "takes minutes on more than 2048 rows")
     found = [
-        Solver("SciPy, one thread", _ours(ScipyAssignment(threads=1))),
-        Solver("SciPy, all cores", _ours(ScipyAssignment())),
+        Solver("SciPy, one thread", _ours(ScipyAssignment(threads=1)), largest=minutes),
+        Solver("SciPy, all cores", _ours(ScipyAssignment()), threads=cores, largest=minutes),
     ]
     if find_lapx() is not None:
-        found.append(Solver("lapx, all cores", _ours(LapxAssignment())))
+        solve = _ours(LapxAssignment())
+        found.append(Solver("lapx, all cores", solve, threads=cores, largest=minutes))
     if device == "cuda" and find_cupy():
-        found.append(Solver("auction", _ours(AuctionAssignment()), device))
+        found.append(Solver("auction", auction, device))
     if importlib.util.find_spec("torch_linear_assignment"):
         from torch_linear_assignment import batch_linear_assignment as linear
 
-        peer = Solver("torch-linear-assignment", _peer(linear), device, PEERS_EXCESS)
-        found.append(peer)
-    if device == "cuda" and importlib.util.find_spec("torch_lap_cuda"):
-        from torch_lap_cuda import solve_lap
-
-        found.append(Solver("torch-lap-cuda", _peer(solve_lap), device, PEERS_EXCESS))
+        warp = (1024, "one warp holds all columns in registers: not tried on more than 1024")
+        name = "torch-linear-assignment"
+        found.append(Solver(name, _peer(linear), device, PEERS_EXCESS, False, 1, warp))
     return found
+
+
+def unbounded(device: str) -> list[Solver]:
+    """Return torch-lap-cuda: nothing bounds its rounds, so what rounds badly may never end."""
+    if device != "cuda" or not importlib.util.find_spec("torch_lap_cuda"):
+        return []
+    from torch_lap_cuda import solve_lap
+
+    block = (2048, "one block for each problem: not tried on more than 2048 rows")
+    return [Solver("torch-lap-cuda", _peer(solve_lap), device, PEERS_EXCESS, False, 1, block)]
 
 
 def _ours(solver: AbstractAssignmentSolver) -> Callable[[Tensor], Answer]:
@@ -164,6 +124,20 @@ def _ours(solver: AbstractAssignmentSolver) -> Callable[[Tensor], Answer]:
         return solution.col_ind, solution.col_dual
 
     return run
+
+
+def _queued(cost: Tensor, old: QueuedAssignment | None = None) -> QueuedAssignment:
+    """Solve on the device as the searches do: queued, and the statuses read back once."""
+    start = (None, None) if old is None else (old.col_dual, old.col_ind)
+    found = AuctionAssignment().enqueue(AssignmentProblem(cost), *start)
+    raise_failures(found.status_codes)
+    return found
+
+
+def auction(cost: Tensor) -> Answer:
+    """Solve on the device, cold."""
+    found = _queued(cost)
+    return found.col_ind, found.col_dual
 
 
 def _peer(solve: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Answer]:
@@ -200,54 +174,67 @@ def gate(cost: Tensor, answer: Answer, best: Tensor, allowed: float) -> float:
 
 
 def measure(task: Task, solver: Solver, cost: Tensor, best: Tensor) -> dict[str, object]:
-    """Check one solver on a task, then time it."""
-    some = max(1, CPU_ELEMENTS // task.n**2) if solver.device == "cpu" else task.batch
-    given = cost[:some].to(solver.device)
-    excess = gate(given, solver.solve(given), best, solver.excess)
-    time = wall_clock(lambda: solver.solve(given))
-    return {"problems": len(given), "ms": time, "excess": excess}
+    """Check one solver on a task, then time it; a slow one by the run that is checked."""
+    given = cost[: solver.problems(task)].to(solver.device)
+    if solver.device != "cpu":
+        solver.solve(given[:1])  # compiles
+    synchronize()
+    started = time.perf_counter()
+    answer = solver.solve(given)
+    synchronize()
+    first = 1e3 * (time.perf_counter() - started)
+    excess = gate(given, answer, best, solver.excess)
+    slow = first > SLOW
+    spent = quantiles([first]) if slow else wall_clock(lambda: solver.solve(given), SECONDS)
+    return {"problems": len(given), "ms": spent, "excess": excess}
 
 
 def measure_warm(cost: Tensor) -> dict[str, object]:
     """Time a warm start on costs that moved by 1 % of each problem's standard deviation."""
-    solver = AuctionAssignment()
-    old = solver.solve(AssignmentProblem(cost))
+    old = _queued(cost)
     moved = cost + 0.01 * cost.std((1, 2), keepdim=True) * torch.randn_like(cost)
-
-    def run() -> AssignmentSolution:
-        return solver.solve(AssignmentProblem(moved), warm_start=old)
-
-    found = run()
+    found = _queued(moved, old)
     best = torch.full((len(cost),), torch.inf, dtype=torch.float64)
     excess = gate(moved, (found.col_ind, found.col_dual), best, EXCESS)
-    return {"problems": len(cost), "ms": wall_clock(run), "excess": excess}
+    spent = wall_clock(lambda: _queued(moved, old), SECONDS)
+    return {"problems": len(cost), "ms": spent, "excess": excess}
 
 
-def rows_of(task: Task, found: list[Solver], slow: dict[tuple[str, str], int]) -> Iterator[dict]:
-    """Yield the rows of a task; a solver that fails the gate has a row that says how.
+def rows_of(
+    task: Task, found: list[Solver], slow: dict[tuple[str, str], int], best: Tensor
+) -> Iterator[dict]:
+    """Yield the rows of a task; a solver that fails has a row that says how.
 
     Args:
         task: what is solved.
         found: what solves it.
         slow: solver and kind -> rows from which on it takes longer than `SLOW`; extended.
+        best: [b], the best sums known; lowered.
     """
     cost = task.cost("cuda" if torch.cuda.is_available() else "cpu")
-    best = torch.full((task.batch,), torch.inf, dtype=torch.float64)
     jobs = [(solver, lambda s=solver: measure(task, s, cost, best)) for solver in found]
     jobs += [
         (Solver("auction, warm", solver.solve, solver.device), lambda: measure_warm(cost))
         for solver in found
-        if solver.name == "auction"
+        if solver.name == "auction" and task.kind in WARM and task.n < 2048
     ]
     for solver, job in jobs:
-        row = {**vars(task), "solver": solver.name}
+        row = {**vars(task), "solver": solver.name, "ours": solver.ours}
+        most, why = solver.largest
         if task.n > slow.get((solver.name, task.kind), task.n):
-            yield row | {"skipped": "took more than a second on smaller problems"}
+            why = "took more than a second on smaller problems"
+        elif task.n <= most:
+            why = ""
+        if why:
+            yield row | {"skipped": why}
             continue
         try:
             row |= job()
         except AssertionError as error:
             yield row | {"failed": str(error)}
+            continue
+        except (AssignmentError, RuntimeError) as error:
+            yield row | {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
             continue
         if row["ms"]["median"] > SLOW:
             slow[solver.name, task.kind] = task.n
@@ -256,27 +243,37 @@ def rows_of(task: Task, found: list[Solver], slow: dict[tuple[str, str], int]) -
 
 def line(row: dict) -> str:
     """Format a row."""
-    what = f"{row['network'] or row['kind']:14} {row['batch']:5} x {row['n']:<5} {row['solver']:24}"
+    what = f"{row['network'] or row['kind']:16} {row['batch']:6} x {row['n']:<5}"
+    what += f" {row['solver']:24}"
     if "ms" not in row:
         return f"{what} {row.get('failed') or row.get('skipped')}"
     each = 1e3 * row["ms"]["median"] / row["problems"]
     return f"{what} {row['ms']['median']:10.2f} ms {each:10.1f} us per problem"
 
 
+def all_rows(device: str, quick: bool) -> Iterator[dict]:
+    """Yield the rows of all tasks, those of an unbounded solver after all others."""
+    tasks = list(device_tasks(quick) if device == "cuda" else host_tasks())
+    best = {task: torch.full((task.batch,), torch.inf, dtype=torch.float64) for task in tasks}
+    slow: dict[tuple[str, str], int] = {}
+    for found in (solvers(device), unbounded(device)):
+        for task in tasks if found else ():
+            yield from rows_of(task, found, slow, best[task])
+            if device == "cuda":
+                torch.cuda.empty_cache()
+
+
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = solvers(device)
-    if all(solver.name != "auction" for solver in found):
+    if device == "cpu" or not find_cupy():
         print("no CUDA device with CuPy here: the device's figures are not yet measured")
     rows: list[dict] = []
-    slow: dict[tuple[str, str], int] = {}
-    for task in tasks(device):
-        for row in rows_of(task, found, slow):
-            rows.append(row)
-            print(line(row), flush=True)
+    for row in all_rows(device, "--quick" in sys.argv):
+        rows.append(row)
+        print(line(row), flush=True)
         if "--record" in sys.argv:
             record("assignment" if device == "cuda" else "assignment_cpu", rows)
-    failed = sum("failed" in row for row in rows)
+    failed = sum("failed" in row and row["ours"] for row in rows)
     if failed:
         sys.exit(f"{failed} of {len(rows)} answers are wrong")
 

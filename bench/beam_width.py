@@ -1,11 +1,12 @@
 """Beam width against run time and distance, on the CPU and on a CUDA device in the same run.
 
-    GPU_ALIGN_PAIRS=folder python -m bench.beam_width [--record] [--quick]
+    GPU_ALIGN_PAIRS=folder python -m bench.beam_width [--record] [--quick] [--large]
 
 Only the width varies: each hypothesis has the same number of candidates at all widths. Widths take
 turns, and their ratio to width 1 is that of the same turn. Without GPU_ALIGN_PAIRS the networks
 have random weights, and the record says so. A width that would take too long is left out; --quick
-leaves out more. The coursework's seconds are those of its report, for other networks.
+leaves out more, and ends the turns earlier. --large adds MLP 3x512. The coursework's seconds are
+those of its report, for other networks.
 """
 
 import statistics
@@ -35,7 +36,7 @@ REPORTED = {1: 11, 10: 102, 50: 445, 100: 876}
 """Width -> seconds, from the report of the coursework."""
 
 TURNS = 7
-ENOUGH = 3.0
+ENOUGH, QUICK_ENOUGH = 3.0, 0.5
 """Seconds of one width after which its turns end."""
 
 LIMIT, QUICK_LIMIT = 90.0, 8.0
@@ -76,15 +77,25 @@ CASES = (
     Case("coursework, rounding", "coursework", rounding, "normalized", reported=True),
     Case("coursework, k-best", "coursework", lambda w: LayerwiseBeam(w, KBest(100)), "normalized"),
     Case("coursework, descent", "coursework", lambda w: BeamDescent(w, rounds=8, patience=8)),
+)
+LARGE_CASES = (
     Case("MLP 3x512, rounding", "mnist_mlp_512x3", lambda w: LayerwiseBeam(w, Rounding(100))),
     Case("MLP 3x512, descent", "mnist_mlp_512x3", lambda w: BeamDescent(w, rounds=6, patience=6)),
 )
 
 
 def measure(
-    case: Case, engine: Engine, limit: float = LIMIT, turns: int = TURNS
+    case: Case, engine: Engine, limit: float = LIMIT, enough: float = ENOUGH, turns: int = TURNS
 ) -> list[dict[str, object]]:
-    """Check and time all widths of a case on one device; one row for each width."""
+    """Check and time all widths of a case on one device; one row for each width.
+
+    Args:
+        case: what is searched.
+        engine: of the search.
+        limit: seconds that one search may be expected to take.
+        enough: seconds of one width after which its turns end.
+        turns: at most.
+    """
     pair = load_pair(case.pair)
     source, target = pair or random_pair(case.pair)
     problem = AlignmentProblem(
@@ -92,14 +103,15 @@ def measure(
     )
     rows = {width: _facts(case, width, engine, trained=pair is not None) for width in WIDTHS}
     times: dict[int, list[float]] = {}
-    run_search(case.make(1), problem)  # warm-up, compiles on a device
+    for width in (1, WIDTHS[-2]) if engine.device.type == "cuda" else (1,):
+        run_search(case.make(width), problem)  # warm-up, compiles on a device
     for turn in range(turns):
         for width in WIDTHS if turn == 0 else list(times):
             last = max(times, default=1)
             if turn == 0 and times and times[last][0] * width / last > 1e3 * limit:
                 skipped = f"expected to take more than {limit:.0f} s, from width {last}"
                 rows[width]["skipped"] = skipped
-            elif sum(times.get(width, [])) < 1e3 * ENOUGH:
+            elif sum(times.get(width, [])) < 1e3 * enough:
                 milliseconds = _timed(case, problem, rows[width])
                 times.setdefault(width, []).append(milliseconds)
     for width, row in rows.items():
@@ -141,12 +153,13 @@ def line(row: dict) -> str:
 
 
 def main() -> None:
-    found, limit = engines(), QUICK_LIMIT if "--quick" in sys.argv else LIMIT
+    found, quick = engines(), "--quick" in sys.argv
+    limits = (QUICK_LIMIT, QUICK_ENOUGH) if quick else (LIMIT, ENOUGH)
     rows: list[dict] = []
-    for case in CASES:
-        for engine in found:
+    for case in (*CASES, *LARGE_CASES) if "--large" in sys.argv else CASES:
+        for engine in reversed(found):
             try:
-                measured = measure(case, engine, limit)
+                measured = measure(case, engine, *limits)
             except AssertionError as error:
                 row = {"case": case.name, "device": engine.device.type, "width": "all"}
                 measured = [row | {"failed": str(error)}]

@@ -44,19 +44,22 @@ class Case:
             total += self.batch * (n * n * 4 + sum(units for units, _ in terms) * 8)
         return total
 
-    def problems(self, dtype: torch.dtype, device: torch.device) -> list[RowProblem]:
-        """Draw weights and hypotheses."""
+    def problems(
+        self, dtype: torch.dtype, device: torch.device, *, split: bool = True
+    ) -> list[RowProblem]:
+        """Draw weights and hypotheses; float32 weights are split into planes or kept."""
         model = torch.arange(self.batch, device=device) % self.models
         result = []
         for n, shapes in self.groups:
-            rows = pack_rows([self._term(n, shape, dtype, device) for shape in shapes])
+            terms = [self._term(n, shape, dtype, device) for shape in shapes]
+            rows = pack_rows(terms, signed=self.signed, split=split)
             perms = {}
             for units in {units for units, _ in shapes}:
                 perm = torch.rand(self.batch, units, device=device).argsort(1)
                 if self.signed:
                     perm = torch.where(torch.rand_like(perm.float()) < 0.5, ~perm, perm)
                 perms[str(units)] = perm
-            result.append(RowProblem(rows, perms, model, self.signed))
+            result.append(RowProblem(rows, perms, model))
         return result
 
     def _term(self, n: int, shape: Shape, dtype: torch.dtype, device: torch.device) -> RowTerm:
@@ -70,7 +73,8 @@ class Case:
 def torch_similarity(problem: RowProblem, limit: int = 2**28) -> torch.Tensor:
     """Return what the kernel computes by a gather of rows and matrix products, [b, n, n] float32.
 
-    The baseline: what one writes in torch on the same packed weights; `limit` elements at once.
+    The baseline: what one writes in torch on the same weights, packed with `split=False`; `limit`
+    elements at once.
     """
     packed: PackedRows = problem.rows
     out = torch.zeros(len(problem.model), packed.size, packed.size, device=packed.device)
@@ -81,10 +85,11 @@ def torch_similarity(problem: RowProblem, limit: int = 2**28) -> torch.Tensor:
         for part in torch.arange(len(out)).split(step):
             chosen = slice(int(part[0]), int(part[-1]) + 1)
             index = torch.where(perm[chosen] < 0, ~perm[chosen], perm[chosen])
-            rows = problem.model[chosen, None] * term.length + _inner(index, inner)
+            of_model = len(term.source) // packed.models
+            rows = problem.model[chosen, None] * of_model + _inner(index, inner)
             moved = term.source.index_select(0, rows.flatten())
             moved = moved.reshape(len(part), term.length, -1)[..., : packed.size]
-            if problem.signed:
+            if packed.signed:
                 sign = torch.where(perm[chosen] < 0, -1, 1).to(moved.dtype)
                 moved = moved * sign.repeat_interleave(term.inner, 1)[..., None]
             out[chosen] += (term.target[:, : term.length] @ moved).float()

@@ -2,15 +2,17 @@
 
     python -m bench.compile_kernels [--record] [--sample] [NAME ...]
 
-Prints registers, shared memory and spills of each, and fails where one spills or needs more shared
-memory than a block can have. NAME keeps the kernels whose name begins so; --sample compiles one
-variant of each kernel; --record writes results/compile_kernels.json. Every core compiles: no two
-variants are alike, and what both architectures share (the front end) is a fourteenth of the time.
+Prints registers, shared memory and spills of each, and fails where one spills more than
+`SPILL_LIMIT` or needs more shared memory than a block can have. NAME keeps the kernels whose name
+begins so; --sample compiles one variant of each kernel; --record writes
+results/compile_kernels.json. Every core compiles: no two variants are alike, and what both
+architectures share (the front end) is a fourteenth of the time.
 """
 
 import contextlib
 import functools
 import io
+import itertools
 import multiprocessing
 import os
 import re
@@ -26,15 +28,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.record import record
-from gpu_align.kernels import _streamed
+from gpu_align.kernels import _streamed, moves
 from gpu_align.kernels._launch import TRITON_DTYPES
-from gpu_align.kernels._tiles import TILES, UPDATE_TILES
+from gpu_align.kernels._tiles import LARGE, TILES, Tile
 from gpu_align.kernels.row_distance import row_distance_kernel
-from gpu_align.kernels.row_update import row_update_kernel
 from gpu_align.kernels.sinkhorn import RESIDENT, resident_kernel
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 """Architecture -> shared memory that one block can have, in bytes."""
+
+SPILL_LIMIT = {80: 32, 90: 0}
+"""Architecture -> bytes that a thread may spill: tiles are chosen for sm_90."""
 
 TABLE = {"first_ptr": "*i64", "problems": "i32", "groups": "i32", "steps": "i32"}
 TABLE |= {"problem_ptr": "*i64", "group_ptr": "*i64"}
@@ -51,6 +55,7 @@ class Variant:
         types: argument -> type; the other arguments are constants.
         constants: argument -> value.
         options: num_warps and the like.
+        architecture: the first that is asked for it.
     """
 
     kernel: triton.JITFunction
@@ -58,31 +63,46 @@ class Variant:
     types: dict[str, str]
     constants: dict[str, object]
     options: dict[str, object]
+    architecture: int = 80
 
 
 def variants() -> Iterator[Variant]:
     """Yield all that the launchers can ask for."""
     yield from _row_variants()
+    yield from _move_variants()
     yield from _sinkhorn_variants()
 
 
 def _row_variants() -> Iterator[Variant]:
-    for dtype, tiles in TILES.items():
+    types = TABLE | {"term_ptr": "*i64", "part_ptr": "*fp32", "arrived_ptr": "*i32", "cost": "i32"}
+    for (dtype, planes), tiles in TILES.items():
         for tile in tiles:
-            for signed in (False, True):
-                types = TABLE | {"term_ptr": "*i64", "cost": "i32"}
-                constants, options = _split(tile.options())
-                constants |= {"DTYPE": TRITON_DTYPES[dtype], "SIGNED": signed}
-                label = f"{_name(dtype)} {tile.rows}x{tile.columns}x{tile.depth}"
-                label += f" {tile.precision}" if dtype == torch.float32 else ""
-                label += " signed" if signed else ""
-                yield Variant(row_distance_kernel, label, types, constants, options)
-    for dtype, tile in UPDATE_TILES.items():
-        types = TABLE | {"term_ptr": "*i64", "scale": "fp32"}
-        constants, options = _split(tile.options())
-        constants |= {"DTYPE": TRITON_DTYPES[dtype]}
-        label = f"{_name(dtype)} {tile.rows}x{tile.columns}x{tile.depth} {tile.precision}"
-        yield Variant(row_update_kernel, label, types, constants, options)
+            constants = {"DTYPE": TRITON_DTYPES[dtype], "PLANES": planes, **tile.constants()}
+            label = row_label(dtype, planes, tile)
+            least = 90 if tile.rows >= LARGE else 80
+            yield Variant(row_distance_kernel, label, types, constants, tile.options(), least)
+
+
+def row_label(dtype: torch.dtype, planes: int, tile: Tile) -> str:
+    """Return the weights and the tile of a compilation."""
+    weights = f"{planes} {_name(dtype)}" if planes > 1 else _name(dtype)
+    label = f"{weights} {tile.rows}x{tile.columns}x{tile.depth}"
+    return label + (f" {tile.precision}" if dtype == torch.float32 else "")
+
+
+def _move_variants() -> Iterator[Variant]:
+    types = dict.fromkeys(("batch", "groups", "number", "size", "neighbours"), "i32")
+    types |= {"chosen_ptr": "*u8", "stale_ptr": "*u8", "similarity_ptr": "*fp32"}
+    types |= {"signed_ptr": "*fp32", "perm_ptr": "*i64", "signed_perm_ptr": "*i64"}
+    types |= {name: "*fp64" for name in ("col_dual_ptr", "found_dual_ptr", "objective_ptr")}
+    types |= {"tolerance_ptr": "*fp64", "found_ptr": "*i64", "status_ptr": "*i64"}
+    types |= {"active_ptr": "*i64", "code_ptr": "*i64", "neighbours_ptr": "*i64"}
+    yield Variant(moves.select_kernel, "", types, {"BLOCK": moves.HYPOTHESES}, {"num_warps": 4})
+    for signed in (False, True):
+        for block, warps in (*moves.BLOCKS.items(), moves.LARGEST):
+            label = f"{'signed' if signed else 'plain'}, {block} at a time"
+            constants = {"SIGNED": signed, "BLOCK": block}
+            yield Variant(moves.accept_kernel, label, types, constants, {"num_warps": warps})
 
 
 def _sinkhorn_variants() -> Iterator[Variant]:
@@ -107,12 +127,6 @@ def _sinkhorn_variants() -> Iterator[Variant]:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _split(given: dict) -> tuple[dict, dict]:
-    """Separate the constants of a kernel from the options of its compilation."""
-    constants = {key: value for key, value in given.items() if key.isupper()}
-    return constants, {key: value for key, value in given.items() if not key.isupper()}
 
 
 @functools.cache
@@ -154,7 +168,8 @@ def compile_variant(number: int, architecture: int) -> dict[str, object]:
 
 def compile_all(numbers: Sequence[int]) -> Iterator[dict]:
     """Compile these of `all_variants` for every architecture; yields the rows in order."""
-    jobs = [(number, sm) for number in numbers for sm in SHARED_LIMIT]
+    wanted = itertools.product(numbers, SHARED_LIMIT)
+    jobs = [(n, sm) for n, sm in wanted if all_variants()[n].architecture <= sm]
     workers = min(os.cpu_count() or 1, len(jobs))
     # Spawned, not forked: torch and LLVM have threads.
     context = multiprocessing.get_context("spawn")
@@ -164,7 +179,7 @@ def compile_all(numbers: Sequence[int]) -> Iterator[dict]:
 
 def faults(row: dict) -> str:
     """Return what is wrong with a row, or nothing."""
-    if row["spills"]:
+    if row["spills"] > SPILL_LIMIT[row["sm"]]:
         return "spills"
     if row["shared"] > SHARED_LIMIT[row["sm"]]:
         return f"more shared memory than {SHARED_LIMIT[row['sm']]}"
@@ -175,16 +190,17 @@ def main() -> None:
     names = tuple(name for name in sys.argv[1:] if not name.startswith("--")) or ("",)
     chosen = [n for n, v in enumerate(all_variants()) if v.kernel.__name__.startswith(names)]
     if "--sample" in sys.argv:
+        chosen = [n for n in chosen if all_variants()[n].architecture == min(SHARED_LIMIT)]
         kernels = [all_variants()[n].kernel.__name__ for n in chosen]
         chosen = [chosen[kernels.index(name)] for name in dict.fromkeys(kernels)]
     if not chosen:
         sys.exit(f"no kernel's name begins with {' or '.join(names)}")
-    print(f"{'kernel':22} {'variant':32} sm  warps stages registers  shared spills seconds")
+    print(f"{'kernel':22} {'variant':36} sm  warps stages registers  shared spills seconds")
     rows = []
     for row in compile_all(chosen):
         rows.append(row)
         print(
-            f"{row['kernel']:22} {row['variant']:32} {row['sm']} {row['warps']:5} "
+            f"{row['kernel']:22} {row['variant']:36} {row['sm']} {row['warps']:5} "
             f"{row['stages'] or '':6} {row['registers']:9} {row['shared']:7} "
             f"{row['spills']:6} {row['seconds']:7} {faults(row)}",
             flush=True,

@@ -1,9 +1,11 @@
 """Many small networks in one call of `align`, against one call after another.
 
-python -m bench.many_models [CASE ...] [--record]
+python -m bench.many_models [CASE ...] [--record] [--quick]
 
 The loop is measured on a sample of the models and scaled; batch and sample take turns. The
-networks have fresh random weights: the shapes of a zoo without its training.
+networks have fresh random weights: the shapes of a zoo without its training. All cases but the
+largest are run where none is named; --quick runs each once. After each case --record writes what
+there is.
 """
 
 import resource
@@ -22,6 +24,8 @@ from bench.record import record
 from gpu_align import AlignmentResult, CoordinateDescent, PermutationSpec, Search, align, discover
 
 State = dict[str, Tensor]
+MANY = 10_000
+"""Models up to which a case is run without being named."""
 
 
 class Sine(nn.Module):
@@ -60,6 +64,7 @@ CASES = {
     "small": Case(SMALL, nn.ReLU, 1000, CoordinateDescent(), 20, 5),
     "small_default": Case(SMALL, nn.ReLU, 200, None, 10, 3),
     "siren": Case(SIREN, Sine, 10_000, CoordinateDescent(), 20, 3),
+    "siren_60000": Case(SIREN, Sine, 60_000, CoordinateDescent(), 10, 1),
     "mnist": Case(MNIST, nn.ReLU, 1000, CoordinateDescent(), 20, 3, published=0.21),
 }
 
@@ -76,7 +81,14 @@ def zoo(case: Case) -> tuple[PermutationSpec, list[State], State]:
     torch.manual_seed(0)
     model = build(case.widths, case.activation)
     spec = discover(model, torch.randn(2, case.widths[0]))
-    sources = [dict(build(case.widths, case.activation).state_dict()) for _ in range(case.models)]
+    # As torch draws the weights of one, but of all at once: 60,000 one by one take half a minute.
+    drawn = {name: [] for name in model.state_dict()}
+    for name, layer in model.named_children():
+        for key, tensor in layer.state_dict().items():
+            bound = layer.in_features**-0.5
+            many = torch.empty(case.models, *tensor.shape).uniform_(-bound, bound)
+            drawn[f"{name}.{key}"] = many.unbind()
+    sources = [dict(zip(drawn, state, strict=True)) for state in zip(*drawn.values(), strict=True)]
     return spec, sources, dict(model.state_dict())
 
 
@@ -97,14 +109,14 @@ def check(batch: list[AlignmentResult], alone: list[AlignmentResult]) -> None:
     assert ours <= 1.03 * theirs, (ours, theirs)
 
 
-def measure(case: Case) -> dict:
+def measure(case: Case, rounds: int) -> dict:
     """Time the batch and the sample in turn."""
     spec, sources, target = zoo(case)
     options = {"spec": spec, "search": case.search}
     align(sources[:2], target, **options)
     align(sources[0], target, **options)
     times: dict[str, list[float]] = {"batch": [], "loop": []}
-    for _ in range(case.rounds):
+    for _ in range(rounds):
         started = time.perf_counter()
         batch = align(sources, target, **options)
         between = time.perf_counter()
@@ -119,7 +131,7 @@ def measure(case: Case) -> dict:
         "networks": case.name,
         "models": case.models,
         "search": case.search.name if case.search else "default",
-        "rounds": case.rounds,
+        "rounds": rounds,
         "loop sample": case.sample,
         "batch seconds": quantiles(times["batch"]),
         "loop seconds, scaled": quantiles(times["loop"]),
@@ -154,17 +166,18 @@ def quantiles(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    names = [name for name in sys.argv[1:] if name != "--record"] or list(CASES)
+    names = [name for name in sys.argv[1:] if not name.startswith("--")]
     rows = []
-    for name in names:
-        rows.append({"case": name, **measure(CASES[name])})
+    for name in names or [name for name, case in CASES.items() if case.models <= MANY]:
+        case = CASES[name]
+        rows.append({"case": name, **measure(case, 1 if "--quick" in sys.argv else case.rounds)})
         table = Table("case", name)
         for key, value in rows[-1].items():
             table.add_row(key, str(value))
         Console(width=120).print(table)
-    if "--record" in sys.argv:
-        on_host = rows[0]["device"].startswith("cpu")
-        record("many_models" if on_host else "many_models_cuda", rows)
+        if "--record" in sys.argv:
+            on_host = rows[0]["device"].startswith("cpu")
+            record("many_models" if on_host else "many_models_cuda", rows)
 
 
 if __name__ == "__main__":

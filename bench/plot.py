@@ -5,7 +5,6 @@
 Reads results/*.json and writes results/*.png. What has not been recorded is named and left out.
 """
 
-import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from bench import record
+from bench import record, targets
 from gpu_align._atomic import atomic_write
 from gpu_align._report._figures import INK, QUIET, STAGES, STYLE, WIDTH
 
@@ -29,18 +28,20 @@ SOLVERS = (
 """Each has its colour, whatever else is drawn; `auction, warm` is a dashed `auction`."""
 
 MARKERS = "osD^vP"
-"""Of the cases of a beam, so that lines on top of each other can be told apart."""
+"""One for each solver, so that nothing is told by its colour alone."""
 
-DTYPES = ("torch.float32", "torch.bfloat16")
+DEVICES = {"cpu": ("CPU", "-", "o"), "cuda": ("GPU", "--", "s")}
+"""Name, line and marker of a device; its colour is that of its place here."""
+
+DTYPES = ("torch.float32",)
 
 
 def load(name: str) -> dict | None:
     """Return a recorded run, or None, and say so, where there is none."""
-    path = record.RESULTS / f"{name}.json"
-    if not path.exists():
+    run = targets.load(name)
+    if run is None:
         print(f"{name}: not yet measured, nothing to draw")
-        return None
-    return json.loads(path.read_text(encoding="utf-8"))
+    return run
 
 
 def assignment_times(run: dict) -> Figure:
@@ -63,24 +64,35 @@ def assignment_times(run: dict) -> Figure:
     return figure
 
 
-def assignment_batches(run: dict) -> Figure | None:
-    """Draw the time per problem against the size of the batch; None for fewer than 3 sizes."""
-    rows = [row for row in run["rows"] if row["kind"] == "aligned" and not row["network"]]
-    rows = [row for row in rows if "ms" in row and row["problems"] == row["batch"]]
-    by_size: dict[int, dict[str, dict[int, dict]]] = defaultdict(lambda: defaultdict(dict))
+def assignment_cases(run: dict) -> Figure:
+    """Draw the time per problem of every solver, one line of dots per case."""
+    rows = sorted((row for row in run["rows"] if "ms" in row), key=lambda row: row["n"])
+    cases: dict[str, list[dict]] = defaultdict(list)
     for row in rows:
-        by_size[row["n"]][row["solver"]][row["batch"]] = row
-    shown = {n: lines for n, lines in by_size.items() if max(map(len, lines.values())) >= 3}
-    if not shown:
-        return None
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    for axes, (n, lines) in zip(panels, shown.items(), strict=True):
-        _draw_lines(axes, lines)
-        axes.set_title(f"{n} rows", loc="left", fontsize=10, color=INK)
-    panels[len(panels) // 2].set_xlabel("problems of a batch")
-    panels[0].set_ylabel("milliseconds per problem")
-    _legend(figure, panels[0], run)
+        cases[f"{row['network'] or row['kind']}, {row['batch']:,} × {row['n']}"].append(row)
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.26 * len(cases)), layout="constrained")
+    axes = figure.subplots()
+    for solver in dict.fromkeys(row["solver"] for row in run["rows"] if "ms" in row):
+        points = [
+            (row["ms"]["median"] / row["problems"], place)
+            for place, found in enumerate(cases.values())
+            for row in found
+            if row["solver"] == solver
+        ]
+        warm = solver.endswith(", warm")
+        number = SOLVERS.index(solver.removesuffix(", warm"))
+        style = {"markerfacecolor": "none"} if warm else {}
+        marker = MARKERS[number]
+        axes.plot(
+            *zip(*points, strict=True), marker, color=STAGES[number], label=solver, ms=5.5, **style
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("milliseconds per problem")
+    axes.set_yticks(range(len(cases)), cases)
+    axes.invert_yaxis()
+    axes.grid(visible=True, axis="both")
+    axes.tick_params(axis="y", length=0)
+    _legend(figure, axes, run)
     return figure
 
 
@@ -114,13 +126,13 @@ def _draw_lines(axes: Axes, lines: dict[str, dict[int, dict]]) -> None:
 
 
 def roofline(run: dict) -> Figure:
-    """Draw how much of the machine's own matrix and copy rates the cost kernels reach."""
-    rows = [row for row in run["rows"] if "gemm_fraction" in row]
+    """Draw how much of the machine's own limits the cost kernels reach, and what torch takes."""
+    rows = [row for row in run["rows"] if "roof_fraction" in row]
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    figure = Figure(figsize=(WIDTH, 1.3 + 0.5 * len(cases)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.42 * len(cases)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     quantities = (
-        ("gemm_fraction", "of the matrix rate"),
+        ("roof_fraction", "of the matrix roof"),
         ("copy_fraction", "of the copy rate"),
         ("times_torch", "times faster than torch"),
     )
@@ -139,6 +151,8 @@ def roofline(run: dict) -> Figure:
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
         axes.tick_params(axis="y", length=0)
+        if key != "times_torch":
+            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[0].set_yticks(range(len(cases)), cases)
     panels[0].invert_yaxis()
     _legend(figure, panels[0], run)
@@ -146,39 +160,44 @@ def roofline(run: dict) -> Figure:
 
 
 def beam_width(run: dict) -> Figure:
-    """Draw run time and distance against the width of the beam, a line per case and device."""
+    """Draw run time and distance against the width of the beam, a column of panels per case."""
     rows = [row for row in run["rows"] if "ms" in row]
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-    time, distance = figure.subplots(1, 2)
-    for number, case in enumerate(cases):
-        devices = dict.fromkeys(row["device"] for row in rows if row["case"] == case)
-        for device in devices:
-            points = [row for row in rows if (row["case"], row["device"]) == (case, device)]
-            label = f"{case}, {device.upper()}" if len(devices) > 1 else case
-            style = {"color": STAGES[number], "linestyle": "--" if device == "cuda" else "-"}
-            style |= {"marker": MARKERS[number], "markersize": 4, "linewidth": 1.6, "label": label}
-            widths = [row["width"] for row in points]
-            middle, below, above = zip(*(_seconds(row["ms"]) for row in points), strict=True)
-            time.errorbar(widths, middle, (below, above), **style)
-            distance.plot(widths, [row["distance"] / row["before"] for row in points], **style)
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    panels = figure.subplots(2, len(cases), sharex=True, sharey="row", squeeze=False)
+    for (time, distance), case in zip(panels.T, cases, strict=True):
+        _draw_case(time, distance, [row for row in rows if row["case"] == case])
+        time.set_title(case.replace(", ", "\n"), loc="left", fontsize=10, color=INK)
+        distance.set_xscale("log")
+        distance.set_xticks([1, 10, 100, 1000])
+        distance.xaxis.set_major_formatter("{x:.0f}")
+        distance.tick_params(axis="x", labelsize=7.5)
+        distance.minorticks_off()
+    panels[1, len(cases) // 2].set_xlabel("width of the beam")
+    panels[0, 0].set_yscale("log")
+    panels[0, 0].yaxis.set_major_formatter("{x:g}")
+    panels[0, 0].set_ylabel("seconds")
+    panels[1, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[1, 0].set_ylabel("distance, of the unaligned")
+    _legend(figure, panels[0, 0], run)
+    return figure
+
+
+def _draw_case(time: Axes, distance: Axes, rows: list[dict]) -> None:
+    for number, (device, (name, line, marker)) in enumerate(DEVICES.items()):
+        points = [row for row in rows if row["device"] == device]
+        if not points:
+            continue
+        style = {"color": STAGES[number], "linestyle": line, "marker": marker, "markersize": 4}
+        style |= {"linewidth": 1.6, "label": name}
+        widths = [row["width"] for row in points]
+        middle, below, above = zip(*(_seconds(row["ms"]) for row in points), strict=True)
+        time.errorbar(widths, middle, (below, above), **style)
+        distance.plot(widths, [row["distance"] / row["before"] for row in points], **style)
     reported = {row["width"]: row["reported_seconds"] for row in rows if "reported_seconds" in row}
     if reported:
         label = "the coursework's report (other networks)"
         time.plot(*zip(*sorted(reported.items()), strict=True), ":.", color=QUIET, label=label)
-    titles = ("seconds", "distance, as a share of the unaligned one")
-    for axes, title in zip((time, distance), titles, strict=True):
-        axes.set_title(title, loc="left", fontsize=10, color=INK)
-        axes.set_xlabel("width of the beam")
-        axes.set_xscale("log")
-        axes.set_xticks(sorted({row["width"] for row in rows}), minor=False)
-        axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.minorticks_off()
-    time.set_yscale("log")
-    time.yaxis.set_major_formatter("{x:g}")
-    distance.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend(figure, time, run, columns=2)
-    return figure
 
 
 def _seconds(ms: dict[str, float]) -> tuple[float, float, float]:
@@ -191,9 +210,9 @@ def _legend(figure: Figure, axes: Axes, run: dict, columns: int = 3) -> None:
     """Put the legend above the panels and the machine below."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns)
     machine = run["machine"]
-    devices = {row.get("device", "cuda") for row in run["rows"]}
+    on_host = any(row.get("device") == "cpu" or "solver" in row for row in run["rows"])
     named = [machine["gpu"]] if machine["gpu"] else []
-    if not named or "cpu" in devices:
+    if on_host or not named:
         named.append(f"{machine['cores']} cores of {machine['processor']}")
     where = " and ".join(named)
     where += f", torch {run['versions']['torch']}"
@@ -221,11 +240,7 @@ def main() -> None:
             run = load(name)
             if run is None:
                 continue
-            save(name, assignment_times(run))
-            if figure := assignment_batches(run):
-                save(f"{name}_batches", figure)
-            else:
-                print(f"{name}: fewer than 3 sizes of batches, no figure of them")
+            save(name, assignment_times(run) if name.endswith("cpu") else assignment_cases(run))
 
 
 if __name__ == "__main__":

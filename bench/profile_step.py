@@ -1,29 +1,34 @@
-"""Where the time of one step goes: a sweep of BeamDescent and a step of Annealing.
+"""Where the time of one step goes: sweeps of weight matching and of a beam, a step of annealing.
 
     GPU_ALIGN_PAIRS=folder python -m bench.profile_step [--record]
+    python -m bench.profile_step --count [--record]    operations of a sweep, without a device
 
-Each step is run again and again on the same state: for its time, and under torch's profiler, which
-gives the time of each operation by itself and the number of launches (calls, on the CPU). In the
-sweep every group of every hypothesis is looked at once and from nothing. Beside it stands a floor:
-the matrix products from their shapes, every weight read and every similarity written once, at the
-rates of a matrix product and a copy measured in the same run. What it leaves out is the assignment
-problems of the sweep and the Sinkhorn iterations of the annealing.
+The device comes first; there ResNet50 has a sweep too. Each step is run again and again on the same
+state: for its time, and under torch's profiler, which gives the time of each operation by itself
+and the number of launches (calls, on the CPU). In a sweep every group of every hypothesis is looked
+at once and from nothing. Beside it stands a floor: the matrix products from their shapes, every
+weight read and every similarity written once, at the rates of a matrix product and a copy measured
+in the same run. What it leaves out is the assignment problems of the sweep and the Sinkhorn
+iterations of the annealing.
 """
 
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from bench import count
+from bench.large import NETWORKS
 from bench.pairs import load_pair, random_pair
 from bench.record import record
 from bench.searching import engines, result_name
 from bench.timing import quantiles, synchronize
-from gpu_align import AlignmentProblem, Annealing, BeamDescent, chain_spec
+from bench.whole import make_pair
+from gpu_align import AlignmentProblem, Annealing, BeamDescent, CoordinateDescent, chain_spec
 from gpu_align._assignment import (
     AbstractAssignmentSolver,
     AssignmentProblem,
@@ -36,9 +41,15 @@ from gpu_align._search import Run
 from gpu_align._search._search import compute_threads
 
 PAIRS = ("mnist_mlp_128x3", "mnist_mlp_512x3")
+LARGE = "ResNet50"
+"""Network with planted weights, on a device only."""
+
 HYPOTHESES = 16
 SHOWN = 8
 TURNS = 5
+WARM_UP = 4
+"""Runs before the first that is timed: the third on a device is captured as a graph."""
+
 RATE_TURNS = 20
 ASSIGNMENT = "assignment problems"
 """What the host's solvers are called among the operations."""
@@ -99,6 +110,13 @@ def sweep_of(problem: AlignmentProblem) -> Callable[[], object]:
     return lambda: search.step(run, search.init(run, state.hypotheses))
 
 
+def matching_of(problem: AlignmentProblem) -> Callable[[], object]:
+    """Return one sweep of CoordinateDescent, from one random hypothesis."""
+    run, search = _run(problem), CoordinateDescent()
+    start = problem.random(1, RandomStream(1))
+    return lambda: search.step(run, search.init(run, start))
+
+
 def annealing_of(problem: AlignmentProblem) -> Callable[[], object]:
     """Return one step of Annealing, after it has begun."""
     run = _run(problem)
@@ -114,32 +132,52 @@ def _run(problem: AlignmentProblem) -> Run:
 
 
 STEPS = {
-    "sweep of BeamDescent": (sweep_of, floor_of_sweep),
-    "step of Annealing": (annealing_of, floor_of_annealing),
+    "sweep of weight matching": (matching_of, floor_of_sweep, 1),
+    "sweep of BeamDescent": (sweep_of, floor_of_sweep, HYPOTHESES),
+    "step of Annealing": (annealing_of, floor_of_annealing, HYPOTHESES),
 }
+
+
+def jobs(found: list[Engine]) -> Iterator[tuple[str, str, Engine]]:
+    """Yield step, pair or network, and engine of each row, the device first."""
+    for engine in reversed(found):
+        yield from ((step, pair, engine) for pair in reversed(PAIRS) for step in STEPS)
+        if engine.device.type == "cuda":
+            yield next(iter(STEPS)), LARGE, engine
+
+
+def problem_of(pair: str, engine: Engine) -> tuple[AlignmentProblem, str]:
+    """Return a problem, and where its weights are from."""
+    if pair == LARGE:
+        (network,) = (network for network in NETWORKS if network.name == LARGE)
+        spec = network.spec()
+        source, target, _ = make_pair(network, spec)
+        return AlignmentProblem(source, target, spec, engine=engine), "planted"
+    loaded = load_pair(pair)
+    source, target = loaded or random_pair(pair)
+    problem = AlignmentProblem(source, target, chain_spec(target), engine=engine)
+    return problem, "trained" if loaded else "random"
 
 
 def measure(step: str, pair: str, engine: Engine, limits: dict[str, float]) -> dict[str, object]:
     """Time and profile one step; the row has its floor and its longest operations."""
-    loaded = load_pair(pair)
-    source, target = loaded or random_pair(pair)
-    problem = AlignmentProblem(source, target, chain_spec(target), engine=engine)
-    make, floor = STEPS[step]
+    problem, weights = problem_of(pair, engine)
+    make, floor, hypotheses = STEPS[step]
+    cuda = engine.device.type == "cuda"
     with compute_threads(problem):
         run = make(problem)
-        run()  # lays out the terms, compiles on a device
+        for _ in range(WARM_UP if cuda else 1):
+            run()  # lays out the terms, compiles on a device
         times = [_milliseconds(run) for _ in range(TURNS)]
-        activities = [ProfilerActivity.CPU]
-        if engine.device.type == "cuda":
-            activities.append(ProfilerActivity.CUDA)
+        activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda]
         with profile(activities=activities) as profiler:
             profiled = statistics.mean(_milliseconds(run) for _ in range(TURNS))
-    needs = floor(problem, HYPOTHESES)
+    needs = floor(problem, hypotheses)
     parts = {"products_ms": 1e3 * needs["flops"] / limits["flops"]}
     parts["memory_ms"] = 1e3 * needs["bytes"] / limits["copy"]
-    row = {"step": step, "pair": pair, "weights": "trained" if loaded else "random"}
-    row |= {"device": engine.device.type, "hypotheses": HYPOTHESES, "ms": quantiles(times)}
-    row |= {"profiled_ms": profiled, **needs, **parts, "floor_ms": max(parts.values())}
+    row = {"step": step, "pair": pair, "weights": weights, "device": engine.device.type}
+    row |= {"hypotheses": hypotheses, "ms": quantiles(times), "profiled_ms": profiled}
+    row |= {**needs, **parts, "floor_ms": max(parts.values())}
     return row | operations(profiler, profiled, engine.device.type)
 
 
@@ -193,18 +231,21 @@ def show(row: dict) -> None:
 
 
 def main() -> None:
+    if "--count" in sys.argv:
+        count.main()
+        return
     found = engines()
     rows: list[dict] = []
-    for engine in found:
-        limits = rates(engine)
-        rows.append({"step": "rates", "device": engine.device.type, **limits})
-        print(rows[-1])
-        for pair in PAIRS:
-            for step in STEPS:
-                rows.append(measure(step, pair, engine, limits))
-                show(rows[-1])
-                if "--record" in sys.argv:
-                    record(result_name("profile_step", found), rows)
+    limits: dict[Engine, dict[str, float]] = {}
+    for step, pair, engine in jobs(found):
+        if engine not in limits:
+            limits[engine] = rates(engine)
+            rows.append({"step": "rates", "device": engine.device.type, **limits[engine]})
+            print(rows[-1])
+        rows.append(measure(step, pair, engine, limits[engine]))
+        show(rows[-1])
+        if "--record" in sys.argv:
+            record(result_name("profile_step", found), rows)
 
 
 if __name__ == "__main__":

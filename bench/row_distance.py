@@ -1,16 +1,20 @@
 """The row-distance kernels and the annealing step against torch and the machine's own limits.
 
-    python -m bench.row_distance [--record]
+    python -m bench.row_distance [--record] [--quick]
 
 All groups of a network in one launch, beside a gather and matrix products in torch on the same
-weights, and beside the rates of a large matrix product and a large copy measured in the same run.
-Each case is first checked against float64. The caches hold what the last repetition left there.
-Without a GPU only the plain twin is checked. After each case --record writes what there is.
+weights, in float32 and with TF32 allowed, and beside the rates of a large matrix product and a
+large copy measured in the same run. A float32 product by six products of bfloat16 can at most have
+a sixth of bfloat16's rate: that is the roof of float32. Each case is first checked against float64.
+The caches hold what the last repetition left there. Without a GPU only the plain twin is checked.
+After each case --record writes what there is; --quick leaves cases out.
 """
 
+import contextlib
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 
@@ -21,29 +25,52 @@ from gpu_align.kernels._rows import RowProblem, RowTerm
 from gpu_align.kernels._twins import annealing_step_reference, row_distance_reference
 
 DEVICE = torch.device("cuda")
-ROUNDS = 15
-DTYPES = (torch.float32, torch.bfloat16)
+ROUNDS, BASELINE_ROUNDS = 15, 3
+DTYPES = (torch.float32,)
+ROUND, MOST = 2.0, 20
+"""Milliseconds of a round, and runs of it at most: a single short one would wait for its launch."""
+
+PRODUCTS = {torch.float32: 6, torch.bfloat16: 1}
+"""Products of bfloat16 that make one of a dtype."""
+
+ALONE = ("MLP 3x512", "ResNet50")
+"""Networks that are also measured with one hypothesis, as weight matching has it."""
+
+QUICK = ("MLP 3x512", "MLP 3x512, batch 1", "ResNet50, batch 1", "square 2048")
+ANNEALED = ((32, 4096), (64, 2048), (128, 512), (512, 64), (2048, 4))
+
+
+def cases(quick: bool) -> list[Case]:
+    """Return what is measured: `CASES`, and some of them with one hypothesis."""
+    alone = [
+        replace(case, name=f"{case.name}, batch 1", batch=1) for case in CASES if case.name in ALONE
+    ]
+    return [case for case in (*CASES, *alone) if not quick or case.name in QUICK]
 
 
 def milliseconds(run: Callable[[], object], rounds: int = ROUNDS) -> dict[str, float]:
-    """Return `quantiles` of synchronised runs, after two warm-up runs."""
-    times = []
-    for number in range(rounds + 2):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
+    """Return `quantiles` of one run, from rounds of as many as take `ROUND`; two warm it up."""
+    run()
+    each = max(1, round(ROUND / max(_elapsed(run, 1), ROUND / MOST)))
+    return quantiles([_elapsed(run, each) for _ in range(rounds)])
+
+
+def _elapsed(run: Callable[[], object], each: int) -> float:
+    """Return the milliseconds of one of several runs that are queued together."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(each):
         run()
-        stop.record()
-        stop.synchronize()
-        if number >= 2:
-            times.append(start.elapsed_time(stop))
-    return quantiles(times)
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / each
 
 
 def rates() -> dict[str, float]:
     """Measure the roofline: matrix products in FLOP/s by dtype, and copies in bytes/s."""
     found = {}
-    for dtype in DTYPES:
+    for dtype in (*DTYPES, torch.bfloat16):
         a, b = (torch.randn(8192, 8192, device=DEVICE).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
         time = milliseconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 5)["median"]
@@ -70,22 +97,46 @@ def check_twin() -> float:
     return error
 
 
-def error_of(problem: RowProblem, found: torch.Tensor) -> tuple[float, float]:
-    """Return the kernel's and torch's relative error of the first hypothesis against float64."""
+@contextlib.contextmanager
+def tf32() -> Iterator[None]:
+    """Allow torch to round the factors of float32 products to TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def errors_of(problem: RowProblem, found: torch.Tensor) -> tuple[float, float, float]:
+    """Return the relative errors of the first hypothesis against float64.
+
+    Args:
+        problem: of weights that are not split.
+        found: what the kernel made of it.
+
+    Returns:
+        Of the kernel, of torch, of torch with TF32.
+    """
     one = {group: perm[:1] for group, perm in problem.perms.items()}
-    small = RowProblem(problem.rows, one, problem.model[:1], problem.signed)
+    small = RowProblem(problem.rows, one, problem.model[:1])
     exact = torch.zeros_like(found[:1], dtype=torch.float64)
     for term in problem.rows.terms:
         perm = one[term.others[0]]
         inner = torch.arange(term.inner, device=perm.device)
         index = torch.where(perm < 0, ~perm, perm)
-        rows = (index[..., None] * term.inner + inner).flatten() + small.model * term.length
+        of_model = len(term.source) // problem.rows.models
+        rows = (index[..., None] * term.inner + inner).flatten() + small.model * of_model
         moved = term.source.index_select(0, rows)[:, : problem.rows.size].double()
         sign = torch.where(perm < 0, -1.0, 1.0).double().repeat_interleave(term.inner, 1)
         exact += (term.target[:, : term.length].double() * sign) @ moved
     plain = torch_similarity(small)
-    norm = exact.norm()
-    return float((found[:1] - exact).norm() / norm), float((plain - exact).norm() / norm)
+    with tf32():
+        rounded = torch_similarity(small)
+    ours, torchs, tf32s = (
+        float((x - exact).norm() / exact.norm()) for x in (found[:1], plain, rounded)
+    )
+    return ours, torchs, tf32s
 
 
 def measure(case: Case, dtype: torch.dtype, limits: dict[str, float]) -> dict[str, object]:
@@ -94,15 +145,22 @@ def measure(case: Case, dtype: torch.dtype, limits: dict[str, float]) -> dict[st
 
     torch.manual_seed(0)
     problems = case.problems(dtype, DEVICE)
+    torch.manual_seed(0)
+    whole = case.problems(dtype, DEVICE, split=False)
     plan = RowDistance(problems)
-    errors = [error_of(p, m) for p, m in zip(problems, plan.launch(), strict=True)]
-    ours, torchs = (max(column) for column in zip(*errors, strict=True))
+    errors = [errors_of(p, m) for p, m in zip(whole, plan.launch(), strict=True)]
+    ours, torchs, tf32s = (max(column) for column in zip(*errors, strict=True))
     assert ours <= 2 * torchs + 1e-7, f"{case.name}: error {ours}, torch's {torchs}"
     kernel = milliseconds(plan.launch)
     prepared = milliseconds(lambda: RowDistance(problems, out=plan.out).launch())
-    baseline = milliseconds(lambda: [torch_similarity(problem) for problem in problems], 5)
+
+    def in_torch() -> object:
+        return [torch_similarity(problem) for problem in whole]
+
+    baseline = milliseconds(in_torch, BASELINE_ROUNDS)
     seconds = kernel["median"] / 1e3
-    return {
+    roof = limits[str(torch.bfloat16)] / PRODUCTS[dtype]
+    row = {
         "case": case.name,
         "dtype": str(dtype),
         "batch": case.batch,
@@ -110,38 +168,17 @@ def measure(case: Case, dtype: torch.dtype, limits: dict[str, float]) -> dict[st
         "with_preparation_ms": prepared,
         "torch_ms": baseline,
         "times_torch": baseline["median"] / kernel["median"],
-        "gemm_fraction": case.flops / seconds / limits[str(dtype)],
+        "tflops": case.flops / seconds / 1e12,
+        "roof_fraction": case.flops / seconds / roof,
         "copy_fraction": case.bytes(dtype.itemsize) / seconds / limits["copy"],
         "error": ours,
         "torch_error": torchs,
     }
-
-
-def measure_update(size: int, batch: int, changes: int) -> dict[str, object]:
-    """Time the delta form beside the full cost, for a linear layer."""
-    from gpu_align.kernels.row_distance import RowDistance
-    from gpu_align.kernels.row_update import RowDistanceUpdate, RowUpdate
-
-    case = Case("update", [(size, [(size, 1)])], batch)
-    (problem,) = case.problems(torch.float32, DEVICE)
-    full = RowDistance([problem])
-    parent = full.launch()[0]
-    before = problem.perms[str(size)]
-    after = before.clone()
-    after[:, :changes] = before[:, :changes].roll(1, 1)
-    moved = RowProblem(problem.rows, {str(size): after}, problem.model)
-    index = torch.arange(batch, device=DEVICE)
-    plan = RowDistanceUpdate([RowUpdate(moved, parent, index, str(size), before)])
-    ours, torchs = error_of(moved, plan.launch()[0])
-    assert ours <= 2 * torchs + 1e-7, f"update: error {ours}, torch's {torchs}"
-    return {
-        "case": f"update of {changes} places, n = {size}",
-        "batch": batch,
-        "kernel_ms": milliseconds(plan.launch),
-        "full_ms": milliseconds(full.launch),
-        "error": ours,
-        "torch_error": torchs,
-    }
+    if dtype is torch.float32:
+        with tf32():
+            row["torch_tf32_ms"] = milliseconds(in_torch, BASELINE_ROUNDS)
+        row["torch_tf32_error"] = tf32s
+    return row
 
 
 def measure_annealing(size: int, batch: int) -> dict[str, object]:
@@ -171,24 +208,39 @@ def measure_annealing(size: int, batch: int) -> dict[str, object]:
     }
 
 
+def line(row: dict) -> str:
+    """Format a row."""
+    if "failed" in row:
+        return row["failed"]
+    what = f"{row['case']:24} {row.get('dtype', 'torch.float32').removeprefix('torch.'):9}"
+    text = f"{what} {row['kernel_ms']['median']:9.3f} ms, torch {row['torch_ms']['median']:9.3f}"
+    if "torch_tf32_ms" in row:
+        text += f", with TF32 {row['torch_tf32_ms']['median']:9.3f}"
+    if "roof_fraction" in row:
+        text += f"; {row['roof_fraction']:4.0%} of the roof, {row['copy_fraction']:4.0%} of a copy"
+    text += f"; error {row['error']:.1e}, torch {row['torch_error']:.1e}"
+    return text + (f", TF32 {row['torch_tf32_error']:.1e}" if "torch_tf32_error" in row else "")
+
+
 def main() -> None:
     print(f"the plain twin agrees with float64 to {check_twin():.1e}")
     if not torch.cuda.is_available():
         print("no CUDA device here: device figures are not yet measured")
         return
+    quick = "--quick" in sys.argv
     limits = rates()
     rows: list[dict] = [{"case": "roofline", **limits}]
-    jobs = [lambda c=c, d=d: measure(c, d, limits) for c in CASES for d in DTYPES]
-    jobs += [lambda m=m: measure_update(2048, 16, m) for m in (2, 64)]
-    shapes = [(32, 4096), (64, 2048), (128, 512), (512, 64), (2048, 4)]
+    print(f"rates: {limits}")
+    dtypes = DTYPES[:1] if quick else DTYPES
+    jobs = [lambda c=c, d=d: measure(c, d, limits) for d in dtypes for c in cases(quick)]
+    shapes = ANNEALED[-2:-1] if quick else ANNEALED
     jobs += [lambda n=n, b=b: measure_annealing(n, b) for n, b in shapes]
-    print(rows[0])
     for job in jobs:
         try:
             rows.append(job())
         except AssertionError as error:
             rows.append({"failed": str(error)})
-        print({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items()})
+        print(line(rows[-1]), flush=True)
         torch.cuda.empty_cache()
         if "--record" in sys.argv:
             record("row_distance", rows)

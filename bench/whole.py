@@ -6,7 +6,8 @@ From two state dicts to the permutation: the form of the problem and CoordinateD
 and on a CUDA device in the same run; tracing the model is not in it, and takes seconds. A network
 without trained checkpoints is a planted one: random weights, and the same with noise, its
 units shuffled. What runs longer than the limit stops there, and its row
-says so; --quick has a short limit, and runs planted networks on one device only.
+says so. --quick has a short limit and fewer turns, runs the plain loop on the trained network only,
+and the largest one on one device only.
 """
 
 import sys
@@ -38,10 +39,14 @@ from gpu_align._backend import Engine
 LIMIT, QUICK_LIMIT = 300.0, 20.0
 """Seconds after which a descent stops; looked at after a sweep, in the plain loop after a group."""
 
-ENOUGH = 30.0
+ENOUGH, QUICK_ENOUGH = 30.0, 2.0
 """Seconds of one way after which it is not timed again."""
 
-TURNS = 3
+TURNS, WARM_UP = 3, 3
+"""Runs of a way, and sweeps of a run before that, in which the device's kernels are compiled."""
+
+LARGE = 10**8
+"""Parameters from which on --quick leaves out all that takes long."""
 
 State = dict[str, torch.Tensor]
 
@@ -71,15 +76,17 @@ def run_ours(
     limit: float,
     seed: int,
     engine: Engine,
+    sweeps: int | None = None,
 ) -> dict:
     """Run CoordinateDescent once on one device, and check it."""
     clock = Clock()
     problem = AlignmentProblem(source, target, spec, engine=engine)
     form = clock.read()["ms"]
-    budget = Budget(seconds=limit)
+    budget = Budget(sweeps, limit)
     outcome = run_search(CoordinateDescent(), problem, seed=seed, budget=budget)
     row = {"way": "gpu-align", "device": engine.device.type, **clock.read(), "form_ms": form}
     row |= {"stopped": outcome.status is not Status.CONVERGED, "sweeps": len(outcome.history)}
+    row |= {"before": float(problem.identity().objective[0])}
     return row | {"distance": gate(problem, outcome)[1], "splits": dict(outcome.splits)}
 
 
@@ -109,42 +116,53 @@ def line(row: dict) -> str:
     return f"{what} {seconds:9.2f} s  {row['before']:.1f} -> {row['distance']:.1f}{stopped}"
 
 
-def facts_of(network: Network) -> tuple[dict, State, State, PermutationSpec]:
+def facts_of(network: Network, quick: bool) -> tuple[dict, State, State, PermutationSpec]:
     """Return what all rows of a network begin with, and source, target and spec."""
     started = time.perf_counter()
     spec = network.spec()
     traced = time.perf_counter() - started
     source, target, planted = make_pair(network, spec)
-    a, b = ({name: tensor.numpy() for name, tensor in s.items()} for s in (target, source))
-    identity = {name: perm.numpy() for name, perm in Permutation.identity(spec).perms.items()}
     facts = {
         "network": network.name,
         "weights": "trained" if planted is None else f"planted, noise {network.noise:g}",
         "parameters": sum(target[n].numel() for n, t in spec.tensors.items() if t.counted),
         "published_seconds": network.published,
         "tracing_seconds": traced,
-        "before": squared_distance(a, b, spec, identity),
     }
-    if planted is not None:
-        perms = {name: perm.numpy() for name, perm in planted.perms.items()}
-        facts["planted"] = squared_distance(a, b, spec, perms)
+    if not (quick and facts["parameters"] > LARGE):
+        facts |= distances_of(source, target, spec, planted)
     return facts, source, target, spec
+
+
+def distances_of(
+    source: State, target: State, spec: PermutationSpec, planted: Permutation | None
+) -> dict[str, float]:
+    """Return the distance before, and at the planted permutation, by the plain way in float64."""
+    a, b = ({name: tensor.numpy() for name, tensor in s.items()} for s in (target, source))
+    found = {"before": Permutation.identity(spec)} | ({"planted": planted} if planted else {})
+    return {
+        key: squared_distance(a, b, spec, {n: p.numpy() for n, p in permutation.perms.items()})
+        for key, permutation in found.items()
+    }
 
 
 def rows_of(network: Network, found: list[Engine], limit: float, quick: bool) -> Iterator[dict]:
     """Yield the row of a way after each of its runs; the ways take turns, the device first."""
-    facts, *pair = facts_of(network)
-    large = quick and "planted" in facts
+    facts, *pair = facts_of(network, quick)
     ways = [partial(run_ours, *pair, limit, engine=engine) for engine in reversed(found)]
-    ways = ways[:1] if large else [*ways, partial(run_plain, *pair, limit)]
+    if quick and facts["parameters"] > LARGE:
+        ways = ways[:1]
+    elif not quick or facts["weights"] == "trained":
+        ways.append(partial(run_plain, *pair, limit))
     if len(found) > 1:
-        ways[0](seed=0)  # what compiles on the device does so before
+        ways[0](seed=0, sweeps=WARM_UP)
+    enough = QUICK_ENOUGH if quick else ENOUGH
     runs: list[list[dict]] = [[] for _ in ways]
     for seed in range(TURNS):
         for way, done in zip(ways, runs, strict=True):
-            if sum(run["ms"] for run in done) < 1e3 * ENOUGH:
+            if sum(run["ms"] for run in done) < 1e3 * enough:
                 done.append(way(seed=seed))
-                yield facts | joined(done)
+                yield joined(done) | facts
 
 
 def main() -> None:

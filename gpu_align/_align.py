@@ -214,7 +214,10 @@ def _state_dict(network: Network) -> StateDict:
                 raise InputError(
                     f"expected tensors in the state dict, got {type(value).__name__} for {name!r}"
                 )
-        return {name: tensor.detach() for name, tensor in network.items()}
+        return {
+            name: tensor.detach() if tensor.requires_grad or type(tensor) is not Tensor else tensor
+            for name, tensor in network.items()
+        }
     raise InputError(
         f"expected a module, a state dict or the path of a checkpoint, got {type(network).__name__}"
     )

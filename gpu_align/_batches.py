@@ -39,11 +39,11 @@ def bytes_per_model(
 ) -> int:
     """Estimate what one model needs while it is searched for, or certified after that.
 
-    The search holds terms in its dtype, laid out once more for every group axis, and for each
-    hypothesis at most four matrices per group at once (annealing: the matrices, their gradient
-    and two steps between); beside it the copy that permutes a term. The certificate holds the
-    terms and layouts in float64, and sorted copies of them for the bound. While either is built,
-    three copies of the largest tensor are there in float64.
+    The weights are stacked. The search holds terms in its dtype, laid out once more for every group
+    axis, and for each hypothesis at most four matrices per group at once (annealing: the matrices,
+    their gradient and two steps between); beside it the copy that permutes a term. The
+    certificate holds the terms and layouts in float64, and sorted copies of them for the bound; of
+    many models only for some at a time.
     """
     families = families_of(spec, signs=metric.odd)
     units = [f.units(member) for f in families for member in f.members for _ in member.matrices]
@@ -58,7 +58,13 @@ def bytes_per_model(
     entries = terms + (1 + 4 * width) * matrices + width * min(max(sizes), CHUNK_ELEMENTS)
     searching = entries * dtype.itemsize + width * 4 * 8 * sum(units)
     certifying = 8 * (terms + 2 * sum(sizes) + 6 * matrices)
-    return max(searching, certifying) + 3 * 8 * max(sizes)
+    return max(searching, certifying) + dtype.itemsize * sum(sizes)
+
+
+def largest_elements(spec: PermutationSpec) -> int:
+    """Return the number of elements of the largest tensor or similarity of a model."""
+    tensors = (math.prod(tensor.shape) for tensor in spec.tensors.values() if tensor.counted)
+    return max([1, *tensors, *(spec.units(name) ** 2 for name in spec.groups)])
 
 
 def hypotheses_per_model(search: Search) -> int:

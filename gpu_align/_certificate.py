@@ -1,7 +1,7 @@
 """Certificates: what is proved about a permutation that a search has found."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,9 +12,10 @@ from gpu_align._problem import (
     Family,
     Hypotheses,
     Member,
-    dual_match,
+    exact_match,
     lower_bound,
     optimistic,
+    picked,
     unsigned,
 )
 
@@ -109,18 +110,17 @@ def certificates(problem: AlignmentProblem, hypotheses: Hypotheses) -> list[Cert
     Returns:
         One certificate per hypothesis.
     """
-    still = {m: torch.arange(n, device=hypotheses.model.device) for m, n in problem.sizes.items()}
-    perms = {m: vector.expand(len(hypotheses), -1) for m, vector in still.items()}
-    before = problem.each_tensor_distance(replace(hypotheses, perms=perms))
+    model = hypotheses.model
+    before = {name: d[model] for name, d in problem.each_tensor_distance_before().items()}
     after = problem.each_tensor_distance(hypotheses)
-    bounds = lower_bound(problem)[hypotheses.model]
+    bounds = lower_bound(problem)[model]
     reports = [
         _group_reports(problem, hypotheses, family, before, after)
         for family in problem.families.values()
     ]
-    totals = (_total(parts.values(), bounds).tolist() for parts in (before, after))
+    totals = (_total(parts.values(), bounds).cpu().tolist() for parts in (before, after))
     groups = zip(*reports, strict=True) if reports else [()] * len(hypotheses)
-    rows = zip(*totals, bounds.tolist(), groups, strict=True)
+    rows = zip(*totals, bounds.cpu().tolist(), groups, strict=True)
     return [Certificate(b, a, bound, tuple(of_groups)) for b, a, bound, of_groups in rows]
 
 
@@ -133,8 +133,12 @@ def _group_reports(
 ) -> Iterator[GroupReport]:
     """Yield the report of one family for each hypothesis."""
     name, perms, model = family.root.group, hypotheses.perms, hypotheses.model
-    primal = problem.touched(name, perms, model)
-    dual = family.bound(_bounding_similarity(problem, family, perms, model), dual_match)
+    similarity = _bounding_similarity(problem, family, perms, model)
+    if problem.is_quadratic(name):
+        primal = problem.touched(name, perms, model)
+    else:
+        primal = torch.stack([picked(s, perms[m]) for m, s in similarity.items()]).sum(0)
+    dual = family.bound(similarity, exact_match(problem.engine))
     members = {member.group for member in family.members}
     tensors = [t for t in before if not members.isdisjoint(problem.spec.tensors[t].groups)]
     moved = torch.stack([_moved(member, perms) for member in family.members], dim=1)
@@ -143,8 +147,8 @@ def _group_reports(
         *(primal, dual, (dual - primal).clamp_min(0)),
     )
     # One transfer for all.
-    table = torch.stack([column.to(primal) for column in numbers], dim=1).tolist()
-    for (root, *children), row in zip(moved.tolist(), table, strict=True):
+    table = torch.stack([column.to(primal) for column in numbers], dim=1).cpu().tolist()
+    for (root, *children), row in zip(moved.cpu().tolist(), table, strict=True):
         inside = tuple(
             Inside(child.group, child.size, count)
             for child, count in zip(family.children, children, strict=True)
@@ -173,11 +177,11 @@ def _bounding_similarity(
         for place in own:
             matrix = term.matrices[place]
             if len(own) == 1:
-                similarity[matrix] = similarity[matrix] + term.similarity(place, perms, index)
+                similarity[matrix] += term.similarity(place, perms, index)
             else:
                 # A bound holds for any sign, so it is not the sign's business.
                 bound = optimistic(term, place)[index] / len(own)
-                similarity[unsigned(matrix)] = similarity[unsigned(matrix)] + bound
+                similarity[unsigned(matrix)] += bound
     return similarity
 
 
@@ -200,14 +204,15 @@ def cost_matrix(
     if problem.families[best.name].children:
         member = max(problem.families[best.name].children, key=lambda child: child.size)
     perms = problem.vectors(permutation)
-    similarity = {m: problem.similarity(m, perms, torch.tensor([model])) for m in member.matrices}
+    index = torch.full((1,), model, device=problem.device)
+    similarity = {m: problem.similarity(m, perms, index) for m in member.matrices}
     norms = torch.zeros_like(problem.unary[member.group][model])
     for matrix in member.matrices:
         norms += problem.unary_norms(matrix)[model]
         for term in problem.touching(matrix):
             for place in (n for n, name in enumerate(term.matrices) if name == matrix):
                 norms += term.squared_norms(place)[model]
-    cost = (norms - 2 * member.gains(similarity)[0]).clamp_min(0)
+    cost = (norms - 2 * member.gains(similarity)[0]).clamp_min(0).cpu()
     units = len(cost)
     shown = torch.linspace(0, units - 1, min(units, SHOWN)).round().long()
     return CostMatrix(

@@ -1,19 +1,29 @@
 """From state dicts of one spec to results: many models in batches that fit the memory."""
 
+import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 
 from gpu_align._backend import CPU, Engine, versions
-from gpu_align._batches import batch_ranges, bytes_per_model
+from gpu_align._batches import batch_ranges, bytes_per_model, largest_elements
 from gpu_align._certificate import certificates, cost_matrix
 from gpu_align._errors import AssignmentError, GpuAlignError, ModelError
 from gpu_align._memory import free_bytes
 from gpu_align._permutation import apply_each
-from gpu_align._problem import AlignmentProblem, Metric, check_weights, compute_dtype, unusable
+from gpu_align._problem import (
+    AlignmentProblem,
+    Hypotheses,
+    Metric,
+    check_weights,
+    compute_dtype,
+    unusable,
+)
 from gpu_align._problem._metric import as_metric
 from gpu_align._result import PICTURED, AlignmentFailure, AlignmentResult
 from gpu_align._search import (
@@ -29,8 +39,15 @@ from gpu_align._search import (
 from gpu_align._status import Status
 from gpu_align._symmetry import PermutationSpec
 from gpu_align._symmetry._spec import StateDict
+from gpu_align._weights import Weights, part_ranges
 
 FunctionCheck = Callable[[StateDict, StateDict], float]
+_CERTIFIED_ON_HOST, _CERTIFIED_ON_DEVICE = 2**20, 2**27
+"""Elements of the largest tensor or similarity of the models that are certified together.
+
+On the host the memory of one part serves the next, which is faster than fresh memory for all; on a
+device it is all that counts.
+"""
 _WORK_OF_THREADS = 2**25  # multiply-adds of the largest similarity of one model
 Aligned = AlignmentResult | AlignmentFailure
 
@@ -108,6 +125,22 @@ def _threads(spec: PermutationSpec) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Do without garbage collections while many objects are made, none of which is garbage.
+
+    Each full collection walks over all objects that there are, and they come the more often the
+    more are made.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @dataclass(frozen=True)
 class _Task:
     """Sources that fit the spec and are finite, and how they are to be aligned."""
@@ -133,7 +166,7 @@ class _Task:
         if len(self.sources) == 1:
             pending = [range(1)]
         else:
-            search = search or self._default_search(self._problem([0], self.dtype, CPU))
+            search = search or self._default_search(self._one_problem())
             pending = self._batches(search)
         found: dict[int, Aligned] = {}
         while pending:
@@ -156,17 +189,21 @@ class _Task:
                 raise refused
         return found
 
-    def _problem(
-        self, numbers: Sequence[int], dtype: torch.dtype, engine: Engine
-    ) -> AlignmentProblem:
-        return AlignmentProblem(
-            [self.sources[number] for number in numbers],
-            self.target,
-            self.spec,
-            metric=self.metric,
-            dtype=dtype,
-            engine=engine,
+    def _one_problem(self) -> AlignmentProblem:
+        """Return a problem of one model on the host; all of them have its shape."""
+        one, target = (Weights(self.spec, [s], CPU.device) for s in (self.sources[0], self.target))
+        return AlignmentProblem.of_weights(
+            one, target, metric=self.metric, dtype=self.dtype, engine=CPU
         )
+
+    def _problem(self, weights: Weights, dtype: torch.dtype) -> AlignmentProblem:
+        return AlignmentProblem.of_weights(
+            weights, self._target, metric=self.metric, dtype=dtype, engine=self.engine
+        )
+
+    @cached_property
+    def _target(self) -> Weights:
+        return Weights(self.spec, [self.target], self.engine.device)
 
     def _default_search(self, problem: AlignmentProblem) -> Search:
         patient = self.budget is not None and self.budget.seconds is not None
@@ -180,7 +217,8 @@ class _Task:
         return batch_ranges(len(self.sources), need, max(free, 0))
 
     def _align(self, batch: range, search: Search | None) -> dict[int, Aligned]:
-        problem = self._problem(batch, self.dtype, self.engine)
+        weights = Weights(self.spec, [self.sources[n] for n in batch], self.engine.device)
+        problem = self._problem(weights, self.dtype)
         search = search or self._default_search(problem)
         outcome = run_search(
             search,
@@ -190,12 +228,9 @@ class _Task:
             progress=self._named(batch),
             store=self.store,
         )
-        # What was found, wherever it was, is certified in float64 on the host.
-        if self.dtype != torch.float64 or problem.device.type != "cpu":
-            del problem  # both would not fit
-            problem = self._problem(batch, torch.float64, CPU)
-        outcome = replace(outcome, best=outcome.best.to(torch.device("cpu")))
-        results = self._results(search, outcome, problem, batch)
+        del problem  # that in float64 would not fit beside it
+        with _collector_paused():
+            results = list(self._results(search, outcome, weights))
         return dict(zip(batch, map(self._checked, batch, results), strict=True))
 
     def _share(self, batch: range) -> Budget | None:
@@ -217,42 +252,58 @@ class _Task:
         return named
 
     def _results(
-        self, search: Search, outcome: Outcome, exact: AlignmentProblem, batch: range
+        self, search: Search, outcome: Outcome, weights: Weights
     ) -> Iterator[AlignmentResult]:
-        """Yield the results of a batch, whose functions are not checked yet."""
-        certified = certificates(exact, outcome.best)
-        permutations = exact.permutations(outcome.best)
-        moved = apply_each(permutations, [self.sources[number] for number in batch])
-        found, log10_symmetries = versions(), self.spec.log10_symmetries
+        """Yield the results of a batch, whose functions are not checked yet.
+
+        What was found is certified in float64 where it was found, in parts that stay in the cache
+        of the CPU or keep a device busy.
+        """
+        winners = _winners(search, outcome)
+        common: dict[str, Any] = {
+            "metric": self.metric.name,
+            "function_difference": None,
+            "function_note": _function_note(None),
+            "history": outcome.history,
+            "status": outcome.status,
+            "seconds": outcome.seconds,
+            "assignments": outcome.assignments,
+            "seed": self.seed,
+            "device": str(self.engine),
+            "versions": versions(),
+            "log10_symmetries": self.spec.log10_symmetries,
+            "origin": self.spec.origin,
+            "batch_size": len(weights),
+            "splits": outcome.splits,
+        }
+        on_host = self.engine.device.type == "cpu"
+        most = _CERTIFIED_ON_HOST if on_host else _CERTIFIED_ON_DEVICE
+        for start, stop in part_ranges(len(weights), largest_elements(self.spec), most):
+            exact = self._problem(weights.part(start, stop), torch.float64)
+            for model, known in enumerate(self._certified(exact, outcome.best, start, stop)):
+                yield AlignmentResult(**known, **common, search=winners[start + model])
+
+    def _certified(
+        self, exact: AlignmentProblem, best: Hypotheses, start: int, stop: int
+    ) -> Iterator[dict[str, Any]]:
+        """Yield what results say about the best hypotheses of some models of a batch."""
+        part = best.select(torch.arange(start, stop, device=best.model.device))
+        part = replace(part, model=part.model - start, models=stop - start)
+        permutations = exact.permutations(part)
+        moved = apply_each(exact.sources, permutations, *exact.group_vectors(part))
         pictured = len(self.sources) <= PICTURED
-        for model, (certificate, permutation) in enumerate(
-            zip(certified, permutations, strict=True)
-        ):
+        found = zip(permutations, moved, certificates(exact, part), strict=True)
+        for model, (permutation, state, certificate) in enumerate(found):
             groups = certificate.groups
-            yield AlignmentResult(
-                permutation=permutation,
-                state_dict=moved[model],
-                metric=self.metric.name,
-                distance=certificate.distance,
-                distance_before=certificate.distance_before,
-                lower_bound=certificate.lower_bound,
-                groups=groups,
-                function_difference=None,
-                function_note=_function_note(None),
-                cost_matrix=cost_matrix(exact, permutation, groups, model) if pictured else None,
-                history=outcome.history,
-                search=_winner(search, outcome, model),
-                status=outcome.status,
-                seconds=outcome.seconds,
-                assignments=outcome.assignments,
-                seed=self.seed,
-                device=str(self.engine),
-                versions=found,
-                log10_symmetries=log10_symmetries,
-                origin=self.spec.origin,
-                batch_size=len(batch),
-                splits=outcome.splits,
-            )
+            yield {
+                "permutation": permutation,
+                "state_dict": state,
+                "distance": certificate.distance,
+                "distance_before": certificate.distance_before,
+                "lower_bound": certificate.lower_bound,
+                "groups": groups,
+                "cost_matrix": cost_matrix(exact, permutation, groups, model) if pictured else None,
+            }
 
     def _checked(self, number: int, result: AlignmentResult) -> Aligned:
         """Return the result with what its function check says."""
@@ -277,13 +328,13 @@ def _function_note(check: FunctionCheck | None) -> str:
     return "outputs of the source before and after, float64, on the example inputs"
 
 
-def _winner(search: Search, outcome: Outcome, model: int) -> str:
-    """Name the search that the best hypothesis descends from, and the stage that finished it."""
+def _winners(search: Search, outcome: Outcome) -> list[str]:
+    """Name the search that each best hypothesis descends from, and the stage that finished it."""
     if not isinstance(search, Portfolio):
-        return search.name
-    origin = search.describe(int(outcome.best.origin[model]))
-    if len(outcome.best) > 1:
-        return origin  # the history is that of all models together
-    best = outcome.history[-1].best_distance
+        return [search.name] * len(outcome.best)
+    origins = [search.describe(origin) for origin in outcome.best.origin.cpu().tolist()]
+    if len(origins) > 1:
+        return origins  # the history is that of all models together
+    origin, best = origins[0], outcome.history[-1].best_distance
     last = next((e.stage for e in outcome.history if e.best_distance <= best * (1 + 1e-6)), origin)
-    return origin if last in (origin, search.name) else f"{origin}, refined by {last}"
+    return [origin if last in (origin, search.name) else f"{origin}, refined by {last}"]

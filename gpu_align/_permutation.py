@@ -1,7 +1,8 @@
 """Permutation: one index vector per group, and what can be done with it."""
 
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from gpu_align._atomic import atomic_write
 from gpu_align._errors import CheckpointError, SpecError
-from gpu_align._symmetry._move import move, move_each, multiply, multiply_each, stack
-from gpu_align._symmetry._spec import PermutationSpec, StateDict, TensorSpec, memory_of
+from gpu_align._symmetry._move import move, move_each, multiply, multiply_each
+from gpu_align._symmetry._spec import Group, PermutationSpec, StateDict, TensorSpec, memory_of
+from gpu_align._weights import Weights, apart
 
 _SPEC_KEY = "gpu_align_spec"
 _SIGNS = "signs^"  # no group's name has this character
@@ -46,39 +48,41 @@ class Permutation:
                 f"expected index vectors for the groups {sorted(self.spec.groups)}, "
                 f"got {sorted(self.perms)}"
             )
-        for name in self.spec.groups:
-            self._check_perm(name)
-        for name, group in self.spec.groups.items():
-            if group.parent is not None:
-                self._check_parent(name, group.parent)
-        for name in self.signs:
-            self._check_signs(name)
+        for name, perm in self.perms.items():
+            if not isinstance(perm, Tensor):
+                raise SpecError(f"group {name!r}: expected a tensor, got {type(perm).__name__}")
+        one_of_each = (
+            {name: vector[None] for name, vector in found.items()}
+            for found in (self.perms, self.signs)
+        )
+        _check(self.spec, *one_of_each)
 
-    def _check_perm(self, name: str) -> None:
-        perm, units = self.perms[name], self.spec.units(name)
-        if not isinstance(perm, Tensor):
-            raise SpecError(f"group {name!r}: expected a tensor, got {type(perm).__name__}")
-        if perm.dtype != torch.int64 or not torch.equal(perm.sort().values, torch.arange(units)):
-            raise SpecError(
-                f"group {name!r}: expected an int64 permutation of range({units}), got "
-                f"{perm.dtype} of shape {list(perm.shape)}"
-            )
+    @classmethod
+    def each(
+        cls,
+        spec: PermutationSpec,
+        perms: Mapping[str, Tensor],
+        signs: Mapping[str, Tensor],
+        count: int,
+    ) -> "list[Permutation]":
+        """Return many permutations, checked together; each vector in memory of its own.
 
-    def _check_parent(self, name: str, parent: str) -> None:
-        blocks = self.perms[name].reshape(-1, self.spec.groups[name].size)
-        whole = self.perms[parent][:, None].expand_as(blocks)
-        if not torch.equal(blocks // self.spec.groups[name].size, whole):
-            raise SpecError(
-                f"group {name!r}: its units must go where those of its parent {parent!r} go; "
-                "expected perms[group] // size to repeat perms[parent]"
-            )
+        Args:
+            spec: the spec whose groups are permuted.
+            perms: group -> int64 [count, units] on the CPU, for every group.
+            signs: signed group -> int64 [count, units] of 1 and -1.
+            count: how many.
 
-    def _check_signs(self, name: str) -> None:
-        if name not in self.spec.groups or not self.spec.groups[name].signed:
-            raise SpecError(f"signs are given for {name!r}, which is not a signed group")
-        sign = self.signs[name]
-        if sign.shape != (self.spec.units(name),) or not bool((sign.abs() == 1).all()):
-            raise SpecError(f"group {name!r}: expected a sign of 1 or -1 for each unit")
+        Raises:
+            SpecError: as for one.
+        """
+        _check(spec, perms, signs)
+        made = []
+        for own in zip(_rows(perms, count), _rows(signs, count), strict=True):
+            one = object.__new__(cls)  # what `__post_init__` checks is checked
+            vars(one).update(spec=spec, perms=own[0], signs=own[1])
+            made.append(one)
+        return made
 
     @classmethod
     def identity(cls, spec: PermutationSpec) -> "Permutation":
@@ -200,31 +204,86 @@ class Permutation:
         return cls(PermutationSpec.from_json(spec), perms, signs)
 
 
+def _check(spec: PermutationSpec, perms: Mapping[str, Tensor], signs: Mapping[str, Tensor]) -> None:
+    """Check permutations of all groups of a spec; vectors [b, units].
+
+    Raises:
+        SpecError: a vector is not a permutation, units leave their parent, signs are none.
+    """
+    for name in spec.groups:
+        _check_perm(name, perms[name], spec.units(name))
+    for name, group in spec.groups.items():
+        if group.parent is not None:
+            _check_parent(name, group, perms)
+    for name, sign in signs.items():
+        _check_signs(spec, name, sign)
+
+
+def _rows(stacks: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor]]:
+    """Yield the rows of each number by name."""
+    names, columns = list(stacks), map(apart, stacks.values())
+    rows = zip(*columns, strict=True) if names else itertools.repeat((), count)
+    return (dict(zip(names, row, strict=True)) for row in rows)
+
+
+def _check_perm(name: str, perm: Tensor, units: int) -> None:
+    right = perm.dtype == torch.int64 and perm.shape[1:] == (units,)
+    if not right or not bool((perm.sort(1).values == torch.arange(units)).all()):
+        raise SpecError(
+            f"group {name!r}: expected an int64 permutation of range({units}), got "
+            f"{perm.dtype} of shape {list(perm.shape[1:])}"
+        )
+
+
+def _check_parent(name: str, group: Group, perms: Mapping[str, Tensor]) -> None:
+    parent = group.parent or ""
+    inside = perms[name].reshape(len(perms[name]), -1, group.size) // group.size
+    if not bool((inside == perms[parent][:, :, None]).all()):
+        raise SpecError(
+            f"group {name!r}: its units must go where those of its parent {parent!r} go; "
+            "expected perms[group] // size to repeat perms[parent]"
+        )
+
+
+def _check_signs(spec: PermutationSpec, name: str, sign: Tensor) -> None:
+    if name not in spec.groups or not spec.groups[name].signed:
+        raise SpecError(f"signs are given for {name!r}, which is not a signed group")
+    if sign.shape[1:] != (spec.units(name),) or not bool((sign.abs() == 1).all()):
+        raise SpecError(f"group {name!r}: expected a sign of 1 or -1 for each unit")
+
+
 def apply_each(
-    permutations: Sequence[Permutation], state_dicts: Sequence[StateDict]
+    weights: Weights,
+    permutations: Sequence[Permutation],
+    perms: Mapping[str, Tensor],
+    signs: Mapping[str, Tensor],
 ) -> list[dict[str, Tensor]]:
-    """Return every state dict with its units reordered by its own permutation.
+    """Return the state dict of every model with its units reordered by its own permutation.
 
     The same as `Permutation.apply` of one after another; all tensors of one name are moved at once.
 
     Args:
-        permutations: of one spec.
-        state_dicts: as many; names and shapes of each fit the spec.
+        weights: m models.
+        permutations: as many.
+        perms: the same, group -> int64 [m, units], on the device of the weights.
+        signs: signed group -> int64 [m, units].
     """
-    results: list[dict[str, Tensor]] = [{} for _ in permutations]
+    results: list[dict[str, Tensor]] = []
     together = []
-    for number, (permutation, state) in enumerate(zip(permutations, state_dicts, strict=True)):
-        if len(permutations) == 1 or not _is_plain(permutation.spec, state):
-            results[number] = permutation.apply(state)
-        else:
-            results[number] = dict(state)
+    for number, state in enumerate(weights.states):
+        if len(weights) > 1 and _is_plain(weights.spec, state):
+            results.append(dict(state))
             together.append(number)
-    moved = [permutations[number] for number in together]
-    for name, tensor_spec in permutations[0].spec.tensors.items() if together else ():
+        else:
+            results.append(permutations[number].apply(state))
+    for name, tensor_spec in weights.spec.tensors.items() if together else ():
         if tensor_spec.groups:
-            tensors = [results[number][name] for number in together]
-            for number, tensor in zip(together, _move_all(name, tensors, moved), strict=True):
-                results[number][name] = tensor
+            moved = move_each(weights[name], tensor_spec, weights.spec.groups, perms)
+            moved = multiply_each(moved, tensor_spec, weights.spec.groups, signs).cpu()
+            rows = apart(moved)
+            for number in together:
+                given = results[number][name]
+                results[number][name] = rows[number].to(given.device, given.dtype)
     return results
 
 
@@ -232,20 +291,7 @@ def _is_plain(spec: PermutationSpec, state: StateDict) -> bool:
     """Say whether a state dict has the names of the spec only, and each its own memory."""
     if state.keys() != spec.tensors.keys():
         return False
+    # Tensors at different places are different memory, those of no entries aside.
+    if len({tensor.data_ptr() for tensor in state.values()}) == len(state):
+        return True
     return len({memory_of(tensor) for tensor in state.values()}) == len(state)
-
-
-def _move_all(
-    name: str, tensors: Sequence[Tensor], permutations: Sequence[Permutation]
-) -> list[Tensor]:
-    """Move the tensors of one name, each in memory of its own, so that it can be freed alone."""
-    spec = permutations[0].spec
-    tensor_spec = spec.tensors[name]
-    perms, signs = {}, {}
-    for group in tensor_spec.groups:
-        perms[group] = torch.stack([p.perms[group] for p in permutations])
-        if any(group in p.signs for p in permutations):
-            signs[group] = torch.stack([p._sign(group) for p in permutations])
-    moved = move_each(stack(tensors), tensor_spec, spec.groups, perms)
-    moved = multiply_each(moved, tensor_spec, spec.groups, signs)
-    return [row.to(t, copy=True) for row, t in zip(moved.unbind(0), tensors, strict=True)]

@@ -106,6 +106,14 @@ inline int __reduce_min_sync(unsigned mask, int value) {
     return least;
   });
 }
+inline int __reduce_add_sync(unsigned mask, int value) {
+  const int width = __popc(mask);
+  return host::meet(width, value, [=](auto slot) {
+    int sum = 0;
+    for (int lane = 0; lane < width; ++lane) sum += slot(lane);
+    return sum;
+  });
+}
 inline unsigned __ballot_sync(unsigned mask, bool vote) {
   const int width = __popc(mask);
   return host::meet(width, vote, [=](auto slot) {

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,17 @@ PROOFS = os.environ.get("GPU_ALIGN_PROOFS") == "1"
 
 settings.register_profile("gpu_align", deadline=None, derandomize=True)
 settings.load_profile("gpu_align")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def mended_interpreter() -> Iterator[None]:
+    """Mend Triton's interpreter for bfloat16, where Triton is interpreted."""
+    from triton_devices import INTERPRETED, mend_interpreter
+
+    with pytest.MonkeyPatch.context() as patch:
+        if INTERPRETED and find_spec("triton"):
+            mend_interpreter(patch)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

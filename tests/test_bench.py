@@ -2,18 +2,24 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from auction_host import COMPILER, HostDevice, build
-from triton_devices import INTERPRETED, mend_interpreter
+from triton_devices import INTERPRETED
 
-from bench import assignment, beam_width, large, pairs, plot, profile_step, record, searching, whole
+from bench import (
+    assignment,
+    beam_width,
+    costs,
+    count,
+    pairs,
+    plot,
+    profile_step,
+    record,
+    targets,
+)
 from bench.cases import CASES, Case
-from bench.plain import weight_matching
 from bench.timing import quantiles, wall_clock
-from gpu_align import AlignmentProblem, KBest, LayerwiseBeam, chain_spec, run_search
-from gpu_align._backend import CPU
 from gpu_align.kernels import auction as launcher
 
 TIME = {"median": 1.0, "q20": 1.0, "q80": 1.0, "repetitions": 1}
@@ -31,7 +37,6 @@ def row_distance(monkeypatch):
         run()
         return TIME
 
-    mend_interpreter(monkeypatch)
     monkeypatch.setattr(row_distance, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(row_distance, "milliseconds", once)
     return row_distance
@@ -44,16 +49,22 @@ def row_distance(monkeypatch):
     ids=["float32", "float32 signed", "bfloat16"],
 )
 def test_row_distance(row_distance, dtype, signed):
-    limits = {str(dtype): 1e12, "copy": 1e12}
+    limits = {str(torch.bfloat16): 1e12, "copy": 1e12}
     case = Case("small", [(20, [(24, 1), (12, 9), (1, 5)]), (24, [(20, 1)])], 3, 2, signed)
     row = row_distance.measure(case, dtype, limits)
     assert row["kernel_ms"] == TIME
     assert row["copy_fraction"] == case.bytes(dtype.itemsize) * 1e3 / 1e12
+    products = 6 if dtype is torch.float32 else 1
+    assert row["roof_fraction"] == pytest.approx(products * case.flops * 1e3 / 1e12)
+    assert ("torch_tf32_ms" in row) == (dtype is torch.float32)
+    assert "error" in row_distance.line(row)
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_update_and_annealing(row_distance):
-    assert row_distance.measure_update(40, 3, 2)["kernel_ms"] == TIME
-    assert row_distance.measure_annealing(20, 3)["times_torch"] == 1
+def test_annealing_step(row_distance):
+    row = row_distance.measure_annealing(20, 3)
+    assert row["times_torch"] == 1
+    assert "annealing" in row_distance.line(row)
 
 
 def test_the_cases_are_what_the_networks_have():
@@ -71,17 +82,18 @@ def host(tmp_path_factory):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs g++")
-@pytest.mark.parametrize("kind", assignment.KINDS)
+@pytest.mark.parametrize("kind", costs.KINDS)
 def test_assignment(kind, host, monkeypatch):
-    monkeypatch.setattr(assignment, "wall_clock", lambda run: run() and TIME)
+    monkeypatch.setattr(assignment, "wall_clock", lambda run, seconds: run() and TIME)
     monkeypatch.setattr(launcher, "_DEVICE", "cpu")
     monkeypatch.setattr("gpu_align._assignment._auction.missing_for_auction", lambda _: None)
     for name in ("limits", "plan", "call"):
         monkeypatch.setattr(launcher, name if name == "plan" else f"_{name}", getattr(host, name))
-    auction = assignment.Solver("auction", assignment._ours(assignment.AuctionAssignment()))
+    auction = assignment.Solver("auction", assignment.auction)
     found = [*assignment.solvers("cpu"), auction]
-    rows = list(assignment.rows_of(assignment.Task(kind, 40, 3), found, {}))
-    assert [row["solver"] for row in rows][-2:] == ["auction", "auction, warm"]
+    rows = list(assignment.rows_of(costs.Task(kind, 40, 3), found, {}, unknown(3)))
+    warm = ["auction, warm"] * (kind in assignment.WARM)
+    assert [row["solver"] for row in rows][-1 - len(warm) :] == ["auction", *warm]
     for row in rows:
         assert row["ms"] == TIME, row
         assert row["excess"] <= 1e-8, row
@@ -89,7 +101,7 @@ def test_assignment(kind, host, monkeypatch):
 
 def test_the_gate_of_assignments():
     cost = torch.rand(2, 5, 5)
-    best = torch.full((2,), torch.inf, dtype=torch.float64)
+    best = unknown(2)
     exact = assignment._ours(assignment.ScipyAssignment())(cost)
     assert assignment.gate(cost, exact, best, 1e-8) == 0
     worse = exact[0].roll(1, 1)
@@ -101,17 +113,72 @@ def test_the_gate_of_assignments():
         assignment.gate(cost, (torch.zeros_like(worse), None), best, 1e-8)
 
 
+def unknown(batch):
+    """Return the best sums of problems that nobody has solved."""
+    return torch.full((batch,), torch.inf, dtype=torch.float64)
+
+
 def test_a_slow_solver_is_not_tried_on_larger_problems(monkeypatch):
-    monkeypatch.setattr(assignment, "wall_clock", lambda run: TIME | {"median": 2000.0})
+    monkeypatch.setattr(assignment, "wall_clock", lambda *_: TIME | {"median": 2000.0})
     slow: dict[tuple[str, str], int] = {}
     found = assignment.solvers("cpu")[:1]
     rows = [
         row
         for n in (8, 8, 16)
-        for row in assignment.rows_of(assignment.Task("uniform", n, 1), found, slow)
+        for row in assignment.rows_of(costs.Task("uniform", n, 1), found, slow, unknown(1))
     ]
     assert ["ms" in row for row in rows] == [True, True, False]
     assert "more than a second" in rows[2]["skipped"]
+
+
+def test_what_fails_is_reported():
+    def broken(cost):
+        raise RuntimeError("no kernel\nand a trace")
+
+    def wrong(cost):
+        return torch.zeros(cost.shape[:2], dtype=torch.int64), None
+
+    task = costs.Task("uniform", 8, 1)
+    peers = [assignment.Solver("a solver", solve) for solve in (broken, wrong)]
+    peers.append(assignment.Solver("small", broken, largest=(4, "only 4 rows")))
+    rows = list(assignment.rows_of(task, peers, {}, unknown(1)))
+    assert [row.get("failed") for row in rows] == [
+        "RuntimeError: no kernel",
+        "no permutation",
+        None,
+    ]
+    assert rows[2]["skipped"] == "only 4 rows"
+    assert all(assignment.line(row) for row in rows)
+
+
+def test_solvers_of_the_cpu_get_a_few_problems():
+    host = assignment.Solver("host", lambda cost: cost, threads=16)
+    device = assignment.Solver("device", lambda cost: cost, "cuda")
+    for n, expected in ((512, 32), (1024, 16), (8192, 1), (32, 8192)):
+        batch = 1 if n == 8192 else 100_000
+        assert host.problems(costs.Task("aligned", n, batch)) == expected
+        assert device.problems(costs.Task("aligned", n, batch)) == batch
+
+
+def test_the_tasks_beside_a_device(monkeypatch, capsys):
+    monkeypatch.delenv(pairs.PAIRS, raising=False)
+    found = {(task.kind, task.batch, task.n) for task in costs.device_tasks(quick=False)}
+    assert "no trained layers" in capsys.readouterr().out
+    assert found >= {(kind, 128, n) for kind in costs.KINDS for n in (512, 1024)}
+    wanted = {("aligned", 100_000, 32), ("aligned", 1, 8192), ("aligned", 1, 16384)}
+    assert found >= wanted | {("uniform", 208, 300)}
+    assert {(task.kind, task.batch, task.n) for task in costs.device_tasks(quick=True)} < found
+
+
+def test_costs_of_trained_layers(monkeypatch):
+    """Of the pair's shape, each problem its own."""
+    pair = pairs.random_pair("coursework")
+    monkeypatch.setattr(costs, "load_pair", lambda name: pair)
+    cost = costs.Task(f"{costs.TRAINED}1", 64, 3).cost("cpu")
+    assert cost.shape == (3, 64, 64)
+    assert not torch.equal(cost[0], cost[1])
+    shuffled = costs._shuffled(torch.randperm(40), 5)
+    assert torch.equal(shuffled.sort(1).values, torch.arange(40).expand(5, 40))
 
 
 def test_timings():
@@ -120,7 +187,38 @@ def test_timings():
     assert 3 <= wall_clock(lambda: None, seconds=0.0)["repetitions"] <= 20
 
 
-MACHINE = {"machine": {"gpu": "a GPU", "cores": 2}, "versions": {"torch": "2"}, "commit": None}
+MACHINE = {"gpu": "a GPU", "cores": 2, "processor": "a CPU"}
+FACTS = {"machine": MACHINE, "versions": {"torch": "2"}, "commit": None}
+
+
+def write(path, rows) -> None:
+    path.write_text(json.dumps({**FACTS, "rows": rows}), encoding="utf-8")
+
+
+def record_of_a_device(folder):
+    """Write what a device would have recorded."""
+    tasks = [vars(task) | {"ours": True} for task in costs.device_tasks(quick=False)]
+    rows = [
+        {**task, "solver": solver, "problems": task["batch"], "ms": TIME}
+        for task in tasks
+        for solver in (*plot.SOLVERS, "auction, warm")
+    ]
+    rows.append({**tasks[0], "solver": "auction", "failed": "no permutation"})
+    write(folder / "assignment.json", rows)
+    fractions = {"roof_fraction": 0.5, "copy_fraction": 0.2, "times_torch": 2.0}
+    rows = [
+        {"case": case.name, "dtype": dtype, **fractions} for case in CASES for dtype in plot.DTYPES
+    ]
+    write(folder / "row_distance.json", [{"case": "roofline", "copy": 1.0}, *rows])
+    facts = {"distance": 1.0, "before": 2.0, "ms": TIME}
+    rows = [
+        {"case": f"coursework, {case}", "device": device, "width": width, **facts}
+        | {"times_width_1": 1 + width / 50}
+        for case in ("rounding", "descent")
+        for device in ("cuda", "cpu")
+        for width in beam_width.WIDTHS
+    ]
+    write(folder / "beam_width.json", rows)
 
 
 def test_plots_are_drawn_from_what_is_recorded(tmp_path, monkeypatch, capsys):
@@ -128,24 +226,51 @@ def test_plots_are_drawn_from_what_is_recorded(tmp_path, monkeypatch, capsys):
     plot.main()
     assert capsys.readouterr().out.count("not yet measured") == 5
     assert not list(tmp_path.iterdir())
-    solvers = ("SciPy, all cores", "auction", "auction, warm")
-    tasks = [vars(task) for task in assignment.tasks("cuda")]
-    rows = [
-        {**task, "solver": solver, "problems": task["batch"], "ms": TIME}
-        for task in tasks
-        for solver in solvers
-    ]
-    rows.append({**tasks[0], "solver": "auction", "failed": "no permutation"})
-    write(tmp_path / "assignment.json", rows)
-    fractions = {"gemm_fraction": 0.5, "copy_fraction": 0.2, "times_torch": 2.0}
-    rows = [
-        {"case": case.name, "dtype": dtype, **fractions} for case in CASES for dtype in plot.DTYPES
-    ]
-    write(tmp_path / "row_distance.json", [{"case": "roofline", "copy": 1.0}, *rows])
+    record_of_a_device(tmp_path)
     plot.main()
     drawn = {path.name for path in tmp_path.glob("*.png")}
-    assert drawn == {"assignment.png", "assignment_batches.png", "row_distance.png"}
+    assert drawn == {"assignment.png", "row_distance.png", "beam_width.png"}
     assert "assignment_cpu: not yet measured" in capsys.readouterr().out
+
+
+def test_targets(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bench.record.RESULTS", tmp_path)
+    assert {row[3] for row in targets.judged()} == {"not measured"}
+    record_of_a_device(tmp_path)
+    found = {row[0]: row for row in targets.judged()}
+    assert found["beam: width 100 / width 1"][3] == "met"
+    assert found["beam: width 1000 / width 1"][2:4] == ("21", "missed in 2 of 2")
+    assert found["beam: width 100"][1:4] == ("at most 50 ms", "1 ms", "met")
+    assert found["assignment: wrong answers"][3] == "missed in 1 of 1"
+    assert found["row distance: times faster than torch, float32"][3] == "met"
+    assert found["default search: times faster than all cores"][3] == "not measured"
+    targets.main()
+    assert "beam: width 1000" in capsys.readouterr().out
+
+
+def test_every_target_finds_its_figure(tmp_path, monkeypatch):
+    record_of_a_device(tmp_path)
+    sweep, *_ = profile_step.STEPS
+    profiled = [
+        {"step": sweep, "pair": pair, "device": "cuda", "launches": 9}
+        for pair in ("mnist_mlp_512x3", "ResNet50")
+    ]
+    for name, rows in {
+        "sweep_operations": [{"network": name, "operations": 9} for name in count.COUNTED],
+        "profile_step": [{"step": "rates", "device": "cuda"}, *profiled],
+        "same_seed": [{"pair": "a", "search": "b", "difference": 0.0}],
+        "whole": [
+            {"network": "a", "way": "gpu-align", "device": device, "ms": TIME}
+            for device in ("cuda", "cpu")
+        ],
+        "portfolio": [{"pair": "a", "times_cpu": 9.0}, {"pair": "a"}],
+        "many_models_cuda": [{"models": 60_000, "networks": "a", "batch seconds": TIME}],
+    }.items():
+        write(tmp_path / f"{name}.json", rows)
+    monkeypatch.setattr("bench.record.RESULTS", tmp_path)
+    verdicts = {row[0]: row[3] for row in targets.judged()}
+    assert "not measured" not in verdicts.values()
+    assert verdicts["default search: times faster than all cores"] == "missed in 1 of 1"
 
 
 @pytest.mark.parametrize("name", ["assignment_cpu", "beam_width_cpu"])
@@ -156,104 +281,3 @@ def test_the_recorded_results_can_be_drawn(name, tmp_path, monkeypatch):
     (tmp_path / f"{name}.json").write_text(json.dumps(recorded), encoding="utf-8")
     plot.main()
     assert (tmp_path / f"{name}.png").exists()
-
-
-@pytest.fixture
-def random_weights(monkeypatch):
-    monkeypatch.delenv(pairs.PAIRS, raising=False)
-
-
-SMALL = beam_width.Case("small", "coursework", lambda width: LayerwiseBeam(width, KBest(2)))
-
-
-@pytest.mark.usefixtures("random_weights")
-def test_beam_widths_take_turns():
-    rows = beam_width.measure(SMALL, CPU, turns=2)
-    assert [row["width"] for row in rows] == list(beam_width.WIDTHS)
-    assert rows[0]["times_width_1"] == 1
-    for row in rows:
-        assert row["weights"] == "random"
-        assert row["ms"]["repetitions"] == 2
-        assert row["distance"] < row["before"]
-
-
-@pytest.mark.usefixtures("random_weights")
-def test_a_beam_that_would_take_too_long_is_left_out():
-    first, *others = beam_width.measure(SMALL, CPU, limit=0.0, turns=1)
-    assert "ms" in first
-    assert all("expected to take more than 0 s" in row["skipped"] for row in others)
-    assert all(row["skipped"] in beam_width.line(row) for row in others)
-
-
-def test_the_gate_of_searches():
-    source, target = pairs.random_pair("coursework")
-    problem = AlignmentProblem(source, target, chain_spec(target))
-    outcome = run_search(LayerwiseBeam(), problem)
-    permutation, distance = searching.gate(problem, outcome)
-    assert distance == problem.distance(permutation)
-    outcome.best.objective.mul_(0.999)
-    with pytest.raises(AssertionError, match="the distance is"):
-        searching.gate(problem, outcome)
-    outcome.best.perms["0"][0, 0] = outcome.best.perms["0"][0, 1]
-    with pytest.raises(AssertionError, match="no permutation"):
-        searching.gate(problem, outcome)
-
-
-def test_a_device_has_its_own_record():
-    assert searching.result_name("whole", [CPU]) == "whole_cpu"
-    assert searching.result_name("whole", [CPU, CPU]) == "whole"
-
-
-def test_whole_alignment():
-    """Both ways reach the planted permutation; without time both stop where they begin."""
-    network = large.Network("small", lambda: pairs.mlp([6, 20, 20, 4]), (2, 6), published=1.0)
-    rows = list(whole.rows_of(network, [CPU], limit=60.0, quick=False))
-    assert [row["way"] for row in rows] == ["gpu-align", "plain"] * whole.TURNS
-    for row in rows[-2:]:
-        assert row["distance"] == pytest.approx(row["planted"])
-        assert row["ms"]["repetitions"] == whole.TURNS
-        assert not row["stopped"]
-        assert "s  " in whole.line(row)
-    _, source, target, spec = whole.facts_of(network)
-    stopped = whole.run_plain(source, target, spec, limit=0.0, seed=0)
-    assert stopped["stopped"]
-    assert stopped["distance"] == rows[0]["before"]
-    a, b = ({name: t.numpy() for name, t in s.items()} for s in (target, source))
-    perms = weight_matching(a, b, spec, np.random.default_rng(0), seconds=0.0)
-    assert all((perm == np.arange(len(perm))).all() for perm in perms.values())
-
-
-def test_the_networks_of_whole_alignments():
-    """Parameters as published: 25,557,032 and 272,474 with another norm's running statistics."""
-    assert sum(p.numel() for p in large.resnet50().parameters()) == 25_557_032
-    assert sum(p.numel() for p in large.resnet20(1).parameters()) == pytest.approx(
-        272_474, rel=0.02
-    )
-    spec = large.Network("ResNet20", lambda: large.resnet20(1), (2, 3, 32, 32)).spec()
-    assert sorted(group.size for group in spec.groups.values()) == [16] * 4 + [32] * 4 + [64] * 4
-
-
-@pytest.mark.usefixtures("random_weights")
-@pytest.mark.parametrize("step", profile_step.STEPS)
-def test_profile_of_a_step(step):
-    limits = {"flops": 1e12, "copy": 1e12}
-    row = profile_step.measure(step, "mnist_mlp_128x3", CPU, limits)
-    names = [entry["operation"] for entry in row["operations"]]
-    assert "aten::bmm" in names
-    assert (profile_step.ASSIGNMENT in names) == ("sweep" in step)
-    spent = sum(entry["self_ms"] for entry in row["operations"])
-    assert spent == pytest.approx(row["profiled_ms"], rel=0.2)
-    assert row["floor_ms"] == max(row["products_ms"], row["memory_ms"]) > 0
-
-
-def test_the_floor_of_a_sweep():
-    """Three layers, counted by hand: what both groups share is multiplied once for each."""
-    source, target = pairs.random_pair("coursework")
-    problem = AlignmentProblem(source, target, chain_spec(target))
-    floor = profile_step.floor_of_sweep(problem, 5)
-    assert floor["flops"] == 2 * 5 * (64 * 64 * 24 + 24 * 64 * 24)
-    assert floor["bytes"] == 4 * (4 * 64 * 24 + 6 * 64**2 + 6 * 24**2)
-
-
-def write(path, rows) -> None:
-    path.write_text(json.dumps({**MACHINE, "rows": rows}), encoding="utf-8")

@@ -8,6 +8,7 @@ host, so the answers can be compared with those of the plain way.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from gpu_align import (
     UnavailableError,
     run_search,
 )
-from gpu_align._assignment import AuctionAssignment
+from gpu_align._assignment import AssignmentProblem, AuctionAssignment, QueuedAssignment
 from gpu_align._backend import CPU, Engine, choose_engine
 from gpu_align._random import RandomStream
 from gpu_align._search import Run
@@ -41,6 +42,7 @@ from gpu_align._search._beam import perturb
 from gpu_align._search._cooling import Cooling
 from gpu_align._search._descent import draw_order, queue_sweep, start_descent
 from gpu_align._search._relaxed import soft_starts, to_hypotheses
+from gpu_align._search._workspace import Workspace
 
 KINDS = ("mlp", "cnn", "resnet", "groupnorm", "recurrent", "heads", "gqa", "signed", "signed_heads")
 META = Engine(torch.device("meta"), waits=False)
@@ -141,10 +143,21 @@ QUEUED: dict[str, Callable[[Step], None]] = {
 def on_meta(monkeypatch: pytest.MonkeyPatch, name: str) -> Step:
     """Return a problem without values; what the assignment kernels return is of the right shape."""
 
-    def enqueue(self: object, similarity: Tensor, active: object, warm: object) -> Tensor:
-        return torch.empty(similarity.shape[:2], dtype=torch.int64, device=similarity.device)
+    def enqueue(self: object, problem: AssignmentProblem) -> QueuedAssignment:
+        cost = problem.cost
+        number, index = (cost.new_empty(len(cost), dtype=t) for t in (torch.float64, torch.int64))
+        dual = cost.new_empty(cost.shape[:2], dtype=torch.float64)
+        return QueuedAssignment(
+            col_ind=cost.new_empty(cost.shape[:2], dtype=torch.int64),
+            row_dual=dual,
+            col_dual=dual,
+            objective=number,
+            duality_gap=number,
+            status_codes=index,
+            stats=index,
+        )
 
-    monkeypatch.setattr(Run, "_enqueue", enqueue)
+    monkeypatch.setattr(AuctionAssignment, "enqueue", enqueue)
     networks = pair(name)
     sources = [networks.source, networks.target]
     problem = AlignmentProblem(sources, networks.target, networks.spec, engine=META)
@@ -214,6 +227,46 @@ def test_several_models_on_the_devices_way(search: str) -> None:
         for e in (CPU, engine)
     )
     assert torch.allclose(plain, queued, rtol=1e-6)
+
+
+def descended(engine: Engine) -> Tensor:
+    """Return the objectives of four descents."""
+    search = CoordinateDescent(starts=4, initial="random")
+    return run_search(search, float32_problem("cnn", engine), seed=4).hypotheses.objective
+
+
+def start_cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every sweep forget the duals of the one before."""
+    load = Workspace.load
+
+    def forgetting(self: Workspace, *given: Any) -> None:
+        self.forget()
+        load(self, *given)
+
+    monkeypatch.setattr(Workspace, "load", forgetting)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="compiled in this process")
+@pytest.mark.usefixtures("auction_on_host")
+def test_warm_starts_change_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from gpu_align.kernels.auction import Auction, AuctionResult
+
+    warm, launch = [], Auction.launch
+
+    def watched(self: Auction) -> AuctionResult:
+        _, sizes, dual, _ = self._held
+        warm.append(bool(dual[sizes > 0].isfinite().any()))
+        return launch(self)
+
+    monkeypatch.setattr(Auction, "launch", watched)
+    objectives = [descended(EMULATED)]
+    assert any(warm)
+    warm.clear()
+    start_cold(monkeypatch)
+    objectives.append(descended(EMULATED))
+    assert not any(warm)
+    torch.testing.assert_close(*objectives, rtol=1e-6, atol=0)
 
 
 @pytest.mark.usefixtures("auction_on_host")

@@ -1,8 +1,7 @@
 """Many models in one call: the same answers as one by one, and one bad model stops no other."""
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -48,6 +47,7 @@ from gpu_align._batches import batch_ranges, bytes_per_model, hypotheses_per_mod
 from gpu_align._memory import _left_in_control_group, free_bytes
 from gpu_align._permutation import apply_each
 from gpu_align._symmetry._spec import memory_of
+from gpu_align._weights import Weights
 
 FORWARD = CoordinateDescent(order="forward")
 """A search that draws nothing, so that it does the same to a model alone and among others."""
@@ -449,14 +449,46 @@ def test_custom_metric_counts_for_each_model() -> None:
         assert_equal_results(result, align(source, target, **options))
 
 
+def side_by_side(vectors: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([each[name] for each in vectors]) for name in vectors[0]}
+
+
+def apply_all(permutations: list[Permutation], states: list[State]) -> list[State]:
+    """Call `apply_each` with what it takes."""
+    perms, signs = (
+        side_by_side([getattr(permutation, kind) for permutation in permutations])
+        for kind in ("perms", "signs")
+    )
+    weights = Weights(permutations[0].spec, states, torch.device("cpu"))
+    return apply_each(weights, permutations, perms, signs)
+
+
+@pytest.mark.parametrize("name", ["cnn", "heads", "signed", "signed_heads"])
+def test_many_permutations_are_checked_and_alone_in_memory(name: str) -> None:
+    spec = pair(name).spec
+    expected = [Permutation.random(spec) for _ in range(3)]
+    perms, signs = (
+        side_by_side([getattr(permutation, kind) for permutation in expected])
+        for kind in ("perms", "signs")
+    )
+    made = Permutation.each(spec, perms, signs, 3)
+    for one, other in zip(made, expected, strict=True):
+        assert_permutations_equal(one, other)
+        for vector in (*one.perms.values(), *one.signs.values()):
+            assert vector.untyped_storage().nbytes() == vector.nbytes
+    group = next(iter(perms))
+    twice = {**perms, group: torch.zeros_like(perms[group])}
+    with pytest.raises(SpecError, match="permutation of range"):
+        Permutation.each(spec, twice, signs, 3)
+
+
 @pytest.mark.parametrize("name", ["cnn", "resnet", "heads", "gqa", "signed_heads", "single"])
 def test_reordering_many_is_reordering_each(name: str, generator: torch.Generator) -> None:
     spec, states, _ = zoo(name, 4)
     states[1] = {n: t.half() if t.is_floating_point() else t for n, t in states[1].items()}
     states[2] = dict(reversed(states[2].items()))
     permutations = [Permutation.random(spec, generator=generator) for _ in states]
-    permutations[3] = replace(permutations[3], signs={})
-    moved = apply_each(permutations, states)
+    moved = apply_all(permutations, states)
     for permutation, state, result in zip(permutations, states, moved, strict=True):
         expected = permutation.apply(state)
         assert list(result) == list(state)
@@ -485,7 +517,7 @@ def test_tied_and_shared_tensors_stay_so() -> None:
     states[1]["2.bias"] = states[1]["0.bias"]
     permutations = [Permutation.random(spec) for _ in states]
     for permutation, state, moved in zip(
-        permutations, states, apply_each(permutations, states), strict=True
+        permutations, states, apply_all(permutations, states), strict=True
     ):
         for name, tensor in permutation.apply(state).items():
             assert torch.equal(moved[name], tensor)

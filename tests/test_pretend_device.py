@@ -17,7 +17,6 @@ from gpu_align import (
 )
 from gpu_align._backend import CPU
 from gpu_align._many import align_state_dicts
-from gpu_align._search import _recall
 
 # The k best are found by a solver of the host's choice.
 WHOLE: dict[str, Search] = {
@@ -43,15 +42,6 @@ def test_a_search_keeps_its_tensors_on_the_device(search: Search, name: str) -> 
         assert torch.allclose(problem.objective(found.perms, found.model).cpu(), objective)
     if search is not SEARCHES["layerwise_rounding"]:
         assert torch.allclose(objective, plain.best.objective, rtol=1e-6)
-
-
-def test_updates_and_warm_starts_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_recall, "_WORTH_ON_DEVICE", 0)
-    search = CoordinateDescent(starts=3, initial="random")
-    plain = run_search(search, float32_problem("cnn", CPU), seed=1)
-    with PretendDevice():
-        found = run_search(search, float32_problem("cnn", ENGINE), seed=1).best
-        assert torch.allclose(found.objective.cpu(), plain.best.objective, rtol=1e-6)
 
 
 @pytest.mark.parametrize("starts", [1, 4])

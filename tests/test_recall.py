@@ -18,11 +18,11 @@ from gpu_align import (
     Search,
     run_search,
 )
-from gpu_align._backend import CPU, Engine
+from gpu_align._backend import CPU
 from gpu_align._problem import AlignmentProblem, _terms
 from gpu_align._random import RandomStream
 from gpu_align._replay import Replay
-from gpu_align._search import Run, _recall, _search
+from gpu_align._search import _recall, _search
 
 KINDS = ("mlp", "cnn", "resnet", "trilinear", "recurrent", "signed", "heads", "gqa")
 DESCENDING = {
@@ -83,26 +83,6 @@ def test_recalling_changes_no_answer(
         monkeypatch.setattr(_recall, "_WORTH", worth)
         objectives.append(run_search(search, problem, seed=4).hypotheses.objective)
     assert torch.allclose(*objectives)
-
-
-@pytest.mark.usefixtures("auction_on_host")
-@pytest.mark.parametrize("search", DESCENDING.values(), ids=DESCENDING)
-def test_warm_starts_change_no_answer(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
-    objectives, warm = [], []
-    enqueue = Run._enqueue
-
-    def counted(self: Run, similarity: object, active: object, given: object) -> object:
-        warm.append(given is not None and bool(given.col_dual[:, 0].isfinite().any()))
-        return enqueue(self, similarity, active, given)
-
-    monkeypatch.setattr(Run, "_enqueue", counted)
-    problem = float32_problem("cnn", Engine(waits=False))
-    for worth in (0, 2**62):
-        monkeypatch.setattr(_recall, "_WORTH_ON_DEVICE", worth)
-        monkeypatch.setattr(_recall, "_WARM_CHANGE", 10.0)
-        objectives.append(run_search(search, problem, seed=4).best.objective)
-    assert torch.allclose(*objectives)
-    assert any(warm)
 
 
 @given(share=st.floats(0, 1), seed=st.integers(0, 100))

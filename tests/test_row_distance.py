@@ -1,31 +1,34 @@
 """The row-distance kernels against float64, and their launchers' checks."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from networks import mlp
 from torch import Tensor
-from triton_devices import DEVICES, INTERPRETED, assert_float32_grade, mend_interpreter
+from triton_devices import DEVICES, INTERPRETED, assert_float32_grade
 
 pytest.importorskip("triton")
 
 from gpu_align import AlignmentProblem, discover
 from gpu_align._errors import InputError
 from gpu_align._random import RandomStream
-from gpu_align.kernels._tiles import TILES, Tile, choose_tile
-from gpu_align.kernels._twins import row_distance_reference, row_distance_update_reference
+from gpu_align.kernels import _tiles
+from gpu_align.kernels import row_distance as module
+from gpu_align.kernels._rows import split_planes
+from gpu_align.kernels._tiles import TILES, Tile, Work, choose_tile, split
+from gpu_align.kernels._twins import row_distance_reference
 from gpu_align.kernels.row_distance import RowDistance, RowProblem, RowTerm, pack_rows, row_distance
-from gpu_align.kernels.row_update import RowUpdate, row_distance_update
 
 SMALL = Tile(16, 16, 16, 4, 2, "ieee")
 """Several tiles in every direction at the sizes of the tests."""
 
 
 @pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    if INTERPRETED:
-        mend_interpreter(monkeypatch)
+def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
@@ -54,14 +57,12 @@ class Case:
         self.model = torch.arange(batch, device=device) % max(models, 1)
         self.signed = signed
 
-    def problem(self, **perms: Tensor) -> RowProblem:
-        return RowProblem(
-            pack_rows(self.terms), {**self.perms, **perms}, self.model, signed=self.signed
-        )
+    def problem(self, *, split: bool = True, **more: Tensor) -> RowProblem:
+        rows = pack_rows(self.terms, signed=self.signed, split=split)
+        return RowProblem(rows, self.perms, self.model, **more)
 
-    def reference(self, cost: bool, dtype: torch.dtype, **perms: Tensor) -> Tensor:
-        perms = {**self.perms, **perms}
-        return row_distance_reference(self.terms, perms, self.model, cost=cost, dtype=dtype)
+    def reference(self, cost: bool, dtype: torch.dtype) -> Tensor:
+        return row_distance_reference(self.terms, self.perms, self.model, cost=cost, dtype=dtype)
 
     def check(self, found: Tensor, cost: bool) -> None:
         exact = self.reference(cost, torch.float64)
@@ -119,12 +120,15 @@ def test_sizes_and_dtypes(device: torch.device, size: int, dtype: torch.dtype) -
         case.check(found, cost)
 
 
-@pytest.mark.parametrize("dtype", TILES, ids=str)
-def test_every_tile_of_the_table(device: torch.device, dtype: torch.dtype) -> None:
-    case = Case(device, [("gh", 3)], {"g": 70, "h": 23}, dtype=dtype, batch=1)
-    problem = case.problem()
-    for tile in TILES[dtype]:
-        (found,) = row_distance([problem], tile=tile)
+@pytest.mark.parametrize(("dtype", "planes"), TILES, ids=str)
+def test_every_tile_of_the_table(device: torch.device, dtype: torch.dtype, planes: int) -> None:
+    weights = torch.float32 if planes == 3 else dtype
+    case = Case(device, [("gh", 3)], {"g": 70, "h": 23}, dtype=weights, batch=1)
+    problem = case.problem(split=planes == 3)
+    assert (problem.rows.dtype, problem.rows.planes) == (dtype, planes)
+    for tile in TILES[dtype, planes]:
+        exact = replace(tile, precision="ieee")  # the interpreter has no other
+        (found,) = row_distance([problem], tile=exact if INTERPRETED else tile)
         case.check(found, False)
 
 
@@ -140,18 +144,12 @@ def test_signs(device: torch.device, name: str) -> None:
 def test_batch(device: torch.device, batch: int) -> None:
     case = Case(device, [("gh", 2)], SIZES, batch=batch, models=1)
     (found,) = row_distance([case.problem()], cost=True)
-    case.check(found, True)
-    parent = torch.zeros(1, 33, 33, device=device)
-    index = torch.zeros(batch, dtype=torch.int64, device=device)
-    update = RowUpdate(case.problem(), parent, index, "h", case.perms["h"])
-    (found,) = row_distance_update([update])
     assert found.shape == (batch, 33, 33)
-    assert not found.any()
+    case.check(found, True)
 
 
 def test_nothing_to_do() -> None:
     assert row_distance([]) == []
-    assert row_distance_update([]) == []
 
 
 def test_any_strides(device: torch.device) -> None:
@@ -182,8 +180,8 @@ def test_groups_of_any_size_in_one_launch(device: torch.device) -> None:
     problems = [case.problem() for case in cases]
     out = [torch.full_like(matrix, torch.nan) for matrix in RowDistance(problems).out]
     found = row_distance(problems, cost=True, out=out)
-    for case, matrix, given in zip(cases, found, out, strict=True):
-        assert matrix.data_ptr() == given.data_ptr()
+    for case, matrix, wanted in zip(cases, found, out, strict=True):
+        assert matrix.data_ptr() == wanted.data_ptr()
         case.check(matrix, True)
 
 
@@ -196,45 +194,106 @@ def test_a_prepared_launch_reads_index_vectors_anew(device: torch.device) -> Non
     case.check(found, False)
 
 
-@pytest.mark.parametrize("changes", [0, 2, 5, 21])
-@pytest.mark.parametrize("cost", [False, True], ids=["similarity", "cost"])
-@pytest.mark.parametrize("name", ["convolution", "three groups"])
-def test_update(device: torch.device, name: str, cost: bool, changes: int) -> None:
-    case = Case(device, [*SHAPES[name], ("g", 3)], SIZES, batch=4, signed=True)
-    case.model = torch.zeros_like(case.model)
-    before = case.perms["h"].clone()
-    parents = case.reference(cost, torch.float64)[[1, 3]].float()
-    index = torch.tensor([0, 1, 1, 0], device=device)
-    before = before[torch.tensor([1, 3, 3, 1], device=device)].contiguous()
-    case.perms = {g: p[torch.tensor([1, 3, 3, 1], device=device)] for g, p in case.perms.items()}
-    after = before.clone()
-    after[:, :changes] = ~before[:, :changes].flip(1)
-    update = RowUpdate(case.problem(h=after), parents, index, "h", before)
-    (found,) = row_distance_update([update], cost=cost)
-    exact = case.reference(cost, torch.float64, h=after)
-    twin = row_distance_update_reference(
-        parents,
-        index,
-        case.terms,
-        {**case.perms, "h": after},
-        case.model,
-        moved="h",
-        before=before,
-        cost=cost,
-    )
-    assert_float32_grade(found, exact, twin)
+def test_signs_of_groups_of_one_unit(device: torch.device) -> None:
+    case = Case(device, [("ghk", 2)], {"g": 5, "h": 1, "k": 1}, signed=True, batch=8)
+    (found,) = row_distance([case.problem()])
+    case.check(found, False)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_update_of_half_precision_weights(device: torch.device, dtype: torch.dtype) -> None:
-    case = Case(device, [("gh", 3)], SIZES, dtype=dtype)
-    parent = case.reference(False, torch.float64).float()
-    after = case.perms["h"].roll(1, 1)
-    index = torch.arange(3, device=device)
-    update = RowUpdate(case.problem(h=after), parent, index, "h", case.perms["h"])
-    (found,) = row_distance_update([update])
-    exact = case.reference(False, torch.float64, h=after)
-    assert_float32_grade(found, exact, case.reference(False, torch.float32, h=after))
+@pytest.mark.parametrize("models", [1, 2])
+def test_unary_part(device: torch.device, models: int) -> None:
+    case = Case(device, SHAPES["linear"], SIZES)
+    unary = torch.randn(models, 35, 33, 33, device=device)[:, 1]
+    for cost in (False, True):
+        (found,) = row_distance([case.problem(unary=unary)], cost=cost)
+        added = (-2 if cost else 1) * unary[case.model if models > 1 else case.model * 0]
+        exact = case.reference(cost, torch.float64) + added
+        assert_float32_grade(found, exact, case.reference(cost, torch.float32) + added)
+
+
+@pytest.fixture
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Split all rows into chunks of one step."""
+    monkeypatch.setattr(_tiles, "SHORTEST", 1)
+    monkeypatch.setattr(module, "processors", lambda device: 512)
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "chunks"])
+def test_hypotheses_that_are_not_active(
+    device: torch.device, split: bool, request: pytest.FixtureRequest
+) -> None:
+    if split:
+        request.getfixturevalue("short_chunks")
+    case = Case(device, [("gh", 2)], {"g": 17, "h": 21}, batch=4)
+    active = torch.tensor([1, 0, 0, -7], device=device)
+    buffer = torch.full((8, 17, 17), torch.nan, device=device)
+    plan = RowDistance([case.problem(active=active)], out=[buffer[2:6]], tile=SMALL)
+    plan.launch()
+    computed = torch.tensor([0, 0, 1, 0, 0, 1, 0, 0], device=device).bool()
+    assert torch.equal(buffer.isfinite().flatten(1).all(1), computed)
+    assert torch.equal(buffer.isnan().flatten(1).all(1), ~computed)
+    active.fill_(1)
+    plan.launch()
+    case.check(buffer[2:6], False)
+
+
+@pytest.mark.usefixtures("short_chunks")
+def test_chunks_of_long_rows(device: torch.device) -> None:
+    shapes = [("gh", 3), ("g", 5), ("hg", 1), ("gkl", 2)]
+    cases = [Case(device, shapes, {**SIZES, "g": n}, signed=True, batch=1) for n in (17, 9)]
+    problems = [case.problem() for case in cases]
+    assert split([module.work_of(p) for p in problems], SMALL, 512) == [(9, 1), (9, 1)]
+    plan = RowDistance(problems, tile=SMALL)
+    first = [matrix.clone() for matrix in plan.launch()]
+    for case, matrix, again in zip(cases, first, plan.launch(), strict=True):
+        case.check(matrix, False)
+        assert torch.equal(matrix, again)
+
+
+def test_index_vectors_that_are_views(device: torch.device) -> None:
+    case = Case(device, SHAPES["three groups"], SIZES, signed=True)
+    for group, perm in case.perms.items():
+        wide = torch.full((len(perm), 2 * perm.shape[1] + 1), 2**40, device=device)
+        case.perms[group] = wide[:, 1 : 1 + perm.shape[1]]
+        case.perms[group].copy_(perm)
+    (found,) = row_distance([case.problem()])
+    case.check(found, False)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
+def test_planes_sum_to_the_weights(values: list[float]) -> None:
+    weights = torch.tensor(values, dtype=torch.float32)
+    planes = split_planes(weights)
+    assert all(plane.dtype == torch.bfloat16 and plane.isfinite().all() for plane in planes)
+    error = (sum(plane.double() for plane in planes) - weights.double()).abs()
+    assert error[weights.abs() >= 2**-109].eq(0).all()
+    assert error.le(2**-134).all()
+
+
+def test_planes_of_what_bfloat16_can_hold() -> None:
+    bits = torch.arange(-(2**15), 2**15).to(torch.int16)
+    weights = bits.view(torch.bfloat16)
+    weights = weights[weights.isfinite()]
+    high, middle, low = split_planes(weights.float())
+    assert torch.equal(high, weights)
+    assert not middle.any()
+    assert not low.any()
+
+
+def test_planes_of_what_is_not_finite_are_not_finite() -> None:
+    weights = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    assert torch.stack(split_planes(weights)).sum(0).isnan().all()
+
+
+def test_layout_of_planes() -> None:
+    target, source = torch.randn(5, 3, 2), torch.randn(2, 5, 3, 2)
+    (term,) = pack_rows([RowTerm(target, source, ("g", "h"))]).terms
+    assert (term.target.shape, term.source.shape) == ((5, 3 * 16), (12, 3 * 16))
+    exact = term.target.view(5, 3, 16).double().sum(1)
+    assert torch.equal(exact[:, :6], target.flatten(1).double())
+    assert not exact[:, 6:].any()
+    exact = term.source.view(12, 3, 16).double().sum(1)
+    assert torch.equal(exact[:, :5], source.movedim(1, -1).reshape(12, 5).double())
 
 
 def test_agrees_with_the_alignment_problem(device: torch.device) -> None:
@@ -259,17 +318,32 @@ def test_agrees_with_the_alignment_problem(device: torch.device) -> None:
 
 
 def test_tile_keeps_the_device_busy() -> None:
-    tiles = TILES[torch.float32]
-    assert choose_tile([(4096, 1)], torch.float32, 132) is tiles[0]
-    assert choose_tile([(512, 1)], torch.float32, 132) is tiles[2]
-    assert choose_tile([(512, 64)], torch.float32, 132) is tiles[0]
-    assert choose_tile([(64, 1000)], torch.float32, 132) is tiles[1]
-    assert choose_tile([], torch.float32, 132) is tiles[-1]
+    kind = torch.bfloat16, 3
+    tiles = TILES[kind]
+    cases = {(4096, 1): 0, (512, 64): 0, (512, 1): 1, (64, 1000): 1, (32, 10**5): 2, (1, 1): 2}
+    cases |= {(129, 1000): 1, (40, 1): 1}  # less padding, and more products a second
+    for (units, batch), expected in cases.items():
+        work = [Work(units, batch, (512, 512, 1))]
+        assert choose_tile(work, *kind, 132, 90) is tiles[expected], units
+    assert choose_tile([], *kind, 132, 90) in tiles
+    assert choose_tile([Work(4096, 1, (512,))], *kind, 108, 80) is tiles[1]
+
+
+def test_long_rows_are_split_where_there_are_few_tiles() -> None:
+    tile = Tile(64, 64, 32, 4, 3)
+    assert split([Work(512, 64, (512, 512, 1))], tile, 132) == [(1, 33)]
+    assert split([Work(512, 1, (512, 512, 1))], tile, 132) == [(5, 7)]
+    assert split([Work(64, 1, (4096,))], tile, 132) == [(16, 8)]
+    long, short = split([Work(64, 1, (18432,)), Work(64, 1, (64,))], tile, 132)
+    assert long == (72, 8)
+    assert short == (1, 2)
+    nothing = [Work(64, 0, (64,)), Work(0, 5, ()), Work(7, 1, ())]
+    assert split(nothing, tile, 132) == [(1, 2), (1, 0), (1, 0)]
 
 
 def test_aligned_weights_are_not_copied() -> None:
     target, source = torch.randn(32, 16), torch.randn(1, 16, 32)
-    rows = pack_rows([RowTerm(target[..., None], source.mT[..., None], ("g", "h"))])
+    rows = pack_rows([RowTerm(target[..., None], source.mT[..., None], ("g", "h"))], split=False)
     assert rows.terms[0].target.data_ptr() == target.data_ptr()
     assert rows.terms[0].source.data_ptr() == source.data_ptr()
 
@@ -300,21 +374,14 @@ def test_bad_input() -> None:
     with pytest.raises(InputError, match="1 outputs"):
         row_distance([good], out=[])
     half = RowProblem(pack_rows([term], torch.float16), good.perms, model)
-    with pytest.raises(InputError, match="one dtype and device"):
+    with pytest.raises(InputError, match="one dtype, number of planes and device"):
         row_distance([good, half])
-
-
-def test_bad_updates() -> None:
-    terms = [RowTerm(torch.randn(4, 3, 3, 1), torch.randn(1, 4, 3, 3, 1), ("g", "h", "h"))]
-    perm, model = torch.arange(3).expand(2, 3), torch.zeros(2, dtype=torch.int64)
-    problem = RowProblem(pack_rows(terms), {"h": perm}, model)
-    parent = torch.zeros(1, 4, 4)
-    with pytest.raises(InputError, match="once among at most two"):
-        RowUpdate(problem, parent, model, "h", perm)
-    with pytest.raises(InputError, match="another group"):
-        RowUpdate(problem, parent, model, "k", perm)
-    with pytest.raises(InputError, match="'parent'"):
-        RowUpdate(problem, parent.double(), model, "h", perm)
+    with pytest.raises(InputError, match="'unary' as float32"):
+        RowProblem(rows, good.perms, model, unary=torch.zeros(3, 4, 4))
+    with pytest.raises(InputError, match="'unary' as float32"):
+        RowProblem(rows, good.perms, model, unary=torch.zeros(1, 4, 8)[..., ::2])
+    with pytest.raises(InputError, match="'active' as int64"):
+        RowProblem(rows, good.perms, model, active=torch.ones(2))
 
 
 @pytest.mark.gpu
@@ -326,20 +393,18 @@ class TestOnTheDevice:
     @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
     def test_no_host_synchronisation(self) -> None:
         case = Case(self.device, SHAPES["convolution"], SIZES, models=1)
-        problem, before = case.problem(), case.perms["h"]
-        after, index = before.roll(1, 1), torch.arange(3, device=self.device)
-        parent = row_distance([problem])[0]
-        update = RowUpdate(case.problem(h=after), parent, index, "h", before)
-        row_distance_update([update])  # compiled before the mode is set
+        problem = case.problem()
+        plan = RowDistance([problem], cost=True)
+        plan.launch()  # compiled before the mode is set
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
         try:
-            row_distance([problem], cost=True)
-            (updated,) = row_distance_update([update])
+            torch.cuda.set_sync_debug_mode("error")
+            plan.launch()
+            (found,) = row_distance([problem], cost=True)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        (anew,) = row_distance([update.problem])
-        torch.testing.assert_close(updated, anew, rtol=1e-4, atol=1e-4)
+        case.check(found, True)
+        assert torch.equal(plan.out[0], found)
 
     def test_current_stream(self) -> None:
         case = Case(self.device, [("gh", 8)], {"g": 512, "h": 256}, models=1)
@@ -369,9 +434,10 @@ class TestOnTheDevice:
     @pytest.mark.parametrize("length", [64, 2048, 18432])
     def test_long_rows(self, length: int) -> None:
         case = Case(self.device, [("hg", 1)], {"g": 300, "h": length}, batch=2)
-        for tile in TILES[torch.float32]:
-            for cost in (False, True):
-                (found,) = row_distance([case.problem()], cost=cost, tile=tile)
+        for dtype, planes in ((torch.bfloat16, 3), (torch.float32, 1)):
+            problem = case.problem(split=planes == 3)
+            for tile, cost in itertools.product(TILES[dtype, planes], (False, True)):
+                (found,) = row_distance([problem], cost=cost, tile=tile)
                 case.check(found, cost)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -380,7 +446,7 @@ class TestOnTheDevice:
         case = Case(self.device, [("hg", 1)], {"g": 300, "h": 18432}, dtype=dtype, batch=1)
         target, source = case.terms[0].target[..., 0].mT, case.terms[0].source[0, ..., 0]
         plain = torch.mm(target, source[case.perms["h"][0]], out_dtype=torch.float32)
-        for tile in TILES[dtype]:
+        for tile in TILES[dtype, 1]:
             (found,) = row_distance([case.problem()], tile=tile)
             assert_float32_grade(found, case.reference(False, torch.float64), plain[None])
 

@@ -21,7 +21,10 @@ DEVICES = [
 
 
 def mend_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the interpreter multiply bfloat16: it holds them as uint16 and multiplies those."""
+    """Let the interpreter multiply bfloat16: it holds them as uint16 and multiplies those.
+
+    `conftest.py` does so for all tests: float32 weights are multiplied as bfloat16 planes.
+    """
     from triton.language import bfloat16
     from triton.runtime import interpreter
 

@@ -1,7 +1,12 @@
 """Batched linear assignment problems: exact solvers, certificates and the k best matchings."""
 
-from gpu_align._assignment._auction import AuctionAssignment, QueuedAssignment
+from gpu_align._assignment._auction import (
+    AuctionAssignment,
+    PreparedAssignment,
+    QueuedAssignment,
+)
 from gpu_align._assignment._auto import AutoAssignment, solve
+from gpu_align._assignment._exact import exact_duals
 from gpu_align._assignment._failures import raise_failures
 from gpu_align._assignment._k_best import k_best
 from gpu_align._assignment._lapx import LapxAssignment
@@ -20,9 +25,11 @@ __all__ = [
     "AuctionAssignment",
     "AutoAssignment",
     "LapxAssignment",
+    "PreparedAssignment",
     "QueuedAssignment",
     "ScipyAssignment",
     "certify",
+    "exact_duals",
     "k_best",
     "raise_failures",
     "solve",

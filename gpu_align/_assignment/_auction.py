@@ -3,7 +3,7 @@
 import importlib.util
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from gpu_align._assignment._problem import (
 )
 from gpu_align._errors import InputError, UnavailableError
 from gpu_align._status import Status
+
+if TYPE_CHECKING:
+    from gpu_align.kernels.auction import Auction
 
 _DEVICE = "cuda"
 
@@ -147,8 +150,9 @@ class AuctionAssignment(AbstractAssignmentSolver):
             problem: on a CUDA device, its `sizes` too. A problem of size 0 is skipped: its rows
                 are matched with themselves, its duals are 0.
             warm_start_dual: [b, n], float64, on that device: duals of the columns of similar
-                problems, such as `QueuedAssignment.col_dual`; or None. Each problem judges them: one
-                whose first dual is NaN, or where too many rows would change columns, starts cold.
+                problems, such as `QueuedAssignment.col_dual`; or None. Each problem judges them:
+                one whose first dual is NaN, or where too many rows would change columns, starts
+                cold.
             warm_start_col: [b, n], int64, on that device: the matchings that belong to the duals,
                 or None.
 
@@ -156,22 +160,64 @@ class AuctionAssignment(AbstractAssignmentSolver):
             UnavailableError: the costs are not on a CUDA device, or CuPy is missing.
             InputError: a tensor has the wrong shape, dtype or device.
         """
+        given = [
+            None if x is None else x.contiguous()
+            for x in (problem.sizes, warm_start_dual, warm_start_col)
+        ]
+        cost = problem.cost.contiguous()
+        return self._prepared(problem, cost, *given).launch()
+
+    def prepare(
+        self,
+        problem: AssignmentProblem,
+        warm_start_dual: Tensor | None = None,
+        warm_start_col: Tensor | None = None,
+    ) -> "PreparedAssignment":
+        """Prepare what `enqueue` does for many launches; all tensors are contiguous.
+
+        They may be overwritten in place between two launches.
+
+        Raises:
+            UnavailableError: the costs are not on a CUDA device, or CuPy is missing.
+            InputError: a tensor has the wrong shape, dtype or device.
+        """
+        starts = (warm_start_dual, warm_start_col)
+        return self._prepared(problem, problem.cost, problem.sizes, *starts)
+
+    def _prepared(
+        self,
+        problem: AssignmentProblem,
+        cost: Tensor,
+        sizes: Tensor | None,
+        col_dual: Tensor | None,
+        col_ind: Tensor | None,
+    ) -> "PreparedAssignment":
         missing = missing_for_auction(problem)
         if missing is not None:
             raise UnavailableError(
                 f"AuctionAssignment: {missing}. Or choose ScipyAssignment() or AutoAssignment()."
             )
-        from gpu_align.kernels.auction import auction
+        from gpu_align.kernels.auction import Auction
 
-        found = auction(
-            problem.cost,
-            maximize=problem.maximize,
-            sizes=problem.sizes,
-            col_dual=warm_start_dual,
-            col_ind=warm_start_col,
-            max_rounds=self.max_rounds,
+        return PreparedAssignment(
+            Auction(
+                cost.detach(),
+                maximize=problem.maximize,
+                sizes=sizes,
+                col_dual=col_dual,
+                col_ind=col_ind,
+                max_rounds=self.max_rounds,
+            )
         )
-        return QueuedAssignment(
+
+
+class PreparedAssignment:
+    """Assignments that are queued again and again, on what is then in the same memory."""
+
+    def __init__(self, auction: "Auction") -> None:
+        """Take a prepared launch."""
+        self._auction, found = auction, auction.result
+        self._queued = QueuedAssignment(
             col_ind=found.col_ind,
             row_dual=found.row_dual,
             col_dual=found.col_dual,
@@ -180,6 +226,11 @@ class AuctionAssignment(AbstractAssignmentSolver):
             status_codes=found.status,
             stats=found.stats,
         )
+
+    def launch(self) -> QueuedAssignment:
+        """Queue them on the current stream; the next launch overwrites what is returned."""
+        self._auction.launch()
+        return self._queued
 
 
 def _status(code: int, zero_gap: bool) -> Status:

@@ -31,7 +31,7 @@ def raise_failures(status: Sequence[Status] | Tensor) -> None:
         AssignmentError: at least one problem failed; names the batch indices.
     """
     if isinstance(status, Tensor):
-        status = [STATUS_OF_CODE[code] for code in status.tolist()]
+        status = [STATUS_OF_CODE[code] for code in status.cpu().tolist()]
     failures = [
         f"problem {index} of the batch: {each.value}"
         for index, each in enumerate(status)

@@ -18,8 +18,8 @@ from gpu_align._status import Status
 _GAP_TOLERANCE = 1e-9
 _STEP_TOLERANCE = 16 * float(np.finfo(np.float64).eps)
 
-# Problems are taken together up to 1 MiB of float64, which stays in the cache between rounds.
-_CHUNK_ENTRIES = 2**17
+# Problems are taken together up to 256 KiB of float64, which stay in the cache between rounds.
+_CHUNK_ENTRIES = 2**15
 
 
 def certify(problem: AssignmentProblem, solution: AssignmentSolution) -> AssignmentSolution:
@@ -151,15 +151,17 @@ def _column_duals(
     arcs = np.take_along_axis(cost, col_ind[:, None, :], axis=2)
     arcs -= matched_costs(cost, col_ind)[:, :, None]
     distance = np.zeros(col_ind.shape)
+    rows: slice | NDArray[np.int64] = slice(None)
     converged = np.ones(len(cost), dtype=bool)
-    through = np.empty_like(arcs)
     for _ in range(cost.shape[1]):
-        np.add(arcs, distance[:, :, None], out=through)
-        shorter = through.min(1)
-        converged = (distance - shorter).max(1) <= tolerance
+        # Only what has become nearer can bring others nearer.
+        through = arcs[:, rows] + distance[:, rows, None]
+        shorter = np.minimum(distance, through.min(1))
+        fall = distance - shorter
+        converged = fall.max(1) <= tolerance
         if converged.all():
             break
-        distance = shorter
+        distance, rows = shorter, np.flatnonzero(fall.any(0))
     col_dual = np.empty_like(distance)
     np.put_along_axis(col_dual, col_ind, distance, axis=1)
     return col_dual, converged

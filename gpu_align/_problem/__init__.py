@@ -1,6 +1,6 @@
 """The alignment problem: terms, objective, similarity, metrics and bound."""
 
-from gpu_align._problem._bound import dual_match, lower_bound, optimistic
+from gpu_align._problem._bound import dual_match, exact_match, lower_bound, optimistic
 from gpu_align._problem._digest import hash_tensors
 from gpu_align._problem._family import Family, Member, families_of
 from gpu_align._problem._form import AnyTerm
@@ -8,7 +8,14 @@ from gpu_align._problem._hypotheses import Hypotheses, concatenate, in_chunks
 from gpu_align._problem._metric import METRICS, Metric
 from gpu_align._problem._problem import AlignmentProblem
 from gpu_align._problem._sibling_term import SiblingTerm
-from gpu_align._problem._signed import index_of, is_signed, picked, to_matrix, unsigned
+from gpu_align._problem._signed import (
+    index_of,
+    is_signed,
+    picked,
+    signed_matrix,
+    to_matrix,
+    unsigned,
+)
 from gpu_align._problem._stack import check_weights, compute_dtype, unusable
 from gpu_align._problem._terms import Term
 
@@ -26,6 +33,7 @@ __all__ = [
     "compute_dtype",
     "concatenate",
     "dual_match",
+    "exact_match",
     "families_of",
     "hash_tensors",
     "in_chunks",
@@ -34,6 +42,7 @@ __all__ = [
     "lower_bound",
     "optimistic",
     "picked",
+    "signed_matrix",
     "to_matrix",
     "unsigned",
     "unusable",

@@ -12,10 +12,11 @@ from gpu_align._problem._family import Family
 from gpu_align._problem._metric import Metric
 from gpu_align._problem._sibling_term import SiblingTerm
 from gpu_align._problem._signed import signed_matrix
-from gpu_align._problem._stack import flat, stacked
+from gpu_align._problem._stack import flat, squared_norms
 from gpu_align._problem._terms import Term
 from gpu_align._symmetry._axis import Factor
-from gpu_align._symmetry._spec import Block, PermutationSpec, StateDict
+from gpu_align._symmetry._spec import Block, PermutationSpec
+from gpu_align._weights import Weights, part_elements, part_ranges
 
 AnyTerm = Term | SiblingTerm
 
@@ -35,76 +36,129 @@ class Form:
 
 @dataclass(frozen=True)
 class _Arrangement:
-    """How a block is laid out for its term: groups leading, fixed places last.
+    """A block of a tensor as it is laid out for its term: groups leading, fixed places last.
 
     Attributes:
+        name: of the tensor.
+        block: the piece of it.
         matrices: of the leading axes.
         siblings: how many of the leading axes are children of one root, which then leads.
         order: the block's factors as they are put one after another.
         shape: of the result, without the last axis.
     """
 
+    name: str
+    block: Block
     matrices: tuple[str, ...]
     siblings: int
     order: tuple[int, ...]
     shape: tuple[int, ...]
 
-    def of(self, block: Block, tensors: Tensor) -> Tensor:
+    @property
+    def depth(self) -> int:
+        """Extent d of the last axis."""
+        return math.prod(factor.size for factor in self.block.factors) // math.prod(self.shape)
+
+    def of(self, tensors: Tensor) -> Tensor:
         """Return the block of a stack of tensors laid out, [m, *shape, d]."""
-        part = block.unfold(tensors).permute(0, *(number + 1 for number in self.order))
+        part = self.block.unfold(tensors).permute(0, *(number + 1 for number in self.order))
         return part.reshape(len(tensors), *self.shape, -1)
 
 
 def build_form(
     spec: PermutationSpec,
     families: Sequence[Family],
-    target: StateDict,
-    sources: Sequence[StateDict],
+    target: Weights,
+    sources: Weights,
     metric: Metric,
     dtype: torch.dtype,
 ) -> Form:
     """Cut the counted tensors into blocks and gather the blocks of each combination of matrices.
 
     Args:
-        spec: which axes carry which groups.
+        spec: which tensors count, and which axes carry which groups.
         families: of the spec, with the signs that count.
-        target: name -> tensor.
-        sources: one state dict per model m.
+        target: the one model that stays.
+        sources: m models, on the same device.
         metric: scales each tensor before it is cut.
         dtype: of the terms; norms and constants are float64.
+
+    Returns:
+        The form, on the device of the weights. What needs no change may be a view of them.
     """
     arrange = _Arranger(families)
-    constant = torch.zeros(len(sources), dtype=torch.float64)
-    parts: dict[tuple[tuple[str, ...], int], list[tuple[Tensor, Tensor]]] = {}
-    for name, tensor_spec in spec.tensors.items():
-        if not tensor_spec.counted or 0 in tensor_spec.shape:
-            continue
-        a = metric.scaled(spec.tensor_of(name, target).cpu())[None]
-        b = metric.scaled_each(stacked(spec, name, sources))
-        constant += a.square().sum() + flat(b).square().sum(1)
-        for block in tensor_spec.blocks():
+    names = [n for n, t in spec.tensors.items() if t.counted and 0 not in t.shape]
+    terms: dict[tuple[tuple[str, ...], int], list[_Arrangement]] = {}
+    for name in names:
+        for block in spec.tensors[name].blocks():
             plan = arrange(name, block)
-            a_block, b_block = plan.of(block, a)[0], plan.of(block, b)
-            if plan.matrices:
-                kept = parts.setdefault((plan.matrices, plan.siblings), [])
-                kept.append((a_block.to(dtype), b_block.to(dtype)))
-            else:
-                constant -= 2 * (b_block * a_block).flatten(1).sum(1)
-    return Form(constant, tuple(_term(*key, blocks) for key, blocks in parts.items()))
+            terms.setdefault((plan.matrices, plan.siblings), []).append(plan)
+    fixed = terms.pop(((), 0), [])
+    (a, a_norm), (b, b_norm) = (
+        _gathered(weights, names, list(terms.values()), metric, dtype)
+        for weights in (target, sources)
+    )
+    constant = a_norm + b_norm - 2 * _fixed_inner(target, sources, fixed, metric)
+    parts = zip(terms, a, b, strict=True)
+    return Form(constant, tuple(_term(*key, target[0], source) for key, target, source in parts))
 
 
-def _term(
-    matrices: tuple[str, ...], siblings: int, blocks: Sequence[tuple[Tensor, Tensor]]
-) -> AnyTerm:
-    target, source = _joined([a for a, _ in blocks]), _joined([b for _, b in blocks])
+def _term(matrices: tuple[str, ...], siblings: int, target: Tensor, source: Tensor) -> AnyTerm:
     if siblings:
         return SiblingTerm(matrices, siblings, target, source)
     return Term(matrices, target, source)
 
 
-def _joined(blocks: Sequence[Tensor]) -> Tensor:
-    """Join blocks along their last axis; a single one is not copied."""
-    return (blocks[0] if len(blocks) == 1 else torch.cat(list(blocks), dim=-1)).contiguous()
+def _gathered(
+    weights: Weights,
+    names: Sequence[str],
+    terms: Sequence[Sequence[_Arrangement]],
+    metric: Metric,
+    dtype: torch.dtype,
+) -> tuple[list[Tensor], Tensor]:
+    """Return the blocks of each term side by side, [m, *shape, d], and the squared norms, [m].
+
+    Each tensor is scaled once, in parts of the models, and written to where it belongs.
+    """
+    found: list[Tensor] = []
+    places: dict[str, list[tuple[_Arrangement, Tensor]]] = {name: [] for name in names}
+    for plans in terms:
+        whole = plans[0].name if len(plans) == 1 and metric.is_plain else None
+        if whole is not None and weights.is_kept and weights[whole].dtype == dtype:
+            found.append(plans[0].of(weights[whole]).contiguous())
+            continue
+        depths = [plan.depth for plan in plans]
+        shape = (len(weights), *plans[0].shape, sum(depths))
+        found.append(torch.empty(shape, dtype=dtype, device=weights.device))
+        for plan, place in zip(plans, found[-1].split(depths, dim=-1), strict=True):
+            places[plan.name].append((plan, place))
+    norms = torch.zeros(len(weights), dtype=torch.float64, device=weights.device)
+    for name, put in places.items():
+        elements = math.prod(weights.spec.tensors[name].shape)
+        for start, stop in part_ranges(len(weights), elements, part_elements(weights.device)):
+            tensors = _scaled(metric, weights.some(name, start, stop))
+            norms[start:stop] += squared_norms(tensors)
+            for plan, place in put:
+                place[start:stop].copy_(plan.of(tensors))
+    return found, norms
+
+
+def _fixed_inner(
+    target: Weights, sources: Weights, fixed: Sequence[_Arrangement], metric: Metric
+) -> Tensor:
+    """Return the inner product of what no group can change, float64 [m]."""
+    inner = torch.zeros(len(sources), dtype=torch.float64, device=sources.device)
+    for plan in fixed:
+        a = flat(plan.of(_scaled(metric, target[plan.name]))).to(torch.float64)
+        for start, stop in part_ranges(len(sources), a.shape[1], part_elements(sources.device)):
+            b = flat(plan.of(_scaled(metric, sources.some(plan.name, start, stop))))
+            inner[start:stop] += (b.to(torch.float64) * a).sum(1)
+    return inner
+
+
+def _scaled(metric: Metric, tensors: Tensor) -> Tensor:
+    """Return a stack scaled in float64, or as it is where that changes nothing."""
+    return tensors if metric.is_plain else metric.scaled_each(tensors)
 
 
 class _Arranger:
@@ -139,6 +193,8 @@ class _Arranger:
             axes.append([n] if self._is_root(factors[n]) else [self._root_of(n, factors), n])
         lead = [self._root_of(siblings[0], factors)] if siblings else []
         return _Arrangement(
+            name,
+            block,
             matrices=tuple(self._matrix(factors[axis[-1]]) for axis in axes),
             siblings=len(siblings),
             order=(*lead, *(n for axis in axes for n in axis), *fixed),

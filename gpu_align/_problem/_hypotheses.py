@@ -1,6 +1,6 @@
 """Hypotheses: a batch of candidate permutations, the unit on which every search works."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,6 +41,10 @@ class Hypotheses:
     def slots(self) -> Tensor:
         """Number of each hypothesis within its model, int64 [b]."""
         return torch.arange(self.each, device=self.model.device).repeat(self.models)
+
+    def only(self, matrices: Collection[str]) -> "Hypotheses":
+        """Return the batch with the vectors of some matrices only, for a look at these."""
+        return replace(self, perms={m: p for m, p in self.perms.items() if m in matrices})
 
     def select(self, index: Tensor) -> "Hypotheses":
         """Return the hypotheses at `index` (int64 [k]); of a part of the batch also unbalanced."""
@@ -97,13 +101,12 @@ class Hypotheses:
 
     def fingerprint(self) -> Tensor:
         """Return a 64-bit hash of each hypothesis, int64 [b]: equal permutations hash alike."""
-        total = torch.zeros_like(self.model)
-        stream = RandomStream(0x5EED)
-        owner = torch.zeros(1, dtype=torch.int64, device=total.device)
-        for perm in self.perms.values():
-            odd = stream.words(owner, perm.shape[1]) | 1
-            total = total + (perm * odd).sum(1)  # wraps modulo 2^64
-        return total
+        if not self.perms:
+            return torch.zeros_like(self.model)
+        units = torch.cat(list(self.perms.values()), dim=1)
+        owner = torch.zeros(1, dtype=torch.int64, device=units.device)
+        odd = RandomStream(0x5EED).words(owner, units.shape[1]) | 1
+        return (units * odd).sum(1)  # wraps modulo 2^64
 
     def best(self, width: int = 1) -> "Hypotheses":
         """Return the `width` best distinct hypotheses of each model, best first.
@@ -111,9 +114,14 @@ class Hypotheses:
         Where a model has fewer distinct ones the last places repeat its worst duplicates, so that
         every model keeps the same number.
         """
+        if self.each == 1:
+            return self
         shape = (self.models, self.each)
         order = self.objective.reshape(shape).argsort(dim=1, stable=True)
-        order = order.gather(1, _distinct_first(self.fingerprint().reshape(shape).gather(1, order)))
+        if width > 1:
+            order = order.gather(
+                1, _distinct_first(self.fingerprint().reshape(shape).gather(1, order))
+            )
         start = torch.arange(self.models, device=order.device)[:, None] * self.each
         return self.select((start + order[:, :width]).flatten())
 

@@ -1,6 +1,7 @@
 """Similarities by the row-distance kernels, in the place of torch's products."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,9 +13,7 @@ from gpu_align._problem._terms import Term
 if TYPE_CHECKING:
     from gpu_align._problem._problem import AlignmentProblem
     from gpu_align.kernels._rows import PackedRows, RowProblem
-
-_MOST_MOVED = 4
-"""Other groups up to which a similarity is updated: each is a launch that writes the matrix."""
+    from gpu_align.kernels.row_distance import RowDistance
 
 
 def kernel_products(problem: "AlignmentProblem") -> "KernelProducts | None":
@@ -39,35 +38,33 @@ class KernelProducts:
         rows, unary = self._rows(matrix), self._problem.unary[matrix]
         if rows is None:
             return unary[model]
-        total = row_distance([self._row_problem(rows, perms, model)])[0]
-        return total.add_(unary if len(unary) == 1 else unary[model])
+        return row_distance([self._row_problem(rows, perms, model, unary)])[0]
 
-    def updated(
-        self,
-        matrix: str,
-        similarity: Tensor,
-        before: Mapping[str, Tensor],
-        after: Mapping[str, Tensor],
-        model: Tensor,
-    ) -> Tensor:
-        """See `AlignmentProblem.updated_similarity`; one other group after the other."""
-        from gpu_align.kernels.row_update import RowUpdate, row_distance_update
-
+    def prepares(self, matrix: str) -> bool:
+        """Say whether `prepared` takes a matrix: its terms have at most two others each."""
         rows = self._rows(matrix)
-        if rows is None:
-            return similarity
-        others = list(dict.fromkeys(name for term in rows.terms for name in term.others))
-        plain = all(len(t.others) <= 2 and len({*t.others}) == len(t.others) for t in rows.terms)
-        if not plain or len(others) > _MOST_MOVED:
-            return self.similarity(matrix, after, model)
-        total, perms = similarity.contiguous(), dict(before)
-        index = torch.arange(len(model), device=model.device)
-        for moved in others:
-            perms[moved] = after[moved]
-            problem = self._row_problem(rows, perms, model)
-            update = RowUpdate(problem, total, index, moved, before[moved])
-            total = row_distance_update([update])[0]
-        return total
+        terms = self._problem.touching(matrix)
+        plain = all(isinstance(term, Term) for term in terms)
+        return rows is not None and plain and all(len(t.others) <= 2 for t in rows.terms)
+
+    def prepared(
+        self,
+        matrices: Sequence[str],
+        perms: Mapping[str, Tensor],
+        model: Tensor,
+        active: Tensor,
+        out: Sequence[Tensor],
+    ) -> "RowDistance":
+        """See `AlignmentProblem.prepared_similarity`."""
+        from gpu_align.kernels.row_distance import RowDistance
+
+        problems = []
+        for matrix in matrices:
+            rows = self._rows(matrix)
+            assert rows is not None
+            problem = self._row_problem(rows, perms, model, self._problem.unary[matrix])
+            problems.append(replace(problem, active=active))
+        return RowDistance(problems, out=out)
 
     def _rows(self, matrix: str) -> "PackedRows | None":
         from gpu_align.kernels._rows import RowTerm, pack_rows
@@ -80,14 +77,14 @@ class KernelProducts:
                 for place, name in enumerate(term.matrices)
                 if name == matrix
             ]
-            self._packed[matrix] = pack_rows(terms) if terms else None
+            signed = any(is_signed(name) for term in terms for name in term.others)
+            self._packed[matrix] = pack_rows(terms, signed=signed) if terms else None
         return self._packed[matrix]
 
     def _row_problem(
-        self, rows: "PackedRows", perms: Mapping[str, Tensor], model: Tensor
+        self, rows: "PackedRows", perms: Mapping[str, Tensor], model: Tensor, unary: Tensor
     ) -> "RowProblem":
         from gpu_align.kernels._rows import RowProblem
 
         others = {name for term in rows.terms for name in term.others}
-        signed = any(is_signed(name) for name in others)
-        return RowProblem(rows, {name: perms[name] for name in others}, model, signed)
+        return RowProblem(rows, {name: perms[name] for name in others}, model, unary)

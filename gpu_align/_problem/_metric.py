@@ -29,6 +29,11 @@ class Metric:
     odd: bool = False
     batched: Callable[[Tensor], Tensor] | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether tensors stay as they are."""
+        return self.batched is _identity and self.weight is _one
+
     def scaled(self, tensor: Tensor) -> Tensor:
         """Return `sqrt(w_t) f(tensor)` in float64, so that D is a plain squared distance."""
         tensor = tensor.to(torch.float64)
@@ -39,6 +44,8 @@ class Metric:
         if self.batched is None:
             return torch.stack([self.scaled(tensor) for tensor in tensors])
         tensors = tensors.to(torch.float64)
+        if self.is_plain:
+            return tensors
         return self.batched(tensors) * self.weight(tensors[0]) ** 0.5
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,16 +14,20 @@ from gpu_align._permutation import Permutation
 from gpu_align._problem._digest import hash_tensors
 from gpu_align._problem._family import families_of, gain_of
 from gpu_align._problem._form import AnyTerm, build_form
-from gpu_align._problem._hypotheses import Hypotheses
+from gpu_align._problem._hypotheses import Hypotheses, in_chunks
 from gpu_align._problem._kernel_products import kernel_products
 from gpu_align._problem._metric import Metric, as_metric
 from gpu_align._problem._sibling_term import SiblingTerm
 from gpu_align._problem._signed import is_signed, picked, sign_of, unsigned, with_sign
-from gpu_align._problem._stack import check_weights, compute_dtype, flat, stacked, unusable
+from gpu_align._problem._stack import check_weights, compute_dtype, squared_norms, unusable
 from gpu_align._problem._terms import Term
 from gpu_align._random import RandomStream
 from gpu_align._symmetry._move import move_each, multiply_each
 from gpu_align._symmetry._spec import PermutationSpec, StateDict, TensorSpec
+from gpu_align._weights import Weights, part_elements
+
+if TYPE_CHECKING:
+    from gpu_align.kernels.row_distance import RowDistance
 
 
 class AlignmentProblem:
@@ -41,6 +47,7 @@ class AlignmentProblem:
         engine: what computes.
         sizes: matrix -> n.
         models: number of sources.
+        sources: their weights.
         constant: float64 [m].
         unary: matrix -> [m, n, n], similarity that depends on no other matrix.
         evidence: group -> [n, n], what was given.
@@ -65,7 +72,8 @@ class AlignmentProblem:
 
         Args:
             source: the network that is permuted, or several.
-            target: the network that stays.
+            target: the network that stays. The weights of both are not copied where they need no
+                change: they must stay as they are while the problem is used.
             spec: the symmetries of both.
             metric: a name of `METRICS` or a Metric.
             evidence: group -> [n, n], extra similarity of target unit i and source unit j, for
@@ -79,8 +87,47 @@ class AlignmentProblem:
             InputError: unknown metric, evidence of the wrong shape.
         """
         sources = [source] if isinstance(source, Mapping) else list(source)
-        self.spec, self.metric = spec, as_metric(metric)
-        families = families_of(spec, signs=self.metric.odd)
+        for number, error in unusable(spec, sources).items():
+            raise error if len(sources) == 1 else type(error)(f"source {number}: {error}")
+        spec.validate(target, "target")
+        check_weights(spec, target, "target")
+        dtype = dtype or compute_dtype(spec, [*sources, target])
+        models, fixed = (Weights(spec, s, engine.device) for s in (sources, [target]))
+        self._build(models, fixed, spec, as_metric(metric), evidence or {}, dtype, engine)
+
+    @classmethod
+    def of_weights(
+        cls,
+        sources: Weights,
+        target: Weights,
+        *,
+        metric: str | Metric,
+        dtype: torch.dtype,
+        engine: Engine,
+    ) -> "AlignmentProblem":
+        """Build the form from weights that fit their spec and are known to be finite.
+
+        Args:
+            sources, target: on the engine's device; the target is of one model.
+            metric, dtype, engine: as above.
+        """
+        problem = cls.__new__(cls)
+        problem._build(sources, target, sources.spec, as_metric(metric), {}, dtype, engine)
+        return problem
+
+    def _build(
+        self,
+        sources: Weights,
+        target: Weights,
+        spec: PermutationSpec,
+        metric: Metric,
+        evidence: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        engine: Engine,
+    ) -> None:
+        self.spec, self.metric, self.dtype, self.engine = spec, metric, dtype, engine
+        self.sources, self._target, self.models = sources, target, len(sources)
+        families = families_of(spec, signs=metric.odd)
         self.families = {family.root.group: family for family in families}
         self.groups = list(self.families)
         self.sizes = {
@@ -89,21 +136,13 @@ class AlignmentProblem:
             for member in family.members
             for matrix in member.matrices
         }
-        self.models = len(sources)
-        for number, error in unusable(spec, sources).items():
-            raise error if len(sources) == 1 else type(error)(f"source {number}: {error}")
-        spec.validate(target, "target")
-        check_weights(spec, target, "target")
-        self._sources, self._target = sources, target
-        self.dtype = dtype or compute_dtype(spec, [*sources, target])
-        self.engine = engine
-        form = build_form(spec, families, target, sources, self.metric, self.dtype)
-        self.constant = form.constant.to(engine.device)
-        self._all_terms = tuple(term.to(engine.device) for term in form.terms)
-        self.terms = tuple(term for term in self._all_terms if len(term.matrices) > 1)
-        self.unary = {matrix: self._unary(matrix) for matrix in self.sizes}
-        self.evidence = dict(evidence or {})
+        self._neighbours: dict[str, tuple[str, ...]] = {}
         self._root_of = {m: root for root, f in self.families.items() for m in f.matrices}
+        form = build_form(spec, families, target, sources, metric, dtype)
+        self.constant, self._all_terms = form.constant, form.terms
+        self.terms = tuple(term for term in form.terms if len(term.matrices) > 1)
+        self.unary = {matrix: self._unary(matrix) for matrix in self.sizes}
+        self.evidence = dict(evidence)
         for name, extra in self.evidence.items():
             size = self.sizes.get(name)
             if size is None or extra.shape != (size, size):
@@ -111,7 +150,7 @@ class AlignmentProblem:
                     f"evidence for {name!r} has shape {list(extra.shape)}, expected [n, n] for one "
                     f"of the groups {self.sizes}"
                 )
-            self.unary[name] = self.unary[name] + extra.to(engine.device, self.dtype)
+            self.unary[name] = self.unary[name] + extra.to(engine.device, dtype)
         self._kernels = kernel_products(self) if engine.kernels else None
 
     @property
@@ -144,16 +183,10 @@ class AlignmentProblem:
             name: replace(tensor, counted=tensor.counted and bool(tensor.axes) and keep(tensor))
             for name, tensor in self.spec.tensors.items()
         }
-        spec = replace(self.spec, tensors=tensors)
-        return AlignmentProblem(
-            self._sources,
-            self._target,
-            spec,
-            metric=metric,
-            evidence=self.evidence,
-            dtype=self.dtype,
-            engine=self.engine,
-        )
+        spec, problem = replace(self.spec, tensors=tensors), AlignmentProblem.__new__(type(self))
+        rest = (as_metric(metric), self.evidence, self.dtype, self.engine)
+        problem._build(self.sources, self._target, spec, *rest)
+        return problem
 
     def touching(self, matrix: str) -> tuple[AnyTerm, ...]:
         """Return the coupling terms in which a matrix takes part."""
@@ -176,13 +209,29 @@ class AlignmentProblem:
 
     def neighbours(self, group: str) -> tuple[str, ...]:
         """Return the groups whose similarity changes when `group` moves; itself if quadratic."""
-        own = self.families[group].matrices
-        found: dict[str, None] = {}
-        for term in self.family_terms(group):
-            others = list(term.matrices)
-            others.remove(next(matrix for matrix in others if matrix in own))
-            found.update((self._root_of[matrix], None) for matrix in others)
-        return tuple(found)
+        if group not in self._neighbours:
+            own = self.families[group].matrices
+            found: dict[str, None] = {}
+            for term in self.family_terms(group):
+                others = list(term.matrices)
+                others.remove(next(matrix for matrix in others if matrix in own))
+                found.update((self._root_of[matrix], None) for matrix in others)
+            self._neighbours[group] = tuple(found)
+        return self._neighbours[group]
+
+    @cached_property
+    def coupling(self) -> Tensor:
+        """Which groups share a term, bool [groups, groups] on the host."""
+        coupled = torch.zeros(len(self.groups), len(self.groups), dtype=torch.bool)
+        for number, group in enumerate(self.groups):
+            for neighbour in self.neighbours(group):
+                coupled[number, self.groups.index(neighbour)] = True
+        return coupled
+
+    def seen_from(self, group: str) -> frozenset[str]:
+        """Return the matrices of a family and those that its similarities depend on."""
+        terms = self.family_terms(group)
+        return frozenset(self.families[group].matrices).union(*(term.matrices for term in terms))
 
     def is_quadratic(self, group: str) -> bool:
         """Say whether a term couples two matrices of a family, or one with itself."""
@@ -214,12 +263,15 @@ class AlignmentProblem:
 
     def identity(self, width: int = 1) -> Hypotheses:
         """Return `width` hypotheses per model that move nothing."""
-        model = self.model_index(width)
+        return self._identity if width == 1 else self._identity.spread(width)
+
+    @cached_property
+    def _identity(self) -> Hypotheses:
         perms = {
-            matrix: torch.arange(size, device=self.device).expand(len(model), size)
+            matrix: torch.arange(size, device=self.device).expand(self.models, size)
             for matrix, size in self.sizes.items()
         }
-        return self.hypotheses(perms, model)
+        return self.hypotheses(perms, self.model_index(1))
 
     def random(self, width: int, random: RandomStream) -> Hypotheses:
         """Return `width` hypotheses per model drawn uniformly, the same ones for each model."""
@@ -283,9 +335,7 @@ class AlignmentProblem:
         """
         terms = self.touching(matrix)
         siblings = any(isinstance(term, SiblingTerm) for term in terms)
-        if self._kernels is not None and not siblings:
-            return self._kernels.updated(matrix, similarity, before, after, model)
-        if siblings or not self.engine.waits:
+        if siblings or self._kernels is not None or not self.engine.waits:
             return self.similarity(matrix, after, model)
         total = similarity
         for term in terms:
@@ -296,6 +346,41 @@ class AlignmentProblem:
                     return self.similarity(matrix, after, model)
                 total = total + change
         return total
+
+    @cached_property
+    def prepares_any(self) -> bool:
+        """Whether `prepares` holds for any group."""
+        return any(map(self.prepares, self.groups))
+
+    def prepares(self, group: str) -> bool:
+        """Say whether the moves of a group can be prepared.
+
+        By kernels, for a group without children of which no term sees two axes.
+        """
+        family = self.families[group]
+        if self._kernels is None or family.children or self.is_quadratic(group):
+            return False
+        return all(map(self._kernels.prepares, family.matrices))
+
+    def prepared_similarity(
+        self,
+        matrices: Sequence[str],
+        perms: Mapping[str, Tensor],
+        model: Tensor,
+        active: Tensor,
+        out: Sequence[Tensor],
+    ) -> "RowDistance":
+        """Prepare the similarities of some matrices for many launches; see `similarity`.
+
+        Args:
+            matrices: of a group that `prepares` names.
+            perms: matrix -> int64 [b, n], which may be overwritten between launches.
+            model: int64 [b].
+            active: int64 [b], likewise; 0 where a hypothesis is left out.
+            out: float32 [b, n, n] of each matrix, contiguous.
+        """
+        assert self._kernels is not None
+        return self._kernels.prepared(matrices, perms, model, active, out)
 
     def similarities(
         self, group: str, perms: Mapping[str, Tensor], model: Tensor
@@ -393,32 +478,48 @@ class AlignmentProblem:
     def tensor_distances(self, permutation: Permutation, model: int = 0) -> dict[str, float]:
         """Return what each counted tensor contributes to `distance`."""
         perms, signs = (
-            {name: vector[None] for name, vector in found.items()}
+            {name: vector[None].to(self.device) for name, vector in found.items()}
             for found in (permutation.perms, permutation.signs)
         )
-        found = self._tensor_distances(perms, signs, [self._sources[model]])
-        return {name: float(distance) for name, distance in found.items()}
+        index = torch.full((1,), model, device=self.device)
+        found = self._tensor_distances(perms, signs, index)
+        values = torch.cat([*found.values(), self.constant.new_empty(0)]).cpu().tolist()
+        return dict(zip(found, values, strict=True))
 
     def each_tensor_distance(self, hypotheses: Hypotheses) -> dict[str, Tensor]:
         """Return `tensor_distances` of every hypothesis at once, tensor -> float64 [b]."""
-        sources = [self._sources[model] for model in hypotheses.model.tolist()]
-        return self._tensor_distances(*self._group_vectors(hypotheses), sources)
+        return self._tensor_distances(*self.group_vectors(hypotheses), hypotheses.model)
+
+    def each_tensor_distance_before(self) -> dict[str, Tensor]:
+        """Return what each counted tensor of every source is away as given, float64 [m]."""
+        return self._tensor_distances({}, {}, torch.arange(self.models, device=self.device))
 
     def _tensor_distances(
+        self, perms: Mapping[str, Tensor], signs: Mapping[str, Tensor], model: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the distances of sources by number, int64 [b]; without `perms` as they lie."""
+        names = (name for name, tensor in self.spec.tensors.items() if tensor.counted)
+        return {name: self._distances_of(name, perms, signs, model) for name in names}
+
+    def _distances_of(
         self,
+        name: str,
         perms: Mapping[str, Tensor],
         signs: Mapping[str, Tensor],
-        sources: Sequence[StateDict],
-    ) -> dict[str, Tensor]:
-        distances = {}
-        for name, tensor_spec in self.spec.tensors.items():
-            if tensor_spec.counted:
-                b = stacked(self.spec, name, sources)
-                b = move_each(b, tensor_spec, self.spec.groups, perms)
-                b = multiply_each(b, tensor_spec, self.spec.groups, signs)
-                a = self.metric.scaled(self.spec.tensor_of(name, self._target).cpu())
-                distances[name] = flat(a - self.metric.scaled_each(b)).square().sum(1)
-        return distances
+        model: Tensor,
+    ) -> Tensor:
+        """Return what one tensor contributes, float64 [b]."""
+        stack, a = self.sources[name], self.metric.scaled_each(self._target[name])
+        layout, groups = self.spec.tensors[name], self.spec.groups
+
+        def of(part: slice) -> Tensor:
+            b = stack.index_select(0, model[part])
+            if perms:
+                b = move_each(b, layout, groups, {g: perms[g][part] for g in layout.groups})
+            b = multiply_each(b, layout, groups, {g: sign[part] for g, sign in signs.items()})
+            return squared_norms(self.metric.scaled_each(b).sub_(a))
+
+        return in_chunks(of, len(model), part_elements(self.device) // max(a.numel(), 1))
 
     def digests(self) -> dict[str, str]:
         """Return hashes of the weights that the spec names: of all sources, and of the target."""
@@ -427,8 +528,8 @@ class AlignmentProblem:
             return {name: self.spec.tensor_of(name, state) for name in self.spec.tensors}
 
         return {
-            "the weights of the source": hash_tensors(map(named, self._sources)),
-            "the weights of the target": hash_tensors([named(self._target)]),
+            "the weights of the source": hash_tensors(map(named, self.sources.states)),
+            "the weights of the target": hash_tensors(map(named, self._target.states)),
         }
 
     def permutation(self, hypotheses: Hypotheses, index: int = 0) -> Permutation:
@@ -438,20 +539,11 @@ class AlignmentProblem:
 
     def permutations(self, hypotheses: Hypotheses) -> list[Permutation]:
         """Return every hypothesis as a Permutation of all groups of the spec."""
-        perms, signs = (
-            {name: vectors.cpu().unbind(0) for name, vectors in found.items()}
-            for found in self._group_vectors(hypotheses)
-        )
-        return [
-            Permutation(
-                self.spec,
-                {name: vectors[number].clone() for name, vectors in perms.items()},
-                {name: vectors[number].clone() for name, vectors in signs.items()},
-            )
-            for number in range(len(hypotheses))
-        ]
+        vectors = self.group_vectors(hypotheses)
+        perms, signs = ({name: v.cpu() for name, v in found.items()} for found in vectors)
+        return Permutation.each(self.spec, perms, signs, len(hypotheses))
 
-    def _group_vectors(self, hypotheses: Hypotheses) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def group_vectors(self, hypotheses: Hypotheses) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return vectors and signs of every group of the spec, group -> int64 [b, units]."""
         found, device = hypotheses.perms, hypotheses.model.device
         signs = {unsigned(m): sign_of(perm) for m, perm in found.items() if is_signed(m)}

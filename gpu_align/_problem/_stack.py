@@ -1,4 +1,4 @@
-"""The tensors of several models side by side, so that one operation serves all of them."""
+"""What weights must be to be compared, looked at for many models at once."""
 
 import math
 from collections.abc import Sequence
@@ -9,18 +9,30 @@ from torch import Tensor
 from gpu_align._errors import CheckpointError, GpuAlignError, SpecError, bullet_list
 from gpu_align._symmetry._move import stack
 from gpu_align._symmetry._spec import PermutationSpec, StateDict
+from gpu_align._weights import part_elements, part_ranges, tensors_of
 
-_CHUNK_ELEMENTS = 2**18  # stacked to look for NaN: larger copies would cost more than the calls
-
-
-def stacked(spec: PermutationSpec, name: str, states: Sequence[StateDict]) -> Tensor:
-    """Return one tensor of every model on the host, [m, *shape]; see `stack`."""
-    return stack([spec.tensor_of(name, state).cpu() for state in states])
+_HOST = torch.device("cpu")
 
 
 def flat(tensors: Tensor) -> Tensor:
     """Return a stack with one row of entries per model, [m, entries]."""
     return tensors.reshape(len(tensors), tensors.shape[1:].numel())
+
+
+def squared_norms(tensors: Tensor) -> Tensor:
+    """Return the squared norm of each tensor of a stack, float64 [m].
+
+    In parts, so that no copy in float64 is made of the whole.
+    """
+    rows, most = flat(tensors), part_elements(tensors.device)
+    width = min(rows.shape[1], most)
+    height = min(most // max(width, 1), len(rows))
+    wide = rows.new_empty(height, width, dtype=torch.float64)
+    total = rows.new_zeros(len(rows), dtype=torch.float64)
+    for some, sums in zip(rows.split(max(height, 1)), total.split(max(height, 1)), strict=True):
+        for part in some.split(max(width, 1), dim=1):
+            sums += wide[: len(part), : part.shape[1]].copy_(part).square_().sum(1)
+    return total
 
 
 def unusable(spec: PermutationSpec, states: Sequence[StateDict]) -> dict[int, GpuAlignError]:
@@ -49,14 +61,15 @@ def _not_comparable(
     """Return which of the models, all of which fit the spec, have something for `check_weights`."""
     found: set[int] = set()
     for name, tensor_spec in spec.tensors.items():
-        tensors = {number: spec.tensor_of(name, states[number]) for number in numbers}
-        floating = [n for n, tensor in tensors.items() if torch.is_floating_point(tensor)]
+        held = tensors_of(spec, name, [states[number] for number in numbers])
+        tensors = dict(zip(numbers, held, strict=True))
+        floating = [n for n, tensor in tensors.items() if tensor.is_floating_point()]
         if tensor_spec.counted or tensor_spec.groups:
             found.update(tensors.keys() - set(floating))
-        together = max(_CHUNK_ELEMENTS // max(math.prod(tensor_spec.shape), 1), 1)
-        for start in range(0, len(floating), together):
-            part = floating[start : start + together]
-            finite = flat(_isfinite(stack([tensors[n] for n in part]))).all(1).tolist()
+        elements = math.prod(tensor_spec.shape)
+        for start, stop in part_ranges(len(floating), elements, part_elements(_HOST)):
+            part = floating[start:stop]
+            finite = has_finite_sums(stack([tensors[n] for n in part])).tolist()
             found.update(n for n, good in zip(part, finite, strict=True) if not good)
     return sorted(found)
 
@@ -76,7 +89,7 @@ def check_weights(spec: PermutationSpec, state_dict: StateDict, role: str) -> No
                     f"{name!r} has dtype {tensor.dtype}, expected real floating point; convert or "
                     "dequantise it"
                 )
-        elif bad := tensor.numel() - int(_isfinite(tensor).sum()):
+        elif bad := _not_finite(tensor):
             problems.append(
                 f"{name!r} has {bad} NaN or infinite entries of {tensor.numel()}; "
                 "was the training stable?"
@@ -85,17 +98,31 @@ def check_weights(spec: PermutationSpec, state_dict: StateDict, role: str) -> No
         raise CheckpointError(f"the {role} cannot be aligned:\n{bullet_list(problems)}")
 
 
-def _isfinite(tensor: Tensor) -> Tensor:
-    # The 8-bit formats have no isfinite of their own.
-    return torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float())
+def has_finite_sums(tensors: Tensor) -> Tensor:
+    """Say of each tensor of a stack whether the sum of its entries is finite, bool [m].
+
+    One pass. If so, all entries are finite; if not, the sum may just have overflowed.
+    """
+    dtype = torch.float64 if tensors.dtype == torch.float64 else torch.float32
+    # The 8-bit formats cannot be summed.
+    rows = flat(tensors if tensors.element_size() > 1 else tensors.float())
+    return rows.sum(1, dtype=dtype).isfinite()
+
+
+def _not_finite(tensor: Tensor) -> int:
+    """Return how many entries are NaN or infinite."""
+    if bool(has_finite_sums(tensor[None])):
+        return 0
+    wide = tensor if tensor.element_size() > 1 else tensor.float()
+    return tensor.numel() - int(wide.isfinite().sum())
 
 
 def compute_dtype(spec: PermutationSpec, states: Sequence[StateDict]) -> torch.dtype:
     """Half precision is computed in float32; float64 wherever a counted tensor has it."""
+    counted = [name for name, tensor in spec.tensors.items() if tensor.counted]
     double = any(
-        spec.tensor_of(name, state).dtype == torch.float64
-        for name, tensor_spec in spec.tensors.items()
-        if tensor_spec.counted
-        for state in states
+        tensor.dtype == torch.float64
+        for name in counted
+        for tensor in tensors_of(spec, name, states)
     )
     return torch.float64 if double else torch.float32

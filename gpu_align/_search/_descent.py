@@ -1,9 +1,10 @@
 """Coordinate descent: one group at a time, its best assignment with the others fixed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from gpu_align._search._moves import best_move
 from gpu_align._search._recall import Recall
 from gpu_align._search._search import Run, Search, State
 from gpu_align._search._state import stored
+from gpu_align._search._workspace import Workspace
 from gpu_align._status import Status
 
 Order = Literal["random", "forward", "backward"]
@@ -83,17 +85,56 @@ def queue_sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
         descent: the batch.
         order: int64 [each, groups], the same for each model.
     """
-    plan = list(_plan(order, _coupling(run)))
-    for place, (number, slots) in enumerate(plan):
+    plan = list(_plan(order, run.problem.coupling))
+    first = torch.arange(run.problem.models)[:, None] * len(order)
+    moves = [(number, (first + slots).flatten()) for number, slots in plan]
+    if run.queues and run.problem.prepares_any:
+        return _queue_prepared(run, descent, moves)
+    for place, (number, chosen) in enumerate(moves):
         if run.clock.late():
             break
         run.clock.beat(f"move {place + 1} of {len(plan)}")
-        first = torch.arange(run.problem.models)[:, None] * len(order)
-        chosen = (first + slots).flatten()
         chosen = chosen[descent.stale[chosen, number] if run.waits else descent.alive[chosen]]
-        for part in run.parts(run.problem.groups[number], chosen):
-            descent = _move(run, descent, number, part)
+        descent = _move(run, descent, number, chosen)
     return descent
+
+
+def _queue_prepared(run: Run, descent: Descent, moves: Sequence[tuple[int, Tensor]]) -> Descent:
+    """Queue the moves of a sweep: number of the group, and who takes it, int64 [c].
+
+    Groups whose moves are not prepared take the same way as without a workspace.
+    """
+    batch = len(descent.hypotheses)
+    if batch not in run.workspaces:
+        run.workspaces = {batch: Workspace(run, batch)}
+    workspace = run.workspaces[batch]
+    if not descent.recall.begun:
+        workspace.forget()
+        descent.recall.begun = True
+    workspace.load(descent.hypotheses, descent.stale)
+    taken = torch.zeros(len(moves), -(-batch // 16) * 16, dtype=torch.uint8)  # lines are aligned
+    for place, (_, chosen) in enumerate(moves):
+        taken[place, chosen] = descent.alive[chosen].to(torch.uint8)
+    takers = run.upload(taken)
+    for place, (number, chosen) in enumerate(moves):
+        if run.clock.late():
+            break
+        run.clock.beat(f"move {place + 1} of {len(moves)}")
+        chosen = chosen[descent.alive[chosen]]
+        if workspace.can_move(number):
+            run.assignments += len(chosen)
+            workspace.move(number, takers[place])
+        else:
+            now = replace(
+                descent,
+                hypotheses=workspace.hypotheses(descent.hypotheses),
+                stale=workspace.stale(),
+            )
+            moved = _move(run, now, number, chosen)
+            workspace.load(moved.hypotheses, moved.stale)
+    return replace(
+        descent, hypotheses=workspace.hypotheses(descent.hypotheses), stale=workspace.stale()
+    )
 
 
 def _plan(order: Tensor, coupled: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -110,43 +151,43 @@ def _plan(order: Tensor, coupled: Tensor) -> Iterator[tuple[int, Tensor]]:
     Yields:
         Number of the group, and int64 [c].
     """
-    rank = order.argsort(1)
-    waiting_for = ((rank[:, :, None] > rank[:, None, :]) & coupled).sum(2)
-    pending = torch.ones_like(rank, dtype=torch.bool)
-    while bool(pending.any()):
+    if len(order) == 1:
+        yield from ((number, torch.zeros(1, dtype=torch.int64)) for number in order[0].tolist())
+        return
+    # NumPy: on arrays as small as these its operations take a fifth of torch's time.
+    rank, together = order.argsort(1).numpy(), coupled.numpy()
+    waiting_for = ((rank[:, :, None] > rank[:, None, :]) & together).sum(2)
+    pending = np.ones_like(rank, dtype=bool)
+    while pending.any():
         ready = pending & (waiting_for == 0)
         number = int(ready.sum(0).argmax())
-        chosen = ready[:, number].nonzero().flatten()
+        chosen = ready[:, number].nonzero()[0]
         pending[chosen, number] = False
         later = rank[chosen] > rank[chosen, number, None]
-        waiting_for[chosen] -= (coupled[number] & later).long()
-        yield number, chosen
-
-
-def _coupling(run: Run) -> Tensor:
-    """Return which groups share a term, bool [groups, groups]."""
-    groups = run.problem.groups
-    coupled = torch.zeros(len(groups), len(groups), dtype=torch.bool)
-    for number, group in enumerate(groups):
-        for neighbour in run.problem.neighbours(group):
-            coupled[number, groups.index(neighbour)] = True
-    return coupled
+        waiting_for[chosen] -= together[number] & later
+        yield number, torch.from_numpy(chosen)
 
 
 def _move(run: Run, descent: Descent, number: int, chosen: Tensor) -> Descent:
+    """Move one group of the chosen hypotheses, int64 [c] on the host, in parts that fit."""
+    for part in run.parts(run.problem.groups[number], chosen):
+        descent = _move_part(run, descent, number, part)
+    return descent
+
+
+def _move_part(run: Run, descent: Descent, number: int, chosen: Tensor) -> Descent:
     """Move one group of the chosen hypotheses, int64 [c] on the host, to its best assignment."""
-    problem, group = run.problem, run.problem.groups[number]
+    problem, group, batch = run.problem, run.problem.groups[number], len(descent.hypotheses)
     index = run.upload(chosen)
-    part = descent.hypotheses.select(index)
+    part = descent.hypotheses.only(problem.seen_from(group)).select(index)
     stale = descent.stale.clone()
     active = None if run.waits else stale[index, number]
-    look = descent.recall.look(run, group, chosen, index, part, len(descent.hypotheses))
-    moved, gain = best_move(run, group, part, look, active=active)
-    descent.recall.keep(group, index, look)
+    similarity = descent.recall.look(run, group, chosen, part, batch)
+    moved, gain = best_move(run, group, part, similarity, active=active)
     better = gain > run.tolerance(part.model)
     if active is not None:
         better &= active
-    stale[index, number] = False
+    stale[:, number].index_fill_(0, index, False)  # without a copy from the host
     for neighbour in problem.neighbours(group):
         place = problem.groups.index(neighbour)
         stale[index, place] = stale[index, place] | better

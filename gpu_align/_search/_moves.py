@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from gpu_align._problem import Family, Hypotheses, Member, SiblingTerm, to_matrix
-from gpu_align._search._recall import Look
 from gpu_align._search._search import Run, deviation
 
 _PAIR_ROUNDS = 2
@@ -17,7 +16,7 @@ def best_move(
     run: Run,
     group: str,
     hypotheses: Hypotheses,
-    look: Look | None = None,
+    similarity: Mapping[str, Tensor] | None = None,
     *,
     active: Tensor | None = None,
     noise: float = 0.0,
@@ -29,8 +28,7 @@ def best_move(
         run: the running search.
         group: root of the family.
         hypotheses: the batch before the move.
-        look: its similarities, and where its assignments start from; default a look without
-            memory.
+        similarity: matrix -> [b, n, n] of the family; default it is computed.
         active: bool [b], which moves are wanted; the others may be any.
         noise: standard deviation of noise on the similarities, in units of their own.
         owners: int64 [b], whose noise it is; default that of each hypothesis of a model.
@@ -39,9 +37,9 @@ def best_move(
         matrix -> int64 [b, n], and by how much D falls (noise left out), float64 [b].
     """
     problem = run.problem
-    if look is None:
-        look = Look(problem.similarities(group, hypotheses.perms, hypotheses.model))
-    noisy = look.similarity
+    if similarity is None:
+        similarity = problem.similarities(group, hypotheses.perms, hypotheses.model)
+    noisy = similarity
     if noise > 0:
         owners = hypotheses.slots if owners is None else owners
         noisy = {m: _shaken(run, s, noise, owners) for m, s in noisy.items()}
@@ -50,9 +48,8 @@ def best_move(
     elif problem.families[group].children:
         moved = problem.families[group].assign(noisy, run.match)
     else:
-        match = partial(run.match, active=active, warm=look.warm)
-        moved = problem.families[group].assign(noisy, match)
-    return moved, problem.gain(group, look.similarity, moved, hypotheses)
+        moved = problem.families[group].assign(noisy, partial(run.match, active=active))
+    return moved, problem.gain(group, similarity, moved, hypotheses)
 
 
 def _shaken(run: Run, similarity: Tensor, noise: float, owners: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from gpu_align._search._state import Budget, Progress, ProgressCallback, Snapsho
 from gpu_align._search._store import SearchStore
 from gpu_align._status import Status
 
+if TYPE_CHECKING:
+    from gpu_align._search._workspace import Workspace
+
 
 class Search(ABC):
     """A way to look for a good permutation; it is stateless, all state is in a `State`."""
@@ -48,19 +51,6 @@ _BYTES = 32
 
 
 @dataclass
-class Warm:
-    """The last matching of similar problems and its duals; a solve that is given it renews it.
-
-    Attributes:
-        col_dual: float64 [b, n]; a row of NaN has no memory and starts cold.
-        col_ind: int64 [b, n].
-    """
-
-    col_dual: Tensor
-    col_ind: Tensor
-
-
-@dataclass
 class Run:
     """What a search needs while it runs.
 
@@ -71,6 +61,7 @@ class Run:
         assignments: number of assignment problems given to the solver so far.
         splits: what did not fit into memory at once -> in what parts it was computed.
         clock: the time, and who is told of it.
+        workspaces: what descents on a device keep at fixed places, by the size of the batch.
     """
 
     problem: AlignmentProblem
@@ -79,11 +70,12 @@ class Run:
     assignments: int = 0
     splits: dict[str, str] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
+    workspaces: "dict[int, Workspace]" = field(default_factory=dict)
     _measured: tuple[float, int] = (-math.inf, 0)
 
     def __post_init__(self) -> None:
-        # The worst code of all assignments on the device, [1].
-        self._codes = torch.zeros(1, dtype=torch.int64, device=self.problem.device)
+        # Of all assignments on the device: 0, or why one of them failed, [1].
+        self.worst_code = torch.zeros(1, dtype=torch.int64, device=self.problem.device)
 
     @property
     def waits(self) -> bool:
@@ -110,40 +102,36 @@ class Run:
             tensor = tensor.pin_memory()
         return tensor.to(self.problem.device, non_blocking=True)
 
-    def assign(
-        self, similarity: Tensor, active: Tensor | None = None, warm: Warm | None = None
-    ) -> Tensor:
+    @property
+    def queues(self) -> bool:
+        """Whether assignments are solved on the device, without waiting for it."""
+        return not self.waits and isinstance(self.solver, AutoAssignment | AuctionAssignment)
+
+    def assign(self, similarity: Tensor, active: Tensor | None = None) -> Tensor:
         """Return the best assignment of each matrix.
 
         Args:
             similarity: [b, n, n], to be maximised.
             active: bool [b], which of them are wanted; the others may get any permutation.
-            warm: where to start from; solvers that have no use for it leave it as it is.
 
         Returns:
             int64 [b, n].
         """
         self.assignments += len(similarity)
-        if self.waits or not isinstance(self.solver, AutoAssignment | AuctionAssignment):
+        if not self.queues:
             problem = AssignmentProblem(similarity, maximize=True)
             return solve(problem, self.solver).col_ind.to(similarity.device)
-        return self._enqueue(similarity, active, warm)
-
-    def _enqueue(self, similarity: Tensor, active: Tensor | None, warm: Warm | None) -> Tensor:
-        """Solve on the device; what failed is looked at by `check`."""
         sizes = None if active is None else active.long() * similarity.shape[1]
         problem = AssignmentProblem(similarity, maximize=True, sizes=sizes)
-        solver = self.solver if isinstance(self.solver, AuctionAssignment) else AuctionAssignment()
-        start = (None, None) if warm is None else (warm.col_dual, warm.col_ind)
-        found = solver.enqueue(problem, *start)
-        self._codes = torch.cat([self._codes, found.status_codes]).amax(0, keepdim=True)
-        if warm is not None:
-            # What was not wanted was not solved, and keeps its memory.
-            solved = torch.ones_like(problem.cost[:, :1, 0], dtype=torch.bool)
-            solved = solved if active is None else active[:, None]
-            warm.col_dual = torch.where(solved, found.col_dual, warm.col_dual)
-            warm.col_ind = torch.where(solved, found.col_ind, warm.col_ind)
+        found = self.device_solver.enqueue(problem)
+        codes = torch.cat([self.worst_code, found.status_codes])
+        self.worst_code.copy_(codes.amax(0, keepdim=True))
         return found.col_ind
+
+    @property
+    def device_solver(self) -> AuctionAssignment:
+        """What solves assignments on the device, where they are queued."""
+        return self.solver if isinstance(self.solver, AuctionAssignment) else AuctionAssignment()
 
     def check(self) -> None:
         """Wait for the device, and raise if an assignment problem has failed.
@@ -151,16 +139,14 @@ class Run:
         Raises:
             AssignmentError: with the reason of one of them.
         """
-        code = 0 if self.waits else int(self._codes)
+        code = 0 if self.waits else int(self.worst_code)
         if code:
             status = STATUS_OF_CODE[code]
             raise AssignmentError(f"an assignment problem failed: {status.value}", status)
 
-    def match(
-        self, similarity: Tensor, active: Tensor | None = None, warm: Warm | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def match(self, similarity: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the best assignments [b, n] and their values [b]; see `assign`."""
-        columns = self.assign(similarity, active, warm)
+        columns = self.assign(similarity, active)
         return columns, similarity.gather(2, columns[..., None]).sum((1, 2))
 
     def parts(self, group: str, chosen: Tensor) -> Iterator[Tensor]:
@@ -189,9 +175,10 @@ class Run:
             self.splits["soft matrices"] = f"{most} of {count} hypotheses of each model at a time"
         yield from torch.arange(count, device=self.problem.device).split(most)
 
-    def affords(self, share: float, entries: int) -> bool:
-        """Say whether so many more entries fit into a share of the free memory."""
-        return entries * self.problem.dtype.itemsize <= share * self._free()
+    def fitting(self, share: float, entries: int) -> int:
+        """Return how often so many entries fit into a share of the free memory, at least once."""
+        each = entries * self.problem.dtype.itemsize
+        return max(int(share * self._free()) // max(each, 1), 1)
 
     def _free(self) -> int:
         """Return the free memory of the device in bytes, measured at most once a second."""

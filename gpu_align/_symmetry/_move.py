@@ -52,11 +52,17 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
 
     The dtype is theirs, or float64 where they differ; a stack of one is a view.
     """
+    first = tensors[0]
     if len(tensors) == 1:
-        return tensors[0][None]
-    if any(tensor.dtype != tensors[0].dtype for tensor in tensors):
+        return first[None]
+    if len({tensor.dtype for tensor in tensors}) > 1:
         tensors = [tensor.to(torch.float64) for tensor in tensors]
-    return torch.stack([tensor.to(tensors[0].device) for tensor in tensors])
+    if len({tensor.device for tensor in tensors}) > 1:
+        tensors = [tensor.to(first.device) for tensor in tensors]
+    if first.numel() == 0 or first.ndim == 0:
+        return torch.stack(list(tensors))
+    # `torch.stack` makes a view of each first.
+    return torch.cat(list(tensors)).reshape(len(tensors), *first.shape)
 
 
 def _reorder(
@@ -114,7 +120,9 @@ def multiply_each(
     """Return the same for a stack of tensors, [m, *shape], and multipliers [m, units]."""
     if not _has_power(spec, multipliers):
         return tensors
-    wide = tensors.to(torch.float64, memory_format=torch.contiguous_format, copy=True)
+    wide = tensors.to(
+        _product_dtype(tensors, multipliers), memory_format=torch.contiguous_format, copy=True
+    )
     for block in spec.blocks():
         for number, factor in enumerate(block.factors):
             name = factor.group
@@ -123,6 +131,13 @@ def multiply_each(
                 part = block.unfold(wide) * _spread(units, block.factors, number, groups)
                 block.view(wide).copy_(part.reshape(len(part), *block.extents))
     return wide.to(tensors.dtype)
+
+
+def _product_dtype(tensors: Tensor, multipliers: Mapping[str, Tensor]) -> torch.dtype:
+    """Return float64, or the tensors' own dtype where it can be multiplied and signs are all."""
+    scales = any(vector.is_floating_point() for vector in multipliers.values())
+    exact = tensors.is_floating_point() and tensors.element_size() > 1 and not scales
+    return tensors.dtype if exact else torch.float64
 
 
 def _has_power(spec: TensorSpec, multipliers: Mapping[str, Tensor]) -> bool:

@@ -1,6 +1,5 @@
 """What a grouped row-distance launch knows of each problem and term: addresses, strides, sizes."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,11 +10,14 @@ from torch import Tensor
 from gpu_align._errors import InputError
 
 from ._rows import PackedTerm, RowProblem
-from ._tiles import Tile
 
 
 class ProblemRow(NamedTuple):
-    """One problem of the table; tensors are addresses, 0 where there is none."""
+    """One problem of the table; tensors are addresses, 0 where there is none.
+
+    A tile is the work of `chunks` programs, `chunk` steps of BLOCK_K each; the sums of its tiles
+    begin at tile `part` of the scratch memory. `*_step` is elements per hypothesis or model.
+    """
 
     size: int
     batch: int
@@ -23,9 +25,12 @@ class ProblemRow(NamedTuple):
     model: int
     target_norm: int
     source_norm: int
-    parent: int
-    parent_index: int
-    changes: int
+    unary: int
+    unary_step: int
+    active: int
+    chunks: int
+    chunk: int
+    part: int
     first_term: int
     last_term: int
 
@@ -34,14 +39,16 @@ class TermRow(NamedTuple):
     """One term of the table. A row's position (u, v, r) is `u * u_stride + v * v_stride + r`.
 
     u and v are units of the other two groups, r is below `inner`; a group that is not there has
-    one unit. `*_step` is elements per hypothesis. In an update u is the group that moved, and
-    only its changed `places` are visited.
+    one unit, whose index vector has address 0. `*_step` is elements per hypothesis or model; the
+    negative of a row lies `negative` rows behind it.
     """
 
     target: int
     target_stride: int
     source: int
     source_stride: int
+    model_step: int
+    negative: int
     length: int
     inner: int
     u_stride: int
@@ -51,11 +58,10 @@ class TermRow(NamedTuple):
     u_step: int
     v: int
     v_step: int
-    before: int
-    before_step: int
-    places: int
-    places_step: int
 
+
+MAX_LENGTH = 2**31 - 2**10
+"""Rows are shorter, so that a position a step beyond their end has 32 bits."""
 
 # The same fields as numbers: a kernel reads no NamedTuple.
 P_FIELDS, T_FIELDS = tl.constexpr(len(ProblemRow._fields)), tl.constexpr(len(TermRow._fields))
@@ -66,9 +72,12 @@ P_FIELDS, T_FIELDS = tl.constexpr(len(ProblemRow._fields)), tl.constexpr(len(Ter
     P_MODEL,
     P_TARGET_NORM,
     P_SOURCE_NORM,
-    P_PARENT,
-    P_PARENT_INDEX,
-    P_CHANGES,
+    P_UNARY,
+    P_UNARY_STEP,
+    P_ACTIVE,
+    P_CHUNKS,
+    P_CHUNK,
+    P_PART,
     P_FIRST_TERM,
     P_LAST_TERM,
 ) = map(tl.constexpr, range(len(ProblemRow._fields)))
@@ -77,6 +86,8 @@ P_FIELDS, T_FIELDS = tl.constexpr(len(ProblemRow._fields)), tl.constexpr(len(Ter
     T_TARGET_STRIDE,
     T_SOURCE,
     T_SOURCE_STRIDE,
+    T_MODEL_STEP,
+    T_NEGATIVE,
     T_LENGTH,
     T_INNER,
     T_U_STRIDE,
@@ -86,18 +97,22 @@ P_FIELDS, T_FIELDS = tl.constexpr(len(ProblemRow._fields)), tl.constexpr(len(Ter
     T_U_STEP,
     T_V,
     T_V_STEP,
-    T_BEFORE,
-    T_BEFORE_STEP,
-    T_PLACES,
-    T_PLACES_STEP,
 ) = map(tl.constexpr, range(len(TermRow._fields)))
 
 
 def problem_row(
-    problem: RowProblem, out: Tensor, first_term: int, last_term: int, **more: int
+    problem: RowProblem, out: Tensor, terms: tuple[int, int], chunks: tuple[int, int], part: int
 ) -> ProblemRow:
-    """Return the row of a problem; `more` are the fields of an update."""
-    rows = problem.rows
+    """Return the row of a problem.
+
+    Args:
+        problem: the hypotheses.
+        out: float32 [b, n, n].
+        terms: numbers of its first term and of the one after its last.
+        chunks: how many, and the steps of each.
+        part: its first tile in the scratch memory.
+    """
+    rows, unary, active = problem.rows, problem.unary, problem.active
     return ProblemRow(
         size=rows.size,
         batch=len(problem.model),
@@ -105,53 +120,51 @@ def problem_row(
         model=problem.model.data_ptr(),
         target_norm=rows.target_norm.data_ptr(),
         source_norm=rows.source_norm.data_ptr(),
-        first_term=first_term,
-        last_term=last_term,
-        **{"parent": 0, "parent_index": 0, "changes": 0, **more},
+        unary=0 if unary is None else unary.data_ptr(),
+        unary_step=0 if unary is None or len(unary) == 1 else unary.stride(0),
+        active=0 if active is None else active.data_ptr(),
+        chunks=chunks[0],
+        chunk=chunks[1],
+        part=part,
+        first_term=terms[0],
+        last_term=terms[1],
     )
 
 
 def term_row(
-    term: PackedTerm,
-    indices: tuple[Tensor, Tensor],
-    strides: tuple[int, int],
-    v_size: int,
-    before: Tensor | None = None,
-    places: Tensor | None = None,
+    term: PackedTerm, signed: bool, indices: Sequence[Tensor], sizes: Sequence[int]
 ) -> TermRow:
     """Return the row of a term.
 
     Args:
         term: the weights.
-        indices: int64 [b, units] of u and v.
-        strides: of u and v within a row.
-        v_size: units of v.
-        before, places: int64 [b, units] of u; updates only.
+        signed: whether the source has negative rows.
+        indices: int64 [b, units] of at most two other groups.
+        sizes: their units.
 
     Raises:
-        InputError: rows of 2^31 elements or more.
+        InputError: rows of `MAX_LENGTH` elements or more.
     """
-    if term.length >= 2**31:
-        raise InputError(f"expected rows of fewer than 2^31 elements, got {term.length}")
-    u, v = indices
+    if term.length >= MAX_LENGTH:
+        raise InputError(f"expected rows of fewer than {MAX_LENGTH} elements, got {term.length}")
+    u, v = (*indices, None, None)[:2]
+    v_size = sizes[1] if len(sizes) > 1 else 1
     return TermRow(
         target=term.target.data_ptr(),
         target_stride=term.target.stride(0),
         source=term.source.data_ptr(),
         source_stride=term.source.stride(0),
+        model_step=term.source.stride(0) * term.length * (2 if signed else 1),
+        negative=term.length if signed else 0,
         length=term.length,
         inner=term.inner,
-        u_stride=strides[0],
-        v_stride=strides[1],
+        u_stride=v_size * term.inner,
+        v_stride=term.inner,
         v_size=v_size,
-        u=u.data_ptr(),
-        u_step=u.stride(0),
-        v=v.data_ptr(),
-        v_step=v.stride(0),
-        before=0 if before is None else before.data_ptr(),
-        before_step=0 if before is None else before.stride(0),
-        places=0 if places is None else places.data_ptr(),
-        places_step=0 if places is None else places.stride(0),
+        u=0 if u is None else u.data_ptr(),
+        u_step=0 if u is None else u.stride(0),
+        v=0 if v is None else v.data_ptr(),
+        v_step=0 if v is None else v.stride(0),
     )
 
 
@@ -170,11 +183,14 @@ def outputs(problems: Sequence[RowProblem], given: Sequence[Tensor] | None) -> l
     """Check the problems against each other; return checked or new float32 [b, n, n].
 
     Raises:
-        InputError: several dtypes or devices, or `given` does not fit.
+        InputError: several dtypes, planes or devices, or `given` does not fit.
     """
-    kinds = {(problem.rows.dtype, problem.rows.device) for problem in problems}
+    kinds = {(p.rows.dtype, p.rows.planes, p.rows.device) for p in problems}
     if len(kinds) > 1:
-        raise InputError(f"expected problems of one dtype and device in a launch, got {kinds}")
+        raise InputError(
+            "expected problems of one dtype, number of planes and device in a launch, got "
+            f"{sorted(map(str, kinds))}"
+        )
     shapes = [(len(p.model), p.rows.size, p.rows.size) for p in problems]
     if given is None:
         devices = [problem.rows.device for problem in problems]
@@ -201,13 +217,3 @@ def check_matrices(
             f"{matrices.dtype} {list(matrices.shape)} on {matrices.device} with strides "
             f"{matrices.stride()}"
         )
-
-
-def programs_of(problems: Sequence[RowProblem], tile: Tile) -> list[int]:
-    """Return how many tiles each problem has."""
-    return [
-        len(problem.model)
-        * math.ceil(problem.rows.size / tile.rows)
-        * math.ceil(problem.rows.size / tile.columns)
-        for problem in problems
-    ]

@@ -1,11 +1,12 @@
 """Grouped launches: many problems of different sizes in one grid, described by a device table."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from gpu_align._errors import InputError
 
@@ -22,9 +23,9 @@ class Table:
     """One grid over several problems: who owns which program, and what each problem is.
 
     Attributes:
-        first: int64 [problems + 1], the first program of each problem, then the total.
-        problems: int64 [problems, fields].
-        details: int64 [any, fields], rows that the problems point to.
+        first: int64 [problems + 1, padded to 2], the first program of each problem, then the total.
+        problems: int64 [problems * fields, padded to 2].
+        details: int64 [any * fields, padded to 2], rows that the problems point to.
         programs: the total.
         steps: bisections that find a program's problem.
         arguments: what every grouped kernel takes first: first, problems, their number, steps.
@@ -53,6 +54,8 @@ class Table:
             )
         self.steps = len(programs).bit_length()
         parts = [first, [x for row in problems for x in row], [x for row in details for x in row]]
+        for part in parts:  # of 16 bytes each, so that none asks for another compilation
+            part += [0] * (len(part) % 2)
         flat = torch.tensor([x for part in parts for x in part], dtype=torch.int64)
         if device.type == "cuda":
             flat = flat.pin_memory().to(device, non_blocking=True)
@@ -67,9 +70,70 @@ def processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def architecture(device: torch.device) -> int:
+    """Return the compute capability of a GPU, 90 for 9.0; that for the interpreter, too."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Make a GPU the current one, so that a launch goes to its current stream."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+class Launch:
+    """A kernel with its grid and arguments, which costs little to launch again.
+
+    The first launch compiles, or finds what has been compiled; the others go to Triton's launcher
+    directly, with no more looking at types, options or the cache.
+    """
+
+    def __init__(
+        self,
+        kernel: triton.JITFunction,
+        programs: int,
+        arguments: Sequence[Tensor | int | float],
+        constants: Mapping[str, object],
+        options: Mapping[str, object],
+        device: torch.device,
+    ) -> None:
+        """Keep what a launch needs; tensors stay alive.
+
+        Args:
+            kernel: the jitted function.
+            programs: of the grid.
+            arguments: in the kernel's order, after those that each launch is given.
+            constants: of the compilation, by name, in the kernel's order.
+            options: of the compilation: num_warps and the like.
+            device: of the tensors.
+        """
+        self._kernel, self._grid, self._device = kernel, (programs, 1, 1), device
+        self._arguments, self._constants, self._options = arguments, constants, options
+        # Triton's launcher takes addresses, and asks the driver about each tensor.
+        plain = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+        self._everything = (*plain, *constants.values())
+        self._compiled: Callable[..., None] | None = None
+
+    def __call__(self, *leading: Tensor) -> None:
+        """Launch on the current stream of the device, without waiting.
+
+        Args:
+            leading: the kernel's first arguments; their addresses are multiples of 16.
+        """
+        if self._compiled is None:
+            with on_device(self._device):
+                compiled = self._kernel[self._grid](
+                    *leading, *self._arguments, **self._constants, **self._options
+                )
+            if self._device.type == "cuda":
+                self._compiled = compiled[self._grid]
+        elif torch.cuda.current_device() == self._device.index:
+            self._compiled(*leading, *self._everything)
+        else:
+            with on_device(self._device):
+                self._compiled(*leading, *self._everything)
 
 
 @triton.jit
@@ -88,41 +152,3 @@ def locate(
         low = tl.where(below, middle, low)
         high = tl.where(below, high, middle)
     return low, program - tl.load(first_ptr + low)
-
-
-@triton.jit
-def tile_of(
-    local: tl.tensor,
-    size: tl.tensor,
-    batch: tl.tensor,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-) -> tl.tuple:
-    """Return the hypothesis, rows [BLOCK_M] and columns [BLOCK_N] of a problem's program.
-
-    Hypotheses run fastest: neighbours read the same rows of A and the same columns of B. Tiles
-    run in bands of 8 rows of tiles, which serves a batch of one.
-    """
-    w, tile = local % batch, local // batch
-    down, across = tl.cdiv(size, BLOCK_M), tl.cdiv(size, BLOCK_N)
-    band = tile // (8 * across)
-    height = tl.minimum(down - 8 * band, 8)
-    within = tile - band * 8 * across
-    i = (8 * band + within % height).to(tl.int32) * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = (within // height).to(tl.int32) * BLOCK_N + tl.arange(0, BLOCK_N)
-    return w, i, j
-
-
-@triton.jit
-def read_index(
-    index_ptr: tl.tensor,
-    place: tl.tensor,
-    inside: tl.tensor,
-    SIGNED: tl.constexpr,
-) -> tl.tuple:
-    """Return units and signs (float32) of an index vector, or unit and 1 where unsigned."""
-    unit = tl.load(index_ptr + place, mask=inside, other=0)
-    sign = tl.where(unit < 0, -1.0, 1.0)
-    if SIGNED:
-        unit = tl.where(unit < 0, ~unit, unit)
-    return unit, sign

@@ -59,8 +59,9 @@ class PackedTerm:
     """A term laid out for the kernel; with L the product of the other axes and d.
 
     Attributes:
-        target: [n, L padded], row i is unit i.
-        source: [m * L, n padded], row k of a model is what all units see at position k.
+        target: [n, planes * L padded], row i is unit i; planes side by side.
+        source: [m * L, planes * n padded], row k of a model is what all units see at position k;
+            with signs [m * 2 L, planes * n padded], the negatives behind the rows of each model.
         others: the groups of the other axes.
         sizes: their units; `L = prod(sizes) * inner`, the first group outermost.
         inner: d.
@@ -86,6 +87,8 @@ class PackedRows:
         terms: at least one.
         size: n, units of the group.
         models: m.
+        planes: 3 where float32 weights are the sum of three bfloat16 matrices, else 1.
+        signed: whether index vectors may carry signs.
         target_norm: float32 [n], `|a_i|^2` over all terms.
         source_norm: float32 [m, n], `|b_j|^2`.
     """
@@ -93,12 +96,14 @@ class PackedRows:
     terms: tuple[PackedTerm, ...]
     size: int
     models: int
+    planes: int
+    signed: bool
     target_norm: Tensor
     source_norm: Tensor
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Of the weights as they lie, bfloat16 where they are split."""
         return self.terms[0].target.dtype
 
     @property
@@ -114,19 +119,27 @@ class RowProblem:
     Attributes:
         rows: the weights of the group.
         perms: group -> int64 [b, units], for each other group of the terms: unit j of the source
-            at place i, or ~j for its negative. Each row must be a permutation up to signs: the
-            kernel reads where it points, and `|b_j|^2` is taken from the weights as they are.
+            at place i, or ~j for its negative where the rows are signed. Each row must be a
+            permutation up to signs: the kernel reads where it points, and `|b_j|^2` is taken from
+            the weights as they are.
         model: int64 [b], which source each hypothesis permutes.
-        signed: whether index vectors may carry signs.
+        unary: float32 [1 or m, n, n], added to the similarity: of each hypothesis's source, or
+            the only one.
+        active: int64 [b], 0 for each hypothesis that is not computed: its output stays as it is.
     """
 
     rows: PackedRows
     perms: Mapping[str, Tensor]
     model: Tensor
-    signed: bool = False
+    unary: Tensor | None = None
+    active: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_index("model", self.model, (len(self.model),), self.rows.device)
+        if self.active is not None:
+            check_index("active", self.active, (len(self.model),), self.rows.device)
+        if self.unary is not None:
+            self._check_unary(self.unary)
         for term in self.rows.terms:
             for group, size in zip(term.others, term.sizes, strict=True):
                 if group not in self.perms:
@@ -137,15 +150,35 @@ class RowProblem:
                 shape = (len(self.model), size)
                 check_index(group, self.perms[group], shape, self.rows.device)
 
+    def _check_unary(self, unary: Tensor) -> None:
+        rows = self.rows
+        right = unary.dtype == torch.float32 and unary.device == rows.device
+        right = right and unary.dim() == 3 and unary.shape[1:] == (rows.size, rows.size)
+        if not right or len(unary) not in (1, rows.models) or not unary[0].is_contiguous():
+            raise InputError(
+                f"expected 'unary' as float32 [1 or {rows.models}, {rows.size}, {rows.size}] on "
+                f"{rows.device}, each matrix contiguous, got {unary.dtype} {list(unary.shape)} on "
+                f"{unary.device} with strides {unary.stride()}"
+            )
 
-def pack_rows(terms: Sequence[RowTerm], dtype: torch.dtype | None = None) -> PackedRows:
+
+def pack_rows(
+    terms: Sequence[RowTerm],
+    dtype: torch.dtype | None = None,
+    *,
+    signed: bool = False,
+    split: bool = True,
+) -> PackedRows:
     """Lay out the terms of one group for the kernel: once per problem, not per hypothesis.
 
-    A tensor that already lies so (contiguous, a multiple of 16 elements wide) is not copied.
+    float32 weights become the sum of three bfloat16 matrices (`split_planes`). A tensor that is
+    neither split nor signed and lies right (contiguous, a multiple of 16 wide) is not copied.
 
     Args:
         terms: all with the same number of rows and models, on one device.
         dtype: of the packed weights, float32, float16 or bfloat16; default that of the terms.
+        signed: whether index vectors may carry signs: the source is kept with its negative.
+        split: whether to split float32 weights.
 
     Raises:
         InputError: no term, terms that do not fit together, or another dtype.
@@ -165,24 +198,52 @@ def pack_rows(terms: Sequence[RowTerm], dtype: torch.dtype | None = None) -> Pac
             f"expected terms of the same rows, models and device, got (n, m, device) {shapes}"
         )
     size, models, _ = shapes.pop()
+    planes = 3 if split and dtype == torch.float32 else 1
     norms = [_squared_norms(term) for term in terms]
     return PackedRows(
-        tuple(_pack(term, dtype) for term in terms),
+        tuple(_pack(term, dtype, planes, signed) for term in terms),
         size,
         models,
+        planes,
+        signed,
         torch.stack([a for a, _ in norms]).sum(0).float(),
         torch.stack([b for _, b in norms]).sum(0).float(),
     )
 
 
-def _pack(term: RowTerm, dtype: torch.dtype) -> PackedTerm:
+def split_planes(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return three bfloat16 matrices whose sum is a float32 matrix, largest first.
+
+    Each takes the 8 leading bits of what is left, by rounding, so the sum is exact; but for the
+    part of a number below 2^-133, the smallest bfloat16. What is not finite gives NaN.
+
+    Args:
+        matrix: float32, any shape.
+
+    Source: Ootomo & Yokota, "Recovering single precision accuracy from Tensor Cores while
+        surpassing the FP32 theoretical peak performance" (2022); for bfloat16 Henry, Tang &
+        Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for higher-precision
+        computations" (2019).
+    """
+    largest = torch.finfo(torch.bfloat16).max
+    high = matrix.clamp(-largest, largest).to(torch.bfloat16)  # rounding must not reach infinity
+    rest = matrix - high.float()
+    middle = torch.where(rest.isfinite(), rest, torch.nan).to(torch.bfloat16)
+    return high, middle, (rest - middle.float()).to(torch.bfloat16)
+
+
+def _pack(term: RowTerm, dtype: torch.dtype, planes: int, signed: bool) -> PackedTerm:
     rows = term.target.movedim(term.place, 0)
     columns = term.source.movedim(term.place + 1, -1)
     sizes, inner = tuple(rows.shape[1:-1]), rows.shape[-1]
     length = math.prod(sizes) * inner
+    lay = _padded if planes == 1 else _split
+    columns = columns.reshape(len(columns), length, len(rows)).to(dtype)
+    if signed:
+        columns = torch.cat([columns, -columns], 1)
     return PackedTerm(
-        _padded(rows.reshape(len(rows), length).to(dtype)),
-        _padded(columns.reshape(len(columns) * length, len(rows)).to(dtype)),
+        lay(rows.reshape(len(rows), length).to(dtype)),
+        lay(columns.flatten(0, 1)),
         term.others,
         sizes,
         inner,
@@ -193,6 +254,15 @@ def _padded(matrix: Tensor) -> Tensor:
     missing = -matrix.shape[1] % ALIGNMENT
     padded = F.pad(matrix, (0, missing)) if missing else matrix.contiguous()
     return padded if padded.data_ptr() % 16 == 0 else padded.clone()
+
+
+def _split(matrix: Tensor) -> Tensor:
+    rows, columns = matrix.shape
+    width = columns + -columns % ALIGNMENT
+    laid = torch.zeros(rows, 3, width, dtype=torch.bfloat16, device=matrix.device)
+    for number, plane in enumerate(split_planes(matrix)):
+        laid[:, number, :columns] = plane
+    return laid.flatten(1)
 
 
 def _squared_norms(term: RowTerm) -> tuple[Tensor, Tensor]:

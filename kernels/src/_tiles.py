@@ -1,8 +1,9 @@
-"""Shapes of the work of one program of the row-distance kernels, chosen without measuring."""
+"""Shapes of the work of one program of the row-distance kernel, chosen without a look at data."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -14,8 +15,9 @@ class Tile:
     Attributes:
         rows, columns, depth: BLOCK_M, BLOCK_N, BLOCK_K.
         warps: of 32 threads.
-        stages: of the software pipeline.
-        precision: of float32 products: `tf32x3` (three tensor-core products) or `ieee`.
+        stages: of the software pipeline, which are buffers of BLOCK_K positions; 2 hide nothing.
+        precision: of products of float32 weights that are not split: `ieee`, `tf32x3` or `bf16x6`.
+        rate: of products of large matrices, in TFLOP/s.
     """
 
     rows: int
@@ -24,52 +26,109 @@ class Tile:
     warps: int
     stages: int
     precision: str = "ieee"
+    rate: float = 1.0
 
-    def options(self) -> dict[str, int | str | bool]:
-        """Return the constants and options of a launch with this tile."""
+    def constants(self) -> dict[str, int | str]:
+        """Return the constants of a compilation with this tile, in the kernel's order."""
         return {
             "PRECISION": self.precision,
             "BLOCK_M": self.rows,
             "BLOCK_N": self.columns,
             "BLOCK_K": self.depth,
-            "num_warps": self.warps,
-            "num_stages": self.stages,
-            "enable_fp_fusion": True,
         }
 
+    def options(self) -> dict[str, int | bool]:
+        """Return the options of a compilation with this tile."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
+
+class Work(NamedTuple):
+    """What a problem of a launch asks for.
+
+    Attributes:
+        units: n.
+        batch: hypotheses.
+        lengths: of the rows of each term.
+    """
+
+    units: int
+    batch: int
+    lengths: tuple[int, ...]
+
+    def tiles(self, tile: Tile) -> int:
+        """Return how many tiles its matrices have."""
+        down, across = math.ceil(self.units / tile.rows), math.ceil(self.units / tile.columns)
+        return self.batch * down * across
+
+    def steps(self, tile: Tile) -> int:
+        """Return how many steps of BLOCK_K each of them takes."""
+        return sum(math.ceil(length / tile.depth) for length in self.lengths)
+
+
+_HALF = (
+    Tile(128, 128, 64, 8, 3, rate=350),
+    Tile(64, 64, 64, 4, 3, rate=265),
+    Tile(32, 32, 64, 2, 3, rate=114),
+)
 
 TILES = {
-    torch.float32: (
-        Tile(128, 128, 16, 8, 5, "tf32x3"),
-        Tile(64, 64, 32, 4, 5, "tf32x3"),
-        Tile(32, 32, 32, 4, 4, "ieee"),
+    (torch.bfloat16, 3): (
+        Tile(128, 128, 32, 8, 3, rate=84),
+        Tile(64, 64, 32, 4, 3, rate=71),
+        Tile(32, 32, 32, 1, 3, rate=44),
     ),
-    torch.float16: (Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 5), Tile(32, 32, 64, 4, 5)),
-    torch.bfloat16: (Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 5), Tile(32, 32, 64, 4, 5)),
+    (torch.float32, 1): (Tile(64, 64, 32, 4, 3, "bf16x6", rate=41),),
+    (torch.float16, 1): _HALF,
+    (torch.bfloat16, 1): _HALF,
 }
-"""Tiles by dtype, largest first. A guess, not yet tuned on a device.
+"""Tiles by dtype and planes, largest first; rates of an H200, those of float16 of bfloat16."""
 
-Triton reads index vectors a step before the rows they point to and shares the stages between the
-two: 3 and 4 stages compile to the same code, 5 buffer one more step of rows.
-"""
+LARGE = 128
+"""Rows from which a tile is taken only where there is one for every processor, and only from sm_90
+on: before, its sums and what is multiplied do not fit the registers."""
 
-UPDATE_TILES = {dtype: Tile(64, 64, 16, 4, 3, "tf32x3") for dtype in TILES}
-"""Tile of the update by dtype of the weights. A guess, not yet tuned on a device."""
+WARPS = 8
+"""Warps that are to be at work on each multiprocessor."""
+
+SHORTEST = 8
+"""Steps of the shortest chunk: less does not pay for adding the chunks."""
 
 
-def choose_tile(problems: Sequence[tuple[int, int]], dtype: torch.dtype, processors: int) -> Tile:
-    """Return the largest tile that the matrices fill and that keeps every processor busy.
+def choose_tile(
+    work: Sequence[Work], dtype: torch.dtype, planes: int, processors: int, architecture: int
+) -> Tile:
+    """Return the tile that is done first by its rate and by what it pads.
 
     Args:
-        problems: (n, b) of each problem of the launch.
+        work: of each problem of the launch.
         dtype: of the weights.
+        planes: of the weights.
         processors: multiprocessors of the device.
+        architecture: 90 for sm_90.
     """
-    largest = max((n for n, _ in problems), default=1)
-    for tile in TILES[dtype]:
-        programs = sum(
-            b * math.ceil(n / tile.rows) * math.ceil(n / tile.columns) for n, b in problems
-        )
-        if largest > tile.rows // 2 and programs >= processors:
-            return tile
-    return TILES[dtype][-1]
+
+    def enough(tile: Tile) -> bool:
+        many = sum(load.tiles(tile) for load in work) >= processors
+        return tile.rows < LARGE or (many and architecture >= 90)
+
+    def seconds(tile: Tile) -> float:
+        entries = sum(load.tiles(tile) * sum(load.lengths) for load in work)
+        return entries * tile.rows * tile.columns / tile.rate
+
+    return min(filter(enough, TILES[dtype, planes]), key=seconds)
+
+
+def split(work: Sequence[Work], tile: Tile, processors: int) -> list[tuple[int, int]]:
+    """Return into how many chunks of how many steps each problem's tiles are split.
+
+    All chunks of a launch have about the same length, that at which there is one program for each
+    place on the device: a launch with many tiles is not split.
+    """
+    places = processors * max(WARPS // tile.warps, 1)
+    steps = sum(load.tiles(tile) * load.steps(tile) for load in work)
+    length = max(math.ceil(steps / places), SHORTEST)
+    counts = [max(math.ceil(load.steps(tile) / length), 1) for load in work]
+    return [
+        (count, math.ceil(load.steps(tile) / count))
+        for count, load in zip(counts, work, strict=True)
+    ]

@@ -47,42 +47,6 @@ def row_distance_reference(
     return total
 
 
-def row_distance_update_reference(
-    parent: Tensor,
-    parent_index: Tensor,
-    terms: Sequence[RowTerm],
-    perms: Mapping[str, Tensor],
-    model: Tensor,
-    *,
-    moved: str,
-    before: Tensor,
-    cost: bool = False,
-) -> Tensor:
-    """Return what `row_distance_reference` gives, from the matrices of the parents.
-
-    Args:
-        parent: [p, n, n], at the index vectors `before`.
-        parent_index: int64 [b], the parent of each hypothesis.
-        terms: the tensors of the group.
-        perms: group -> int64 [b, units].
-        model: int64 [b].
-        moved: the group in which hypotheses and parents differ.
-        before: int64 [b, units], index vector of `moved` in the parents.
-        cost: whether `parent` is a cost and not a similarity.
-
-    Returns:
-        [b, n, n] in the dtype of `parent`.
-    """
-    total = parent[parent_index].clone()
-    for term in terms:
-        if moved in term.others:
-            target = term.target.movedim(term.place, 0).flatten(1).to(parent.dtype)
-            change = _moved(term, perms, model, parent.dtype)
-            change = change - _moved(term, {**perms, moved: before}, model, parent.dtype)
-            total += (-2 if cost else 1) * (target @ change.flatten(2).transpose(1, 2))
-    return total
-
-
 def annealing_step_reference(
     similarity: Tensor, soft: Tensor, temperature: float, damping: float, iterations: int
 ) -> None:

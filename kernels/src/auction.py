@@ -25,10 +25,9 @@ KERNELS = ("auction_warp", "auction_shared", "auction_block", "auction_grid")
 _DEVICE = "cuda"
 _WARP_ROWS = 32
 _GRID_ROWS, _GRID_COLUMNS = 2048, 64
-_BOX_BYTES, _VECTOR_BYTES = 128, 40
-_MOST_PARTS, _TILE = 16, 128
-_SHARED_THREADS, _BLOCK_THREADS, _GRID_THREADS = 512, 768, 512
-_WARP_BIN_BYTES, _BLOCK_BIN_BYTES = 8 * 64, 8 * 240
+_BOX_BYTES, _VECTOR_BYTES = 144, 40
+_MOST_PARTS, _TILE = 8, 128
+_SHARED_THREADS, _BLOCK_THREADS, _GRID_THREADS = 512, 768, 384
 
 
 class AuctionStatus(IntEnum):
@@ -129,11 +128,11 @@ def plan(batch: int, n: int, shared_limit: int, multiprocessors: int) -> Plan:
     matrix, vectors = 4 * n * padded, _BOX_BYTES + _VECTOR_BYTES * padded
     if n <= _WARP_ROWS:
         tile = 32
-        each = vectors + _WARP_BIN_BYTES + _offer_bytes(padded, 4, tile) + matrix + 8 * tile
+        each = vectors + _offer_bytes(padded, 4, tile) + matrix + 8 * tile
         warps = max(1, min(8, shared_limit // each, batch // multiprocessors))
         blocks = -(-batch // warps)
         return Plan(0, blocks, 32 * warps, shared_bytes=warps * each, team_bytes=each)
-    vectors += _BLOCK_BIN_BYTES + 4 * _TILE
+    vectors += 4 * _TILE
     matrix += 4 * _TILE
     threads = _SHARED_THREADS if batch <= multiprocessors else 128 if n <= 64 else 256
     shared = vectors + _offer_bytes(padded, threads // 8, 32)
@@ -192,19 +191,51 @@ def auction(
         InputError: a tensor has the wrong shape, dtype or device.
         UnavailableError: the device has no room for the blocks that a large problem needs at once.
     """
-    batch, n = _check(cost, sizes, col_dual, col_ind)
-    result = _empty_result(batch, n, cost.device)
-    if batch == 0 or n == 0:
-        return _fill_trivial(result)
-    chosen = plan(batch, n, *_limits(cost.device))
-    inputs = [None if x is None else x.detach().contiguous() for x in (sizes, col_dual, col_ind)]
-    cost = cost.detach().contiguous()
-    arguments: list[int | float] = [cost.data_ptr(), int(cost.dtype == torch.float64)]
-    arguments += [0 if x is None else x.data_ptr() for x in inputs]
-    arguments += [batch, n, -1.0 if maximize else 1.0, max_rounds]
-    arguments += [x.data_ptr() for x in vars(result).values()]
-    _launch(chosen, arguments, cost.device)
-    return result
+    given = [None if x is None else x.detach().contiguous() for x in (sizes, col_dual, col_ind)]
+    return Auction(
+        cost.detach().contiguous(),
+        maximize=maximize,
+        sizes=given[0],
+        col_dual=given[1],
+        col_ind=given[2],
+        max_rounds=max_rounds,
+    ).launch()
+
+
+class Auction:
+    """A prepared launch of `auction`, whose inputs may be overwritten in place between launches.
+
+    Attributes:
+        result: what the last launch found; the next one overwrites it.
+    """
+
+    def __init__(
+        self,
+        cost: Tensor,
+        *,
+        maximize: bool = False,
+        sizes: Tensor | None = None,
+        col_dual: Tensor | None = None,
+        col_ind: Tensor | None = None,
+        max_rounds: int = 200_000,
+    ) -> None:
+        """See `auction`; all tensors are contiguous."""
+        batch, n = _check(cost, sizes, col_dual, col_ind)
+        self.result = _empty_result(batch, n, cost.device)
+        self._held, self._device = (cost, sizes, col_dual, col_ind), cost.device
+        self._plan = plan(batch, n, *_limits(cost.device)) if batch and n else None
+        starts = [0 if x is None else x.data_ptr() for x in (sizes, col_dual, col_ind)]
+        arguments: list[int | float] = [cost.data_ptr(), int(cost.dtype == torch.float64), *starts]
+        arguments += [batch, n, -1.0 if maximize else 1.0, max_rounds]
+        arguments += [x.data_ptr() for x in vars(self.result).values()]
+        self._arguments = arguments
+
+    def launch(self) -> AuctionResult:
+        """Launch on PyTorch's current stream, without waiting, and return `result`."""
+        if self._plan is None:
+            return _fill_trivial(self.result)
+        _launch(self._plan, self._arguments, self._device)
+        return self.result
 
 
 def _check(
@@ -269,13 +300,13 @@ def _launch(chosen: Plan, arguments: list[int | float], device: torch.device) ->
     """Launch a planned kernel with its scratch memory."""
     scratch_bytes = chosen.teams * chosen.team_bytes
     scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
-    arrivals = torch.zeros(chosen.teams, dtype=torch.int64, device=device)
     match chosen.kernel:
         case 0:
             arguments = [*arguments, chosen.team_bytes]
         case 2:
             arguments = [*arguments, scratch.data_ptr(), chosen.team_bytes // 4]
         case 3:
+            arrivals = torch.zeros(chosen.teams, dtype=torch.int64, device=device)
             arguments = [*arguments, scratch.data_ptr(), chosen.team_bytes]
             arguments += [arrivals.data_ptr(), chosen.team_blocks]
     _call(chosen, arguments, device)
@@ -304,8 +335,8 @@ def _require_room(kernel: Any, chosen: Plan, device: torch.device) -> None:
     room = each * _limits(device)[1]
     if room < chosen.blocks:
         raise UnavailableError(
-            f"auction_grid: expected room for {chosen.blocks} blocks of {chosen.threads} threads at "
-            f"once; {device} has room for {room}. Choose ScipyAssignment() for these problems."
+            f"auction_grid: expected room for {chosen.blocks} blocks of {chosen.threads} threads "
+            f"at once; {device} has room for {room}. Choose ScipyAssignment() for these problems."
         )
 
 

@@ -16,7 +16,7 @@
 #pragma once
 #include "auction_bids.cuh"
 
-constexpr int NEAREST = 32;  // rows read in a round, more only where bins or ties are wide
+constexpr int FEW = 16, MANY = 32;  // rows of a round that are worth a wider, a narrower step
 
 // Label of column j: the distance, then the row before it; equal distances prefer the rows from
 // the column's own diagonal on, so that ties are spread over the trees.
@@ -29,69 +29,11 @@ __device__ __forceinline__ int row_of(u64 label, int j, int n) {
   return i < n ? i : i - n;
 }
 
-// Bin of a distance in a histogram that starts at `floor` and is finest there.
-template <class Team>
-__device__ __forceinline__ int bin_of(u32 distance, u32 floor) {
-  constexpr int SUBBITS = Team::SUBBITS;
-  const u32 d = distance > floor ? distance - floor : 0;
-  if (d < 1u << SUBBITS) return static_cast<int>(d);
-  const int exponent = 31 - __clz(static_cast<int>(d));
-  const u32 fraction = d >> (exponent - SUBBITS) & ((1u << SUBBITS) - 1);
-  return static_cast<int>(((exponent - SUBBITS + 1) << SUBBITS) + fraction);
-}
-
-// First bin with at least `wanted` entries, or nine of ten where `all`, in it and below; NONE where
-// there is no entry. By one worker, all lanes of which get it.
-template <class Team>
-__device__ int choose_bin(const Team& team, const u32* bins, u32 wanted, bool all) {
-  constexpr int LANES = Team::LANES, SHARE = (BINS<Team> + LANES - 1) / LANES;
-  const int me = lane_of(team), first = me * SHARE;
-  u32 counts[SHARE], own = 0;
-#pragma unroll
-  for (int b = 0; b < SHARE; ++b) {
-    counts[b] = first + b < BINS<Team> ? bins[first + b] : 0;
-    own += counts[b];
-  }
-  u32 before = 0, total = own;
-#pragma unroll
-  for (int k = 1; k < LANES; k *= 2) {  // total: of 2k neighbouring lanes; before: of those below
-    const u32 other = exchange<LANES>(total, k);
-    if (me & k) before += other;
-    total += other;
-  }
-  wanted = all ? (3 * total + 3) / 4 : min(wanted, total);
-  int chosen = LARGEST;
-#pragma unroll
-  for (int b = 0; b < SHARE; ++b) {
-    if (before < wanted && wanted <= before + counts[b]) chosen = first + b;
-    before += counts[b];
-  }
-  chosen = least_of<LANES>(chosen);
-  return chosen < LARGEST ? chosen : NONE;
-}
-
-// The bin up to which rows are read next, and that of the distance D.
-struct Bins {
-  int nearest, last;
+// How far a forest has grown: distances below `floor` are final, rows up to `step` are read next,
+// and paths as long as `bound` no longer matter, which is LARGEST at first.
+struct Reach {
+  int floor, step, bound;
 };
-template <class Team>
-__device__ Bins choose_bins(Team& team, const Problem& s) {
-  // A block waits for two of its warps; blocks that would wait for each other choose for themselves.
-  const bool columns = team.rank - lane_of(team) < s.n;
-  const int second = workers_of(team) > 1 ? 1 : 0;
-  Bins bins = {NONE, NONE};
-  if (Team::SPANS_BLOCKS ? columns : worker_of(team) == 0) {
-    bins.nearest = choose_bin(team, s.bins[0], NEAREST, false);
-  }
-  if (Team::SPANS_BLOCKS ? columns : worker_of(team) == second) {
-    bins.last = choose_bin(team, s.bins[1], 0, true);
-  }
-  if (Team::SPANS_BLOCKS) return bins;
-  if (team.rank == 0) s.box->bin[0] = bins.nearest;
-  if (team.rank == second * Team::LANES) s.box->bin[1] = bins.last;
-  team.sync();
-  return {s.box->bin[0], s.box->bin[1]};
-}
 
 // What a thread has found for four neighbouring columns: the smallest distance minus price, and
 // the place in the list of the row it comes by, or NONE.
@@ -101,12 +43,11 @@ struct Offers {
 
 // What counts as an offer: only a strictly shorter path than last round's, so that no cycle of
 // length zero arises, and none as long as `bound`.
-__device__ __forceinline__ Offers no_offers(const Problem& s, int j, u32 bound) {
+__device__ __forceinline__ Offers no_offers(const Problem& s, int j, int bound) {
   const int4 reach = *reinterpret_cast<const int4*>(s.reach + j);
   const int4 price = *reinterpret_cast<const int4*>(s.price + j);
-  const int limit = static_cast<int>(min(bound, static_cast<u32>(LARGEST)));
-  return {{min(reach.x, limit - price.x) - 1, min(reach.y, limit - price.y) - 1,
-           min(reach.z, limit - price.z) - 1, min(reach.w, limit - price.w) - 1},
+  return {{min(reach.x, bound - price.x) - 1, min(reach.y, bound - price.y) - 1,
+           min(reach.z, bound - price.z) - 1, min(reach.w, bound - price.w) - 1},
           {NONE, NONE, NONE, NONE}};
 }
 
@@ -173,7 +114,7 @@ __device__ __forceinline__ void read_rows_with_ties(
 // Offer every column the best path through the listed rows. Columns have owners, so there are no
 // atomics: part 0 of the rows writes to the keys, the others beside them.
 template <class Team>
-__device__ void relax_rows(const Team& team, const Problem& s, int m, u32 bound) {
+__device__ void relax_rows(const Team& team, const Problem& s, int m, int bound) {
   const int tiles = (s.padded + TILE<Team> - 1) / TILE<Team>;
   for (int w = worker_of(team); w < tiles * s.parts; w += workers_of(team)) {
     const int part = w / tiles, own = w % tiles * TILE<Team> + 4 * lane_of(team);
@@ -197,110 +138,116 @@ __device__ void relax_rows(const Team& team, const Problem& s, int m, u32 bound)
   }
 }
 
-// Labels settled by the last round, and histograms of what waits and of the free columns.
-template <class Team>
-__device__ void settle_labels(
-    const Team& team, const Problem& s, u32 floor, u32 bound, u32* nearest) {
-  int least = LARGEST;
-  for (int j = team.rank; j < s.n; j += team.size) {
-    u64 label = s.key[j];
-    for (int part = 1; part < s.parts; ++part) {
-      label = min(label, s.offers[(part - 1) * s.padded + j]);
-    }
-    s.key[j] = label;
-    const u32 d = distance_of(label);
-    const bool is_free = s.owner[j] < 0;
-    const int reach = d == UNREACHED ? LARGEST : static_cast<int>(d) - s.price[j];
-    if (reach != s.reach[j]) {
-      s.reach[j] = reach;
-      s.mark[j] = !is_free;
-    }
-    if (is_free) {
-      atomicAdd(&s.bins[1][bin_of<Team>(d, floor)], 1u);
-    } else if (s.mark[j] && d < bound) {
-      atomicAdd(&s.bins[0][bin_of<Team>(d, floor)], 1u);
-      least = min(least, static_cast<int>(d));
-    }
+// The label of column j after a round: the best of what the parts of the rows have offered.
+__device__ __forceinline__ u64 best_offer(const Problem& s, int j) {
+  u64 label = s.key[j];
+#pragma unroll
+  for (int part = 1; part < MOST_PARTS; ++part) {
+    if (part < s.parts) label = min(label, s.offers[(part - 1) * s.padded + j]);
   }
-  least = least_of<WARP>(least);
-  if (threadIdx.x % WARP == 0 && least < LARGEST) atomicMin(nearest, static_cast<u32>(least));
+  return label;
 }
 
-// List the rows of the nearest waiting columns, and find the farthest free column of the nine tenths.
+// Settle the labels of a round; list the rows of the waiting columns up to `reach.step`.
 template <class Team>
-__device__ void list_nearest(
-    const Team& team, const Problem& s, u32 floor, u32 bound, Bins bins) {
-  int far = 0;
+__device__ void settle_labels(const Team& team, const Problem& s, const Reach& reach, Wave& wave) {
+  int nearest = LARGEST, beyond = LARGEST, final = 0, reached = 0;
   for (int j = team.rank; j < whole_warps(s.n); j += team.size) {
-    bool wanted = false;
-    u32 d = 0;
-    int i = NONE;
+    bool listed = false;
+    int i = NONE, d = 0;
     if (j < s.n) {
-      d = distance_of(s.key[j]);
+      const u64 label = best_offer(s, j);
       i = s.owner[j];
-      const int bin = bin_of<Team>(d, floor);
-      if (i < 0 && bin <= bins.last) far = max(far, static_cast<int>(d));
-      wanted = i >= 0 && s.mark[j] && d < bound && bin <= bins.nearest;
+      d = static_cast<int>(distance_of(label));
+      const int less = d - s.price[j];
+      const bool waits = i >= 0 && (s.mark[j] || less != s.reach[j]);
+      listed = waits && d <= reach.step;
+      s.key[j] = label;
+      s.reach[j] = less;
+      s.mark[j] = waits && !listed;
+      if (waits) nearest = min(nearest, d);
+      if (waits && !listed) beyond = min(beyond, d);
+      final += i < 0 && d <= reach.floor;
+      reached += i < 0 && d <= reach.step;
     }
-    const int place = append(wanted, i, s.list, &s.box->count[0]);
-    if (wanted) {
-      s.mark[j] = 0;
-      s.base[place] = static_cast<int>(d) - s.potential[i];
-    }
+    const int place = append(listed, i, s.list, &wave.count);
+    if (listed) s.base[place] = d - s.potential[i];
+  }
+  nearest = least_of<WARP>(nearest);
+  beyond = least_of<WARP>(beyond);
+  final = sum_of_warp(final);
+  reached = sum_of_warp(reached);
+  if (threadIdx.x % WARP > 0) return;
+  if (nearest < LARGEST) atomicMin(&wave.nearest, nearest);
+  if (beyond < LARGEST) atomicMin(&wave.beyond, beyond);
+  if (final > 0) atomicAdd(&wave.final, final);
+  if (reached > 0) atomicAdd(&wave.reached, reached);
+}
+
+// The largest label of a free column, all of which are final.
+template <class Team>
+__device__ int farthest_free(Team& team, const Problem& s) {
+  if (team.rank == 0) s.box->far = 0;
+  team.sync();
+  int far = 0;
+  for (int j = team.rank; j < s.n; j += team.size) {
+    if (s.owner[j] < 0) far = max(far, static_cast<int>(distance_of(s.key[j])));
   }
   far = -least_of<WARP>(-far);
-  if (threadIdx.x % WARP == 0 && far > 0) atomicMax(&s.box->far, static_cast<u32>(far));
+  if (threadIdx.x % WARP == 0) atomicMax(&s.box->far, far);
+  team.sync();
+  return s.box->far;
 }
 
-// Labels of all columns up to distance D from the `m` listed free rows; returns D.
+// Labels of all columns up to distance D from the `m` listed free rows; returns D. Rows are read
+// from the nearest on, in steps of such a width `delta` that a round has neither few nor many.
 template <class Team>
-__device__ u32 grow_forest(Team& team, const Problem& s, int m) {
-  u32 bound = UNREACHED, floor = 0;
+__device__ int grow_forest(Team& team, const Problem& s, int m, int& delta) {
+  const int wanted = (3 * m + 3) / 4;
+  Reach reach = {0, delta, LARGEST};
   for (int k = team.rank; k < m; k += team.size) s.base[k] = -s.potential[s.list[k]];
   team.sync();
-  for (int round = 0; m > 0; ++round) {
-    relax_rows(team, s, m, bound);
+  for (int round = 0;; ++round) {
+    Wave& wave = s.box->waves[round % 2];
+    if (team.rank == 0) wave = {0, LARGEST, LARGEST, 0, 0};
     note(team, s, FOREST_ROUNDS, 1);
     note(team, s, SCANS, m);
-    for (int b = team.rank; b < BINS<Team>; b += team.size) s.bins[0][b] = s.bins[1][b] = 0;
-    u32* nearest = &s.box->nearest[round % 2];
-    if (team.rank == 0) *nearest = UNREACHED;
+    relax_rows(team, s, m, reach.bound);
     team.sync();
-    if (team.rank == 0) {
-      s.box->count[0] = 0;
-      s.box->far = 0;
-    }
-    settle_labels(team, s, floor, bound, nearest);
+    settle_labels(team, s, reach, wave);
     team.sync();
-    list_nearest(team, s, floor, bound, choose_bins(team, s));
-    team.sync();
-    m = s.box->count[0];
-    bound = min(bound, s.box->far);
-    floor = min(*nearest, bound);
+    m = wave.count;
+    if (wave.final >= wanted) return reach.floor;
+    if (wave.reached >= wanted) reach.bound = reach.step;
+    if (m == 0) return reach.bound < LARGEST ? reach.bound : farthest_free(team, s);
+    reach.floor = wave.nearest;
+    if (reach.bound < LARGEST) continue;
+    if (m < FEW) delta = min(2 * delta, 1 << 28);
+    if (m > MANY) delta = max(1, delta / 2);
+    reach.step = (wave.beyond < LARGEST ? wave.beyond : reach.step) + delta;
   }
-  return bound;
 }
 
 // Move the duals by the distances; every free column within D finds the root of its tree.
 template <class Team>
-__device__ void move_duals(const Team& team, const Problem& s, u32 D) {
+__device__ void move_duals(const Team& team, const Problem& s, int D) {
   for (int j = team.rank; j < s.n; j += team.size) {
     const u32 d = distance_of(s.key[j]);
-    const int gain = d < D ? static_cast<int>(D - d) : 0;
+    const int gain = d < static_cast<u32>(D) ? D - static_cast<int>(d) : 0;
     s.price[j] += gain;
     if (s.owner[j] >= 0) {
       s.potential[s.owner[j]] += gain;
       continue;
     }
     s.reach[j] = NONE;
-    if (d > D) continue;
+    if (d > static_cast<u32>(D)) continue;
     int root = row_of(s.key[j], j, s.n);
     while (s.col[root] >= 0) root = row_of(s.key[s.col[root]], s.col[root], s.n);
     s.reach[j] = root;
     atomicMin(&s.list[root], static_cast<int>(d));
   }
   for (int i = team.rank; i < s.n; i += team.size) {
-    if (s.col[i] < 0) s.potential[i] += static_cast<int>(D);
+    if (s.col[i] < 0) s.potential[i] += D;
   }
 }
 
@@ -329,7 +276,8 @@ __device__ void augment_trees(Team& team, const Problem& s) {
 
 // Complete the matching; false where `limit` rounds did not do.
 template <class Team>
-__device__ bool forest(Team& team, const Problem& s, i64 limit) {
+__device__ bool forest(Team& team, const Problem& s, double deviation, i64 limit) {
+  int delta = max(1, static_cast<int>(8e-3 * deviation));
   lower_prices(team, s, false);
   review_pairs(team, s, 0);  // its first sync comes before it reads prices
   for (;;) {
@@ -345,7 +293,7 @@ __device__ bool forest(Team& team, const Problem& s, i64 limit) {
     if (m == 0) return true;
     if (s.box->stats[FOREST_ROUNDS] >= limit) return false;
     note(team, s, FOREST_PHASES, 1);
-    const u32 D = grow_forest(team, s, m);
+    const int D = grow_forest(team, s, m, delta);
     for (int i = team.rank; i < s.n; i += team.size) s.list[i] = s.mark[i] = LARGEST;
     team.sync();
     move_duals(team, s, D);

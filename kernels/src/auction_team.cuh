@@ -43,16 +43,22 @@ constexpr int NONE = -1;
 // What is counted for each problem, in this order in the output.
 enum Stat { BID_ROUNDS, FOREST_ROUNDS, FOREST_PHASES, SCANS, STATS };
 
+// What a round of a forest has found: rows to read next, the nearest column that waits, the nearest
+// one that isn't read next, and how many free columns are final or at least reached.
+struct Wave {
+  int count, nearest, beyond, final, reached;
+};
+
 // Scalars that a team shares. Each is reset at least one sync before it is used again.
 struct Box {
   u64 low, high;                       // range of the costs, as ordered bits
   u64 sum, squares;                    // of the leading bits of the integers
   u64 dual;                            // largest old dual, as ordered bits
   i64 stats[STATS];
-  u32 nearest[2], far;                 // nearest waiting column; farthest free one that counts
-  int count[3], least, bin[2], slack;  // slack: rows whose pair is not tight
+  Wave waves[2];                       // of the last round of a forest, and of this one
+  int count[3], least, far, slack;     // slack: rows whose pair is not tight
 };
-constexpr int BOX_BYTES = 128;
+constexpr int BOX_BYTES = 144;
 static_assert(sizeof(Box) <= BOX_BYTES, "auction.py reserves BOX_BYTES");
 
 constexpr int QUARTER = WARP >= 4 ? WARP / 4 : 1;
@@ -60,9 +66,8 @@ constexpr int QUARTER = WARP >= 4 ? WARP / 4 : 1;
 // A warp; a block holds several of them.
 struct WarpTeam {
   static constexpr int LANES = QUARTER;
-  static constexpr int SUBBITS = 1;
   static constexpr int FLIGHT = 1;  // vectors of a row that a thread loads before it looks at one
-  static constexpr bool MATRIX_OUTSIDE = false, SPANS_BLOCKS = false;
+  static constexpr bool MATRIX_OUTSIDE = false;
   int rank, size;
   __device__ WarpTeam() : rank(threadIdx.x % WARP), size(WARP) {}
   __device__ void sync() { __syncwarp(); }
@@ -72,9 +77,8 @@ struct WarpTeam {
 template <bool OUTSIDE>
 struct BlockTeam {
   static constexpr int LANES = OUTSIDE ? WARP : QUARTER;
-  static constexpr int SUBBITS = 3;
   static constexpr int FLIGHT = 4;
-  static constexpr bool MATRIX_OUTSIDE = OUTSIDE, SPANS_BLOCKS = false;
+  static constexpr bool MATRIX_OUTSIDE = OUTSIDE;
   int rank, size;
   __device__ BlockTeam() : rank(threadIdx.x), size(blockDim.x) {}
   __device__ void sync() { __syncthreads(); }
@@ -83,9 +87,8 @@ struct BlockTeam {
 // Some neighbouring blocks of a cooperative launch, all of them resident.
 struct GridTeam {
   static constexpr int LANES = WARP;
-  static constexpr int SUBBITS = 3;
   static constexpr int FLIGHT = 4;
-  static constexpr bool MATRIX_OUTSIDE = false, SPANS_BLOCKS = true;
+  static constexpr bool MATRIX_OUTSIDE = false;
   int rank, size;
   u64 blocks, *arrivals, expected;  // arrivals only ever counts up
   __device__ GridTeam(int count, u64* counter)
@@ -114,10 +117,6 @@ __device__ __forceinline__ int workers_of(const Team& team) { return team.size /
 template <class Team>
 __device__ __forceinline__ int lane_of(const Team& team) { return team.rank % Team::LANES; }
 
-// Bins of a histogram of distances: the leading bit and SUBBITS bits below it.
-template <class Team>
-constexpr int BINS = (32 - Team::SUBBITS + 1) << Team::SUBBITS;
-
 // One problem: n rows, every array padded to a multiple of four.
 struct Problem {
   int n, padded;
@@ -132,7 +131,6 @@ struct Problem {
   int* list;       // [padded] rows to read next
   int* base;       // [padded] of a listed row: its distance minus its potential
   int* mark;       // [padded] a second list; columns whose row waits
-  u32* bins[2];    // [BINS] histograms of the waiting columns and of the free ones
   u64* offers;     // [parts - 1, padded] labels that parts of the listed rows offer to the columns
   int parts;       // in which the listed rows are read
   Box* box;
@@ -140,7 +138,7 @@ struct Problem {
 constexpr int VECTOR_BYTES = 40;
 
 
-constexpr int MOST_PARTS = 16;
+constexpr int MOST_PARTS = 8;
 template <class Team>
 constexpr int TILE = 4 * Team::LANES;  // columns that a worker reads side by side
 
@@ -163,9 +161,7 @@ __device__ Problem lay_out(const Team& team, unsigned char* memory, int n) {
   s.list = s.reach + padded;
   s.base = s.list + padded;
   s.mark = s.base + padded;
-  s.bins[0] = reinterpret_cast<u32*>(s.mark + padded);
-  s.bins[1] = s.bins[0] + BINS<Team>;
-  s.offers = reinterpret_cast<u64*>(s.bins[1] + BINS<Team>);
+  s.offers = reinterpret_cast<u64*>(s.mark + padded);
   s.q = reinterpret_cast<int*>(s.offers + (s.parts - 1) * padded);
   return s;
 }
@@ -215,6 +211,10 @@ template <int LANES>
 __device__ __forceinline__ int least_of(int value) {
   if constexpr (LANES == WARP) return __reduce_min_sync(lanes_mask<LANES>(), value);
   return reduce<LANES>(value, Lesser());
+}
+
+__device__ __forceinline__ int sum_of_warp(int value) {
+  return __reduce_add_sync(lanes_mask<WARP>(), value);
 }
 
 // Append `value` where `wanted`, with one atomic for a warp, all of whose threads take part. The

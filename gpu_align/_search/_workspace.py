@@ -1,0 +1,187 @@
+"""A descent on the device: its batch at fixed places, each move a few launches prepared once.
+
+The host only queues. What is needed to know of the hypotheses (who looks at a group now, what its
+assignment gains, which groups are stale after it) stays on the device, and nothing is copied from
+move to move.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gpu_align._assignment import AssignmentProblem, PreparedAssignment
+from gpu_align._problem import Hypotheses, signed_matrix
+from gpu_align._search._search import Run
+
+if TYPE_CHECKING:
+    from gpu_align.kernels.moves import Accept, Move
+    from gpu_align.kernels.row_distance import RowDistance
+
+_SHARE = 0.25
+"""Share of the free memory that the similarities of a move may take."""
+
+_ENTRIES = 2**30
+"""Most entries of the similarities of a move: so many keep any device busy."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A move of one group for a range of hypotheses.
+
+    Attributes:
+        similarity: of the group's matrices, to where `move` looks for them.
+        gains: float32 [c, n, n], what is assigned: the similarity, or room for it plus the
+            magnitude of the signed one.
+        assignment: of the gains.
+        move: what is noted about it.
+        accept: notes it.
+    """
+
+    similarity: "RowDistance"
+    gains: Tensor
+    assignment: PreparedAssignment
+    move: "Move"
+    accept: "Accept"
+
+
+class Workspace:
+    """The batch of a descent, and prepared moves of the groups that the kernels can move.
+
+    A move selects who looks at the group, computes similarities, assigns, and accepts: four
+    launches. An assignment starts from the last one, which the solver forgets by itself where the
+    similarities have changed too much.
+    """
+
+    def __init__(self, run: Run, batch: int) -> None:
+        """Prepare the moves of batches of so many hypotheses; `load` fills one in."""
+        from gpu_align.kernels.moves import Batch, Select
+
+        problem, device = run.problem, run.problem.device
+        self._shapes = {matrix: (batch, size) for matrix, size in problem.sizes.items()}
+        entries = batch * sum(problem.sizes.values())
+        self._perms = torch.empty(entries, dtype=torch.int64, device=device)
+        self._duals = torch.empty(entries, dtype=torch.float64, device=device)
+        self._model = problem.model_index(batch // problem.models)
+        self._batch = Batch(
+            objective=torch.empty(batch, dtype=torch.float64, device=device),
+            tolerance=run.tolerance(self._model),
+            stale=torch.empty(batch, len(problem.groups), dtype=torch.uint8, device=device),
+            active=torch.zeros(batch, dtype=torch.int64, device=device),
+            code=run.worst_code,
+        )
+        self._views = _views(self._perms, self._shapes)
+        self._dual_views = _views(self._duals, self._shapes)
+        self._steps = self._prepared(run, batch)
+        self._selects = {
+            number: Select(self._batch, number, problem.sizes[problem.groups[number]])
+            for number in self._steps
+        }
+        self.forget()
+
+    def load(self, hypotheses: Hypotheses, stale: Tensor) -> None:
+        """Fill in a batch, and bool [b, groups], which of its groups are stale."""
+        parts = [hypotheses.perms[matrix].reshape(-1) for matrix in self._shapes]
+        torch.cat(parts, out=self._perms)
+        self._batch.objective.copy_(hypotheses.objective)
+        self._batch.stale.copy_(stale)
+
+    def forget(self) -> None:
+        """Let the next assignments start from nothing."""
+        self._duals.fill_(torch.nan)
+
+    def hypotheses(self, before: Hypotheses) -> Hypotheses:
+        """Return a copy of the batch; all else is as in the one that was filled in."""
+        perms = _views(self._perms.clone(), self._shapes)
+        return replace(before, perms=perms, objective=self._batch.objective.clone())
+
+    def stale(self) -> Tensor:
+        """Return which groups are stale, bool [b, groups]."""
+        return self._batch.stale.bool()
+
+    def can_move(self, number: int) -> bool:
+        """Say whether the moves of a group are prepared."""
+        return number in self._steps
+
+    def move(self, number: int, chosen: Tensor) -> None:
+        """Queue the move of a group to its best assignment.
+
+        Args:
+            number: of the group.
+            chosen: uint8 [b] or more, who takes it now; of these, those in which it is stale.
+        """
+        self._selects[number].launch(chosen)
+        for step in self._steps[number]:
+            step.similarity.launch()
+            if step.move.signed is not None:
+                torch.abs(step.move.signed, out=step.gains).add_(step.move.similarity)
+            found = step.assignment.launch()
+            step.accept.launch(found.col_ind, found.col_dual, found.status_codes)
+
+    def _prepared(self, run: Run, batch: int) -> dict[int, list[_Step]]:
+        problem = run.problem
+        groups = {
+            number: problem.families[group].matrices
+            for number, group in enumerate(problem.groups)
+            if problem.prepares(group)
+        }
+        if not groups:
+            return {}
+        each = max(
+            problem.sizes[matrices[0]] ** 2 * (1 if len(matrices) == 1 else 3)
+            for matrices in groups.values()
+        )
+        fitting = min(run.fitting(_SHARE, each), max(_ENTRIES // each, 1))
+        if fitting < batch:
+            run.splits["similarities"] = f"{fitting} of {batch} hypotheses at a time"
+        room = torch.empty(min(fitting, batch) * each, device=problem.device)
+        return {
+            number: [
+                self._step(run, number, matrices, range(first, min(first + fitting, batch)), room)
+                for first in range(0, batch, fitting)
+            ]
+            for number, matrices in groups.items()
+        }
+
+    def _step(
+        self, run: Run, number: int, matrices: tuple[str, ...], part: range, room: Tensor
+    ) -> _Step:
+        """Prepare the move of a group for a range of hypotheses; all moves share the room."""
+        from gpu_align.kernels.moves import Accept, Move
+
+        problem, here = run.problem, slice(part.start, part.stop)
+        group = problem.groups[number]
+        shape = (len(part), *[problem.sizes[matrices[0]]] * 2)
+        entries = math.prod(shape)
+        first, *rest = (
+            room[place * entries : (place + 1) * entries].view(shape)
+            for place in range(1 if len(matrices) == 1 else 3)
+        )
+        out = [first, *rest[: len(matrices) - 1]]
+        perms = {matrix: self._views[matrix][here] for matrix in problem.seen_from(group)}
+        batch = self._batch.part(part.start, part.stop)
+        similarity = problem.prepared_similarity(
+            matrices, perms, self._model[here], batch.active, out
+        )
+        places = [problem.groups.index(name) for name in problem.neighbours(group)]
+        move = Move(
+            batch=batch,
+            similarity=first,
+            signed=rest[0] if rest else None,
+            perm=perms[group],
+            signed_perm=perms[signed_matrix(group)] if rest else None,
+            col_dual=self._dual_views[group][here],
+            neighbours=torch.tensor(places, dtype=torch.int64).to(problem.device),
+        )
+        gains = rest[1] if rest else first
+        wanted = AssignmentProblem(gains, maximize=True, sizes=batch.active)
+        assignment = run.device_solver.prepare(wanted, move.col_dual, move.perm)
+        return _Step(similarity, gains, assignment, move, Accept(move))
+
+
+def _views(flat: Tensor, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
+    """Return the matrices' vectors [b, n], which lie one after another."""
+    parts = flat.split([batch * size for batch, size in shapes.values()])
+    return {m: part.view(shape) for (m, shape), part in zip(shapes.items(), parts, strict=True)}
