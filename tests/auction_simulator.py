@@ -128,7 +128,7 @@ class Simulator:
         return sorted({re.sub("@([0-9a-f]+)", self._place, line) for line in lines})
 
     def sites(self) -> list[int]:
-        """Return all barriers and fences that any launch has reached."""
+        """Return all barriers and fences that the last launch has reached."""
         room = (ctypes.c_uint64 * 4096)()
         count = self.library.sim_sites(room, len(room))
         assert count < len(room)
@@ -138,15 +138,6 @@ class Simulator:
         """Return who calls the function with a barrier, as file:line."""
         places = place_of(self.path, site - 1)
         return short(places[1:] or places)
-
-    def is_spare(self, site: int) -> bool:
-        """Whether the source says `// spare` of a barrier: another one stands in for it."""
-        for place in place_of(self.path, site - 1):
-            name, line = place.split(":")
-            source = SOURCES / name
-            if source.exists() and "// spare" in source.read_text().splitlines()[int(line) - 1]:
-                return True
-        return False
 
     def _place(self, match: re.Match[str]) -> str:
         return short(place_of(self.path, int(match[1], 16)))
@@ -178,12 +169,16 @@ def short(places: tuple[str, ...]) -> str:
 
 
 class SimulatedDevice(HostDevice):
-    """Runs what the launcher would give to CuPy thread by thread; `found` counts the reports."""
+    """Runs what the launcher would give to CuPy thread by thread.
+
+    `found` counts the reports, `sites` holds the barriers and fences that were reached.
+    """
 
     def __init__(self, library: Path) -> None:
         super().__init__(library)
         self.simulator = Simulator(library)
         self.found: Counter[str] = Counter()
+        self.sites: set[int] = set()
         self.layout: Layout | None = None
 
     def use(self, layout: Layout) -> None:
@@ -213,3 +208,4 @@ class SimulatedDevice(HostDevice):
         """Stand in for `_call`, and collect the reports."""
         super().call(chosen, arguments, *rest)
         self.found.update(self.simulator.reports())
+        self.sites.update(self.simulator.sites())

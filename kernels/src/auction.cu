@@ -63,7 +63,7 @@ __device__ int solve(
     start_from(team, s, costs, batch.old_dual + p * batch.n, pairs);
   }
   const double deviation = standard_deviation(s);
-  team.sync();  // spare: lower_prices has one too
+  team.sync();
   auction(team, s, deviation, warm, batch.limit);
   if (!forest(team, s, deviation, batch.limit)) return ROUND_LIMIT;
   choose_scale(s, costs);  // once more: it isn't kept in registers meanwhile
@@ -104,7 +104,7 @@ __device__ void run(Team& team, unsigned char* memory, int* q, const Batch& batc
     batch.status[p] = status;
     for (int k = 0; k < STATS; ++k) batch.stats[p * STATS + k] = s.box->stats[k];
   }
-  team.sync();  // spare: measure has one too
+  team.sync();
 }
 
 #define PARAMETERS                                                                              \

@@ -145,7 +145,7 @@ __device__ void bid(Team& team, const Problem& s, int epsilon, int m, int cut, i
     list = next;
     next = swap;
   }
-  team.sync();  // spare: lower_prices has one too
+  team.sync();
 }
 
 // Forget prices and pairs.

@@ -271,7 +271,7 @@ __device__ void augment_trees(Team& team, const Problem& s) {
       j = next;
     }
   }
-  team.sync();  // spare: lower_prices has one too
+  team.sync();
 }
 
 // Complete the matching; false where `limit` rounds did not do.

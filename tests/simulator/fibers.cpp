@@ -195,6 +195,7 @@ void run_grid(int blocks, int threads, size_t shared_bytes, void (*entry)(const 
   quiet = grid.accesses = 0;
   const size_t count = static_cast<size_t>(blocks) * threads;
   grid.reports.clear();
+  grid.sites.clear();
   grid.blocks.assign(blocks, Block());
   grid.fibers.assign(count, Fiber());
   ready.clear();
@@ -244,7 +245,7 @@ uint64_t sim_reports(char* out, uint64_t room) {
   return text.size();
 }
 
-// The offsets of all barriers and fences reached so far; returns how many there are.
+// The offsets of all barriers and fences that the last launch reached; returns how many there are.
 uint64_t sim_sites(uint64_t* out, uint64_t room) {
   uint64_t count = 0;
   for (const auto& [site, times] : simulator::grid.sites) {
