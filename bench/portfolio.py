@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from bench.pairs import load_pair, random_pair, spec_of
 from bench.record import record
 from bench.searching import engines, gate, result_name
-from bench.timing import quantiles
+from bench.timing import quantiles, settle
 from bench.whole import Clock, State
 from gpu_align import AlignmentProblem, PermutationSpec, Portfolio, run_search
 from gpu_align._backend import Engine
@@ -59,6 +59,7 @@ def measure(
     for seed in range(turns):
         for engine, done in runs.items():
             if sum(run["ms"] for run in done) < 1e3 * enough:
+                settle()
                 done.append(run_once(source, target, spec, engine, seed))
                 rows = [facts | joined(done) for done in runs.values() if done]
                 yield [row | ratio(row, rows) for row in rows]

@@ -9,9 +9,8 @@ import torch
 
 def quantiles(milliseconds: Sequence[float]) -> dict[str, float]:
     """Return the median, the 20 % and the 80 % quantile, and how many there were."""
-    low, *_, high = (
-        statistics.quantiles(milliseconds, n=5) if len(milliseconds) > 1 else milliseconds * 2
-    )
+    some = milliseconds if len(milliseconds) > 1 else milliseconds * 2
+    low, *_, high = statistics.quantiles(some, n=5, method="inclusive")
     found = {"median": statistics.median(milliseconds), "q20": low, "q80": high}
     return found | {"repetitions": len(milliseconds)}
 
@@ -20,6 +19,11 @@ def synchronize() -> None:
     """Wait for the device, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def settle() -> None:
+    """Let the threads of the libraries before go to sleep: for a while they wait by spinning."""
+    time.sleep(0.5)
 
 
 def wall_clock(run: Callable[[], object], seconds: float = 0.4) -> dict[str, float]:

@@ -24,7 +24,7 @@ from bench.plain import squared_distance, weight_matching
 from bench.planted import plant
 from bench.record import record
 from bench.searching import engines, gate, result_name
-from bench.timing import quantiles, synchronize
+from bench.timing import quantiles, settle, synchronize
 from gpu_align import (
     AlignmentProblem,
     Budget,
@@ -161,6 +161,7 @@ def rows_of(network: Network, found: list[Engine], limit: float, quick: bool) ->
     for seed in range(TURNS):
         for way, done in zip(ways, runs, strict=True):
             if sum(run["ms"] for run in done) < 1e3 * enough:
+                settle()
                 done.append(way(seed=seed))
                 yield joined(done) | facts
 
