@@ -2,7 +2,7 @@
 //
 // Distances are of reduced costs q + price - potential >= 0, labels are corrected in rounds over
 // the nearest waiting rows (Bellman-Ford with the order of Dijkstra). Paths are followed up to the
-// distance D within which nine of ten free columns lie; then, for labels d,
+// distance D within which three of four free columns lie; then, for labels d,
 //     price += (D - d)+   of a column,     potential += (D - d)+   of a row,
 // keeps every reduced cost >= 0 and makes the trees tight. Trees share no vertex, so each can
 // take one path. Integers make all of it exact. See Burkard, Dell'Amico and Martello,
