@@ -332,7 +332,9 @@ class PermutationSpec:
         A draw is a permutation with signs, and scales between 1/2 and 2.
 
         Each draw is tried on the weights as they are and on weights with noise, because fresh
-        biases and running statistics are constant and would hide a mistake.
+        biases and running statistics are constant and would hide a mistake. One is tried on inputs
+        of other sizes too: a batch of 1 and of 3, other axes doubled and halved, on the CPU,
+        wherever the model takes these.
 
         Args:
             model: the module that the spec describes; it is left as it was.
