@@ -78,4 +78,5 @@ def test_units_that_slices_share_out_stay_free() -> None:
         return s.head(torch.cat([h[:, :2].tanh(), h[:, 2:].relu()], 1))
 
     model = randomised(Graph(run, first=nn.Linear(3, 5), head=nn.Linear(5, 2)))
-    assert [group.size for group in discover(model, torch.randn(2, 3).double()).groups.values()] == [2, 3]
+    spec = discover(model, torch.randn(2, 3).double())
+    assert [group.size for group in spec.groups.values()] == [2, 3]
