@@ -18,7 +18,8 @@ from gpu_align._symmetry._layout import layout, make_expressible
 from gpu_align._symmetry._propagation import Traced, propagate
 from gpu_align._symmetry._rules import TensorAxes
 from gpu_align._symmetry._spec import PermutationSpec, Pin, TensorSpec, memory_of, storage_of
-from gpu_align._symmetry._verify import SizeError, as_arguments, evaluation_mode
+from gpu_align._symmetry._untouched import untouched
+from gpu_align._symmetry._verify import SizeError, as_arguments, copied, evaluation_mode
 
 
 def discover(
@@ -66,8 +67,8 @@ def discover(
 
 
 def _export(model: nn.Module, example_inputs: object) -> ExportedProgram:
-    args, kwargs = as_arguments(example_inputs)
-    with evaluation_mode(model), torch.no_grad():
+    with untouched(model, weights=True), evaluation_mode(model), torch.no_grad():
+        args, kwargs = copied(as_arguments(example_inputs))
         try:
             model(*args, **kwargs)
         except Exception as error:

@@ -14,6 +14,7 @@ from gpu_align._errors import ModelError, SpecError
 from gpu_align._symmetry._gauge._apply import rescale
 from gpu_align._symmetry._sizes import try_other_sizes
 from gpu_align._symmetry._spec import PermutationSpec, StateDict, memory_of
+from gpu_align._symmetry._untouched import untouched
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a forward."""
@@ -40,6 +41,11 @@ def as_arguments(example_inputs: object) -> Arguments:
         "expected example inputs as a tensor, a tuple of positional arguments or a dict of keyword "
         f"arguments, got {type(example_inputs).__name__}"
     )
+
+
+def copied(arguments: Arguments) -> Arguments:
+    """Return arguments that a forward may write into."""
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments)
 
 
 def output_difference(
@@ -120,10 +126,11 @@ class _Reference:
         self.ties = tied_names(model)
         self.places = _places(model)
         self.arguments = tree_map(_double, arguments)
+        self.written: set[str] | None = None
 
     def outputs(self, state: StateDict, arguments: Arguments | None = None) -> list[Tensor]:
         """Run the model under a state dict and return its tensor outputs."""
-        args, kwargs = arguments or self.arguments
+        args, kwargs = copied(arguments or self.arguments)
         double = {
             name: _double(tensor.to(self.own[name].device) if name in self.own else tensor)
             for name, tensor in state.items()
@@ -134,15 +141,24 @@ class _Reference:
             double |= {name: held for name in names if held is not None and name not in double}
         # A place named twice would be given back what it was given first.
         given = {k: t for k, t in (self.own | double).items() if self.places.get(k, k) == k}
+        run_on = {k: t.clone() if self._may_write(k) else t for k, t in given.items()}
         try:
-            with torch.no_grad(), evaluation_mode(self.model), _InDouble():
+            with (
+                torch.no_grad(),
+                untouched(self.model, weights=False),
+                evaluation_mode(self.model),
+                _InDouble(),
+            ):
                 result = torch.func.functional_call(
-                    self.model, given, args, kwargs, tie_weights=False
+                    self.model, run_on, args, kwargs, tie_weights=False
                 )
         except Exception as error:
             raise ModelError(
                 f"the model's forward fails in float64: {type(error).__name__}: {error}"
             ) from error
+        if self.written is None:
+            buffers = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
+            self.written = buffers | {k for k, t in given.items() if not torch.equal(t, run_on[k])}
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if not outputs:
             raise ModelError(
@@ -150,6 +166,10 @@ class _Reference:
                 "return tensors, or register the type with torch.utils._pytree"
             )
         return outputs
+
+    def _may_write(self, name: str) -> bool:
+        """Whether forward may write into a tensor: it did, or it has not been run yet."""
+        return self.written is None or name in self.written
 
 
 def _difference(first: list[Tensor], second: list[Tensor]) -> float:
