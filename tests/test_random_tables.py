@@ -92,6 +92,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
         hidden=nn.Linear(WIDTH, 5),
         head=nn.Linear(5, 2),
     )
+    model.extra_repr = lambda: f"{steps=}, {cut=}, {use=}, {whole=}"
     return randomised(model, draw(seeds))
 
 

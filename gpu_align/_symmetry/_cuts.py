@@ -7,7 +7,6 @@ its places are pinned unless one of the cuts keeps them.
 """
 
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,10 +33,9 @@ def pin_cut_off(traced: Traced) -> None:
         nodes = [node for node, stored in traced.stored.items() if stored == name]
         for leaf in _leaves(traced.values[nodes[0]]).difference(*(live[node] for node in nodes)):
             leaf.pin(_CUT_OFF)
-    cuts = list(_cuts_of_constants(traced))
-    kept = {leaf for node in cuts for leaf in _used_leaves(node, traced)}
-    for node in cuts:
-        for leaf in _leaves(traced.values[node.all_input_nodes[0]]) - kept:
+    for source, cuts in _cuts_of_constants(traced).items():
+        kept = {leaf for node in cuts for leaf in _used_leaves(node, traced)}
+        for leaf in _leaves(traced.values[source]) - kept:
             leaf.pin(_CUT_OFF)
 
 
@@ -80,16 +78,17 @@ def _live_before(
     return own & live | own - _leaves(traced.values[node])
 
 
-def _cuts_of_constants(traced: Traced) -> Iterator[fx.Node]:
-    """Yield the cuts of values that do not depend on the inputs."""
+def _cuts_of_constants(traced: Traced) -> dict[fx.Node, list[fx.Node]]:
+    """Return the values that do not depend on the inputs and are cut, each with its cuts."""
     constant: set[fx.Node] = set(traced.stored)
+    cuts: dict[fx.Node, list[fx.Node]] = {}
     for node in _nodes(traced):
-        if node.op != "call_function" or not gives_tensors(node) or not node.all_input_nodes:
-            continue
-        if constant.issuperset(node.all_input_nodes):
+        sources = node.all_input_nodes
+        if node.op == "call_function" and sources and constant.issuperset(sources):
             constant.add(node)
             if _op(node) in _CUTS:
-                yield node
+                cuts.setdefault(sources[0], []).append(node)
+    return cuts
 
 
 def _nodes(traced: Traced) -> list[fx.Node]:
