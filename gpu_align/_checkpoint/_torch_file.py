@@ -17,6 +17,7 @@ from gpu_align._checkpoint._memory import MemoryKey, compact, memory_key, raw_by
 from gpu_align._checkpoint._refusal import leading_bytes, opened_once, unreadable
 from gpu_align._checkpoint._types import TorchContent
 from gpu_align._errors import CheckpointError
+from gpu_align._process import MODULES
 
 # What `torch.load(weights_only=True)` was seen to raise on files with flipped or missing bytes.
 _DAMAGE = (
@@ -48,7 +49,7 @@ def read_torch(path: Path) -> Any:
     """
     _check_content(path)
     try:
-        with opened_once(path) as file, warnings.catch_warnings():
+        with opened_once(path) as file, MODULES, warnings.catch_warnings():
             # torch warns of unusual files, which then either load or fail with our own error.
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)

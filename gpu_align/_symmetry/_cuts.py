@@ -3,10 +3,12 @@
 What the inputs of the trace cut off, by a slice, a split or a selection, longer inputs use. So the
 places of a stored tensor are pinned unless the outputs depend on them, however many ops they pass
 through before the cut. A tensor that is cut before it meets an input may also be used as a whole;
-its places are pinned unless one of the cuts keeps them.
+its places are pinned unless one of the cuts keeps them. Where what it keeps is as long as an axis of
+the inputs, that is pinned too, for shorter inputs keep less.
 """
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import fx
 
 from gpu_align._symmetry._classes import AxisClass
 from gpu_align._symmetry._propagation import Traced, gives_tensors, tensors_in
-from gpu_align._symmetry._rules import RECURRENT
+from gpu_align._symmetry._rules import RECURRENT, TensorAxes
 
 _CUTS = frozenset(
     {
@@ -33,20 +35,46 @@ def pin_cut_off(traced: Traced) -> None:
         nodes = [node for node, stored in traced.stored.items() if stored == name]
         for leaf in _leaves(traced.values[nodes[0]]).difference(*(live[node] for node in nodes)):
             leaf.pin(_CUT_OFF)
+    sizes = _sizes_of_inputs(traced)
     for source, cuts in _cuts_of_constants(traced).items():
         kept = {leaf for node in cuts for leaf in _used_leaves(node, traced)}
-        for leaf in _leaves(traced.values[source]) - kept:
+        dropped = _leaves(traced.values[source]) - kept
+        for leaf in dropped:
             leaf.pin(_CUT_OFF)
+        for node in cuts if dropped else ():
+            dim = _cut_dim(node)
+            if not sizes.isdisjoint(axes[dim].size for axes in _outputs(node, traced)):
+                _pin_cut_axis(node, traced)
 
 
 def pin_cut_axes(traced: Traced) -> None:
     """Pin each axis that is cut, what is kept of it too: the size may be that of the inputs."""
     for node in traced.values:
         if _op(node) in _CUTS:
-            names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-            arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-            [axes] = tensors_in(traced.values[node.all_input_nodes[0]])
-            axes[arguments.get("dim", 0)].pin(_CUT_TO_SIZE)
+            _pin_cut_axis(node, traced)
+
+
+def _pin_cut_axis(node: fx.Node, traced: Traced) -> None:
+    [axes] = tensors_in(traced.values[node.all_input_nodes[0]])
+    axes[_cut_dim(node)].pin(_CUT_TO_SIZE)
+
+
+def _cut_dim(node: fx.Node) -> int:
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return arguments.get("dim", 0)
+
+
+def _outputs(node: fx.Node, traced: Traced) -> Iterator[TensorAxes]:
+    """Yield the outputs of a cut that have the axis still."""
+    if _op(node) not in ("select", "unbind"):
+        yield from tensors_in(traced.values[node])
+
+
+def _sizes_of_inputs(traced: Traced) -> set[int]:
+    inputs = (n for n in _nodes(traced) if n.op == "placeholder" and n not in traced.stored)
+    axes = (axis for n in inputs for axes in tensors_in(traced.values[n]) for axis in axes)
+    return {axis.size for axis in axes if axis.size > 1}
 
 
 def _live_leaves(traced: Traced) -> dict[fx.Node, set[AxisClass]]:

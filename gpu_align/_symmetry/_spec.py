@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from gpu_align._errors import SpecError, bullet_list
+from gpu_align._process import MODULES
 from gpu_align._symmetry._axis import Axis, Factor, Segment, segment_size
 
 StateDict = Mapping[str, Tensor]
@@ -352,7 +353,8 @@ class PermutationSpec:
         """
         from gpu_align._symmetry._verify import verify_spec
 
-        return verify_spec(self, model, example_inputs, draws, seed, tolerance)
+        with MODULES:
+            return verify_spec(self, model, example_inputs, draws, seed, tolerance)
 
     def to_json(self) -> str:
         """Return the spec as a JSON document, read back by `from_json`."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from gpu_align._errors import ModelError
+from gpu_align._process import MODULES
 from gpu_align._symmetry._classes import AxisClass
 from gpu_align._symmetry._cuts import pin_cut_axes, pin_cut_off
 from gpu_align._symmetry._flat_graph import flat_graph
@@ -46,6 +47,13 @@ def discover(
         ModelError: the model cannot be traced or its forward fails.
         SpecError: the self-test failed.
     """
+    with MODULES:
+        return _discover(model, example_inputs, verify)
+
+
+def _discover(
+    model: nn.Module | ExportedProgram, example_inputs: object, verify: bool
+) -> PermutationSpec:
     module: nn.Module
     if isinstance(model, ExportedProgram):
         program, module = model, model.module()

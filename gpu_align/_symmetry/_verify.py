@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gpu_align._errors import ModelError, SpecError
+from gpu_align._process import MODULES
 from gpu_align._symmetry._gauge._apply import rescale
 from gpu_align._symmetry._sizes import try_other_sizes
 from gpu_align._symmetry._spec import PermutationSpec, StateDict, memory_of
@@ -69,8 +70,9 @@ def output_difference(
     Raises:
         ModelError: the forward fails.
     """
-    reference = _Reference(model, as_arguments(example_inputs))
-    return _difference(reference.outputs(first), reference.outputs(second))
+    with MODULES:
+        reference = _Reference(model, as_arguments(example_inputs))
+        return _difference(reference.outputs(first), reference.outputs(second))
 
 
 @contextmanager
