@@ -3,8 +3,8 @@
 What the inputs of the trace cut off, by a slice, a split or a selection, longer inputs use. So the
 places of a stored tensor are pinned unless the outputs depend on them, however many ops they pass
 through before the cut. A tensor that is cut before it meets an input may also be used as a whole;
-its places are pinned unless one of the cuts keeps them. Where what it keeps is as long as an axis of
-the inputs, that is pinned too, for shorter inputs keep less.
+its places are pinned unless one of the cuts keeps them. Where what it keeps is as long as an axis
+of the inputs, that is pinned too, for shorter inputs keep less.
 """
 
 import operator
