@@ -13,6 +13,7 @@ from gpu_align._checkpoint import load_checkpoint
 from gpu_align._errors import InputError
 from gpu_align._many import Aligned, FunctionCheck, align_state_dicts
 from gpu_align._problem import Metric
+from gpu_align._process import MODULES
 from gpu_align._result import AlignmentFailure, AlignmentResult
 from gpu_align._search import Budget, ProgressCallback, Search
 from gpu_align._status import Status
@@ -205,7 +206,8 @@ def _check_of(
 
 def _state_dict(network: Network) -> StateDict:
     if isinstance(network, nn.Module):
-        return {k: t for k, t in network.state_dict().items() if isinstance(t, Tensor)}
+        with MODULES:
+            return {k: t for k, t in network.state_dict().items() if isinstance(t, Tensor)}
     if isinstance(network, str | os.PathLike):
         return load_checkpoint(network).tensors
     if isinstance(network, Mapping):
@@ -227,7 +229,9 @@ def _check_ties(model: Network, spec: PermutationSpec) -> None:
     """Check that what a module shares is permuted as one."""
     if not isinstance(model, nn.Module):
         return
-    for names in tied_names(model):
+    with MODULES:
+        tied = tied_names(model)
+    for names in tied:
         if len({spec.ties.get(name, name) for name in names}) > 1:
             raise InputError(
                 f"a module shares one tensor under the names {', '.join(names)}, the spec does not "

@@ -34,10 +34,9 @@ def atomic_write(
         InputError: (as `error`) `path` is a folder, its folder is missing or not writable, or an
             OSError came from the body or from the renaming.
     """
-    target = Path(os.path.abspath(path))
+    target = _checked_destination(path, error)
     temporary = _temporary_beside(target)
     try:
-        _check_parent(path, target, error)
         if target.is_dir():
             raise error(f"cannot write {path}: it is a folder; give the name of a file inside it")
         temporary.touch(exist_ok=False)
@@ -73,10 +72,9 @@ def atomic_folder(
         InputError: (as `error`) `path` is a file or holds something, the folder around it is
             missing or not writable, or an OSError came from the body or from the renaming.
     """
-    target = Path(os.path.abspath(path))
+    target = _checked_destination(path, error)
     temporary = _temporary_beside(target)
     try:
-        _check_parent(path, target, error)
         _check_empty(path, target, error)
         temporary.mkdir()
         yield temporary
@@ -87,17 +85,40 @@ def atomic_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def destination(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path that the system means by `path`.
+
+    Symbolic links to folders are followed, also where ".." comes behind one. The last name is
+    kept, so that a link with that name is replaced. A folder that does not exist is no way to
+    another one: `missing/../file` has no destination, as for every other program.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        OSError: it cannot be looked at.
+    """
+    given = Path(path)
+    if given.name in ("", ".."):
+        return given.resolve(strict=True)
+    return given.parent.resolve(strict=True) / given.name
+
+
 def _temporary_beside(target: Path) -> Path:
     # Not derived from the target's name, which may already have the longest length allowed.
     return target.parent / f".gpu-align-{secrets.token_hex(8)}.tmp"
 
 
-def _check_parent(path: str | os.PathLike[str], target: Path, error: type[InputError]) -> None:
-    parent = target.parent
-    if not parent.exists():
-        raise error(f"cannot write {path}: the folder {parent} does not exist; create it first")
-    if not parent.is_dir():
-        raise error(f"cannot write {path}: {parent} is a file, not a folder; choose another path")
+def _checked_destination(path: str | os.PathLike[str], error: type[InputError]) -> Path:
+    parent = Path(path).parent
+    try:
+        if not parent.exists():
+            raise error(f"cannot write {path}: the folder {parent} does not exist; create it first")
+        if not parent.is_dir():
+            raise error(
+                f"cannot write {path}: {parent} is a file, not a folder; choose another path"
+            )
+        return destination(path)
+    except OSError as failure:
+        raise error(_os_message(path, failure)) from failure
 
 
 def _check_empty(path: str | os.PathLike[str], target: Path, error: type[InputError]) -> None:

@@ -25,6 +25,7 @@ from gpu_align._problem import (
     unusable,
 )
 from gpu_align._problem._metric import as_metric
+from gpu_align._process import torch_threads
 from gpu_align._result import PICTURED, AlignmentFailure, AlignmentResult
 from gpu_align._search import (
     Budget,
@@ -73,7 +74,7 @@ def align_state_dicts(
     A source that cannot be aligned gives a failure in its place; what is wrong with the target or
     with an argument is raised.
     """
-    with _threads(spec):
+    with torch_threads.held(single=_is_small(spec)):
         spec.validate(target, "target")
         check_weights(spec, target, "target")
         found: dict[int, Aligned] = {
@@ -104,13 +105,11 @@ def align_state_dicts(
     return [found[number] for number in range(len(sources))]
 
 
-@contextmanager
-def _threads(spec: PermutationSpec) -> Iterator[None]:
-    """Use one torch thread for small models, as `run_search` does, for what is around it too.
+def _is_small(spec: PermutationSpec) -> bool:
+    """Whether one torch thread suffices, as in `run_search`, for what is around it too.
 
     Products of small matrices are shorter than a thread's wake-up, however many there are.
     """
-    threads = torch.get_num_threads()
     work = max(
         (
             math.prod(tensor.shape) * max(map(spec.units, tensor.groups), default=1)
@@ -118,11 +117,7 @@ def _threads(spec: PermutationSpec) -> Iterator[None]:
         ),
         default=0,
     )
-    torch.set_num_threads(threads if work > _WORK_OF_THREADS else 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return work <= _WORK_OF_THREADS
 
 
 @contextmanager

@@ -188,7 +188,7 @@ class Permutation:
         try:
             with safe_open(path, "pt") as file:
                 spec = (file.metadata() or {}).get(_SPEC_KEY)
-                held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                held = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"cannot read {os.fspath(path)!r} as a permutation file: {error}; expected a file "

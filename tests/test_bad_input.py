@@ -460,6 +460,55 @@ def test_no_file_of_an_input_is_overwritten(folder: Path) -> None:
     assert_refused(folder, ("apply", sharded, "p.safetensors", "-o", shard), *message)
 
 
+@pytest.mark.parametrize("way", ["typo/../", "./typo/../", "other/sub/typo/../../../", "link/../"])
+def test_no_way_to_an_input_leads_around_the_check(way: str, folder: Path) -> None:
+    (folder / "other/sub").mkdir(parents=True)
+    (folder / "link").symlink_to("other", target_is_directory=True)
+    for name in ("spec.json", "p.safetensors"):
+        (folder / name).touch()
+    (folder / "spec.json").write_text(chain_spec(mlp_state(0)).to_json(), encoding="utf-8")
+    Permutation.identity(chain_spec(mlp_state(0))).save(folder / "p.safetensors")
+    refused = ("does not exist",) if "typo" in way else ("would overwrite an input",)
+    for arguments in (
+        (*PAIR, "-o", f"{way}0.safetensors"),
+        (*PAIR, "--permutation", f"{way}1.safetensors"),
+        (*PAIR, "--spec", "spec.json", "--json-file", f"{way}spec.json"),
+        ("apply", "1.safetensors", "p.safetensors", "-o", f"{way}p.safetensors"),
+        ("inspect", "1.safetensors", "--spec", "spec.json", "--save-spec", f"{way}spec.json"),
+    ):
+        assert_refused(folder, arguments, *refused)
+
+
+def test_a_name_behind_a_link_is_that_of_the_system(folder: Path) -> None:
+    (folder / "other/sub").mkdir(parents=True)
+    (folder / "link").symlink_to("other/sub", target_is_directory=True)
+    before = (folder / "0.safetensors").read_bytes()
+    result = CliRunner().invoke(app, (*PAIR, "-o", "link/../0.safetensors"))
+    assert result.exit_code == 0, result.output
+    assert (folder / "other/0.safetensors").exists()
+    assert (folder / "0.safetensors").read_bytes() == before
+
+
+def test_an_index_is_not_overwritten_by_a_spec(folder: Path) -> None:
+    sharded = shards(folder)
+    index = f"{sharded}/model.safetensors.index.json"
+    arguments = ("inspect", str(sharded), "--save-spec", index)
+    assert_refused(folder, arguments, "would overwrite an input")
+
+
+def test_the_kept_search_overwrites_no_input(folder: Path) -> None:
+    spec = folder / "new.safetensors.search"
+    spec.write_text(chain_spec(mlp_state(0)).to_json(), encoding="utf-8")
+    arguments = (*PAIR, *OUT, "--resume", "--spec", str(spec))
+    assert_refused(folder, arguments, "would overwrite an input", "new.safetensors.search")
+
+
+def test_two_ways_to_one_output_are_refused(folder: Path) -> None:
+    (folder / "link").symlink_to(".", target_is_directory=True)
+    arguments = (*PAIR, *OUT, "--permutation", "link/./new.safetensors")
+    assert_refused(folder, arguments, "another output goes there too")
+
+
 def test_outputs_do_not_overwrite_each_other(folder: Path) -> None:
     sharded = str(shards(folder))
     inside = ("align", sharded, "0.safetensors", "-o", "new", "--permutation", "new/a.safetensors")

@@ -3,13 +3,21 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from networks import PAIRS, pair
+from networks import PAIRS, mlp, pair, randomised
 from oracles import all_symmetries, brute_force
 from scipy.optimize import linear_sum_assignment
 from strategies import tiny_pairs
 from test_problem import as_batch
 
-from gpu_align import METRICS, AlignmentProblem, CoordinateDescent, lower_bound, run_search
+from gpu_align import (
+    METRICS,
+    AlignmentProblem,
+    CoordinateDescent,
+    Permutation,
+    chain_spec,
+    lower_bound,
+    run_search,
+)
 from gpu_align._problem import is_signed, optimistic
 
 SMALL = ["grouped", "gqa", "signed", "signed_recurrent", "single"]
@@ -30,6 +38,20 @@ def test_bound_of_one_hidden_layer_is_the_optimum(networks: tuple) -> None:
     spec, source, target = networks
     bound = float(lower_bound(AlignmentProblem(source, target, spec)))
     assert bound == pytest.approx(brute_force(spec, source, target), abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    "widths", [(5, 3, 2), (6, 8, 8, 3), (20, 50, 30, 5), (90, 300, 4)], ids=str
+)
+def test_bound_of_a_planted_pair_is_0(widths: tuple[int, ...], metric: str) -> None:
+    """Their distance is 0, so that no more than rounding could be left."""
+    for seed in range(8):
+        target = randomised(mlp(widths), seed).state_dict()
+        spec = chain_spec(target)
+        order = Permutation.random(spec, generator=torch.Generator().manual_seed(seed))
+        problem = AlignmentProblem(order.apply(target), target, spec, metric=metric)
+        assert float(lower_bound(problem)) == 0
 
 
 @pytest.mark.parametrize("metric", METRICS)

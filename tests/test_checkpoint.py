@@ -4,8 +4,11 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -19,6 +22,7 @@ from hypothesis import strategies as st
 
 from gpu_align._atomic import atomic_folder, atomic_write
 from gpu_align._checkpoint import load_checkpoint, save_checkpoint
+from gpu_align._checkpoint._types import FILE_SUFFIXES
 from gpu_align._errors import CheckpointError, InputError
 
 TORCH_DTYPES = [
@@ -444,7 +448,55 @@ def test_parameters_stay_parameters(work):
     assert kinds == [(type(tensor), tensor.requires_grad) for tensor in state.values()]
 
 
-def test_compressed_archive_is_not_mapped(work):
+LATER_CHANGES = """
+import itertools, os, sys
+from pathlib import Path
+import torch
+from gpu_align._checkpoint import load_checkpoint, save_checkpoint
+
+changes = {
+    "cut_short": lambda path: os.truncate(path, 100),
+    "emptied": lambda path: os.truncate(path, 0),
+    "overwritten": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "removed": lambda path: path.unlink(),
+}
+for suffix, change in itertools.product(sys.argv[1:], changes):
+    path = Path(f"x{suffix}")
+    tensors = {name: torch.randn(300, 300) for name in "ab"}
+    save_checkpoint(path, tensors)
+    held = load_checkpoint(path).tensors
+    print(suffix, change, flush=True)
+    changes[change](path)
+    for name, tensor in tensors.items():
+        assert torch.equal(held[name], tensor), name
+"""
+
+
+def test_a_file_that_changes_later_changes_nothing(work):
+    """In a process of its own, for a mapped file that is cut short ends it."""
+    command = [sys.executable, "-c", LATER_CHANGES, *FILE_SUFFIXES]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("suffix", FILE_SUFFIXES)
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(work, suffix, monkeypatch):
+    path = work / f"x{suffix}"
+    save_checkpoint(path, {"a": torch.randn(30, 30)})
+    real = torch.Tensor.clone if suffix == ".safetensors" else torch.load
+
+    def slow(*arguments, **options):
+        found = real(*arguments, **options)
+        os.utime(path, ns=(0, 0))
+        return found
+
+    owner, name = (torch.Tensor, "clone") if suffix == ".safetensors" else (torch, "load")
+    monkeypatch.setattr(owner, name, slow)
+    with pytest.raises(CheckpointError, match="written to while it was read"):
+        load_checkpoint(path)
+
+
+def test_compressed_archive_is_read(work):
     torch.save({"w": torch.arange(1000.0)}, work / "in.pt")
     with (
         zipfile.ZipFile(work / "in.pt") as source,

@@ -365,7 +365,7 @@ def is_usable(op: Op, values: list[Tensor]) -> bool:
     return out is not None and 0 < out.numel() <= MOST_ENTRIES and out.ndim > 0
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=240, deadline=None, suppress_health_check=list(HealthCheck))
 @given(network=networks())
 def test_random_networks_keep_their_function(network: tuple[nn.Module, Tensor]) -> None:
     model, inputs = network

@@ -1,6 +1,10 @@
 """Errors about files that cannot be read, and the checks that come before any reader."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from gpu_align._errors import CheckpointError
 
@@ -41,3 +45,25 @@ def leading_bytes(path: Path, expected: str) -> bytes:
             path, f"expected {expected}, got a Git LFS pointer", "run `git lfs pull` first"
         )
     return start
+
+
+@contextmanager
+def opened_once(path: Path) -> Iterator[BinaryIO]:
+    """Open a file whose content the body reads into memory, never to be looked at again.
+
+    So what is written into the file later changes nothing.
+
+    Args:
+        path: an existing file.
+
+    Raises:
+        CheckpointError: the file was written to meanwhile.
+    """
+    with open(path, "rb") as file:
+        before = os.fstat(file.fileno())
+        yield file
+        after = os.fstat(file.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise unreadable(
+            path, "it was written to while it was read", "repeat this when the file is finished"
+        )

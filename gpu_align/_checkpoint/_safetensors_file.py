@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gpu_align._checkpoint._memory import memory_key
-from gpu_align._checkpoint._refusal import leading_bytes, unreadable
+from gpu_align._checkpoint._refusal import leading_bytes, opened_once, unreadable
 from gpu_align._errors import CheckpointError
 
 
@@ -26,8 +26,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | No
     """
     _check_content(path)
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with opened_once(path), safe_open(path, framework="pt", device="cpu") as file:
+            # The library maps the file; what is not copied would change, or end, with it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
     except SafetensorError as failure:
         raise unreadable(

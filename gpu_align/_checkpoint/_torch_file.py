@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from gpu_align._checkpoint._memory import MemoryKey, compact, memory_key, raw_bytes
-from gpu_align._checkpoint._refusal import leading_bytes, unreadable
+from gpu_align._checkpoint._refusal import leading_bytes, opened_once, unreadable
 from gpu_align._checkpoint._types import TorchContent
 from gpu_align._errors import CheckpointError
+from gpu_align._process import MODULES
 
 # What `torch.load(weights_only=True)` was seen to raise on files with flipped or missing bytes.
 _DAMAGE = (
@@ -37,8 +38,6 @@ _DAMAGE = (
 def read_torch(path: Path) -> Any:
     """Read a torch file without executing code from it.
 
-    Files in torch's zip format are mapped into memory, so values are read when they are used.
-
     Args:
         path: an existing file.
 
@@ -50,10 +49,10 @@ def read_torch(path: Path) -> Any:
     """
     _check_content(path)
     try:
-        with warnings.catch_warnings():
+        with opened_once(path) as file, MODULES, warnings.catch_warnings():
             # torch warns of unusual files, which then either load or fail with our own error.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
+            return torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as failure:
         raise _explain(path, failure) from failure
 
@@ -126,18 +125,6 @@ def _with_state(node: Any, path: tuple[str, ...], state: dict[str, Tensor]) -> A
     else:
         result.update(state)
     return result
-
-
-def _can_map(path: Path) -> bool:
-    """Tell whether the tensors' bytes lie in the file as they are.
-
-    Mapping a zip file that some other tool has compressed would give wrong values silently.
-    """
-    with open(path, "rb") as file:
-        if file.read(2) != b"PK":
-            return False
-    with zipfile.ZipFile(path) as archive:
-        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def _check_content(path: Path) -> None:

@@ -86,8 +86,8 @@ class Checkpoint:
     Attributes:
         path: where it was read from.
         tensors: flat name -> CPU tensor (any shape and dtype, no gradient), in file order,
-            read-only mapping. Tied names have the very same tensor object. The values may be
-            mapped from the file: do not change them in place.
+            read-only mapping. Tied names have the very same tensor object. They are in
+            memory, and do not change with the file; do not change them in place.
         format: the kind of file.
         metadata: `__metadata__` of a safetensors file; None if it has none, and for sharded and
             torch checkpoints.

@@ -66,14 +66,15 @@ def inspect(
         if model is not None:
             raise InputError(f"two models: {checkpoint} and --model {model}; leave one out")
         checkpoint, model = None, str(checkpoint)
-    inputs = [path for path in (checkpoint, spec) if path is not None]
+    held = None if checkpoint is None else load_checkpoint(checkpoint)
+    inputs = [*(held.files if held else ()), *([spec] if spec else ())]
     if save_spec is not None:
         check_file(save_spec, [".json"], reads=inputs)
     if report is not None:
         check_file(report, [".html", ".htm"], reads=inputs)
     with display(quiet=False) as screen, stdout_to_stderr():
         screen.stage("finding symmetries")
-        state = None if checkpoint is None else load_checkpoint(checkpoint).tensors
+        state = None if held is None else held.tensors
         found = choose_spec(spec, load_model(model, input_shape, seed), state)
         if state is not None:
             found.validate(state, "checkpoint")

@@ -31,8 +31,12 @@ def check_file(path: Path, suffixes: Iterable[str], *, reads: Iterable[Path]) ->
     _check_place(path)
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; give the name of a file inside it")
+    _check_overwrites_none(path, reads)
+
+
+def _check_overwrites_none(path: Path, reads: Iterable[Path]) -> None:
     for other in reads:
-        if os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other):
+        if path.exists() and other.exists() and path.samefile(other):
             raise InputError(
                 f"cannot write {path}: it would overwrite an input ({other}); choose another path"
             )
@@ -64,7 +68,7 @@ def check_checkpoint(path: Path, like: Checkpoint, *, reads: Iterable[Path]) -> 
 
 
 def _check_place(path: Path) -> None:
-    folder = Path(os.path.abspath(path)).parent
+    folder = path.parent
     if not folder.exists():
         raise InputError(
             f"cannot write {path}: the folder {folder} does not exist; create it first"
@@ -101,7 +105,7 @@ class Outputs:
             return None
         # A folder of shards must have nothing else in it.
         path = path.parent if path.name.endswith(INDEX_SUFFIX) else path
-        path = Path(os.path.abspath(path)) if path.name in ("", "..") else path
+        path = path.resolve() if path.name in ("", "..") else path
         return path.with_name(path.name + STATE_SUFFIX)
 
     def held_back(self, source: Checkpoint) -> tuple[str, ...]:
@@ -141,12 +145,14 @@ class Outputs:
             check_file(self.json_file, [".json"], reads=reads)
         if self.report is not None:
             check_file(self.report, [".html", ".htm"], reads=reads)
+        if self.state is not None:
+            _check_overwrites_none(self.state, reads)
         self._check_apart()
 
     def _check_apart(self) -> None:
         """Check that no two outputs have one path, and that none goes into the folder of shards."""
         chosen = [path for field in fields(self) if (path := getattr(self, field.name)) is not None]
-        places = [Path(os.path.realpath(path)) for path in chosen]
+        places = [path.resolve() for path in chosen]
         for number, place in enumerate(places):
             if place in places[:number] or any(place.parent == other for other in places):
                 raise InputError(

@@ -22,6 +22,7 @@ from gpu_align._assignment._failures import STATUS_OF_CODE
 from gpu_align._errors import AssignmentError
 from gpu_align._memory import free_bytes
 from gpu_align._problem import AlignmentProblem, Hypotheses
+from gpu_align._process import torch_threads
 from gpu_align._random import RandomStream
 from gpu_align._search._clock import Clock, OutOfTime
 from gpu_align._search._state import Budget, Progress, ProgressCallback, Snapshot, State
@@ -370,12 +371,8 @@ def compute_threads(problem: AlignmentProblem) -> Iterator[None]:
 
     The assignment problems of a batch are spread over threads in any case.
     """
-    threads = torch.get_num_threads()
     work = max(
         (math.prod(term.target.shape) * len(term.target) for term in problem.terms), default=0
     )
-    torch.set_num_threads(threads if work > 2**25 else 1)
-    try:
+    with torch_threads.held(single=work <= 2**25):
         yield
-    finally:
-        torch.set_num_threads(threads)

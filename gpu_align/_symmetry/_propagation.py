@@ -65,7 +65,7 @@ def propagate(
                 walk.values[node] = _pinned_like(node, _ROLES.get(spec.kind, "constant"))
         elif node.op == "call_function":
             walk.values[node] = walk.call(node)
-            walk.computed += _tensors_in(walk.values[node])
+            walk.computed += tensors_in(walk.values[node])
             used.update((stored[a], None) for a in node.all_input_nodes if a in stored)
         elif node.op == "output":
             for argument in node.all_input_nodes:
@@ -96,7 +96,7 @@ class _Walk:
         if not isinstance(node.target, torch._ops.OpOverload):
             return self._pin_touched(node, f"{node.target} has no rule")
         schema = node.target._schema
-        if not _gives_tensors(node) and not schema.is_mutable:
+        if not gives_tensors(node) and not schema.is_mutable:
             return _extent(node.meta.get("val"))
         op = schema.name.removeprefix("aten::")
         if any(argument.is_out for argument in schema.arguments):
@@ -125,7 +125,7 @@ class _Walk:
         """Say what was deferred, and close what cannot stay open."""
         for say in self.deferred:
             say()
-        settle([*self.computed, *_tensors_in(list(self.values.values()))])
+        settle([*self.computed, *tensors_in(list(self.values.values()))])
         self.values = {node: _settled(value) for node, value in self.values.items()}
         self.computed = [settled(axes) for axes in self.computed]
 
@@ -164,17 +164,18 @@ _COPIES = frozenset({"to", "_to_copy", "clone", "contiguous", "detach", "type_as
 
 
 def _pin_all(value: Any, reason: str) -> None:
-    for axes in _tensors_in(value):
+    for axes in tensors_in(value):
         for axis in axes:
             axis.pin(reason)
 
 
-def _tensors_in(value: Any) -> Iterator[TensorAxes]:
+def tensors_in(value: Any) -> Iterator[TensorAxes]:
+    """Yield the axes of each tensor in what a node gives out."""
     if isinstance(value, TensorAxes):
         yield value
     elif isinstance(value, tuple | list):
         for part in value:
-            yield from _tensors_in(part)
+            yield from tensors_in(part)
 
 
 def _settled(value: Any) -> Any:
@@ -201,7 +202,8 @@ def _extent(size: object) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _gives_tensors(node: fx.Node) -> bool:
+def gives_tensors(node: fx.Node) -> bool:
+    """Whether a node gives out a tensor, not only sizes or nothing."""
     return any(isinstance(leaf, Tensor) for leaf in tree_leaves(node.meta.get("val")))
 
 

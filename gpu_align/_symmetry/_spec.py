@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from gpu_align._errors import SpecError, bullet_list
+from gpu_align._process import MODULES
 from gpu_align._symmetry._axis import Axis, Factor, Segment, segment_size
 
 StateDict = Mapping[str, Tensor]
@@ -332,7 +333,9 @@ class PermutationSpec:
         A draw is a permutation with signs, and scales between 1/2 and 2.
 
         Each draw is tried on the weights as they are and on weights with noise, because fresh
-        biases and running statistics are constant and would hide a mistake.
+        biases and running statistics are constant and would hide a mistake. One is tried on inputs
+        of other sizes too: a batch of 1 and of 3, other axes doubled and halved, on the CPU,
+        wherever the model takes these.
 
         Args:
             model: the module that the spec describes; it is left as it was.
@@ -350,7 +353,8 @@ class PermutationSpec:
         """
         from gpu_align._symmetry._verify import verify_spec
 
-        return verify_spec(self, model, example_inputs, draws, seed, tolerance)
+        with MODULES:
+            return verify_spec(self, model, example_inputs, draws, seed, tolerance)
 
     def to_json(self) -> str:
         """Return the spec as a JSON document, read back by `from_json`."""

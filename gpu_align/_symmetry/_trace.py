@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from gpu_align._errors import ModelError
+from gpu_align._process import MODULES
 from gpu_align._symmetry._classes import AxisClass
+from gpu_align._symmetry._cuts import pin_cut_axes, pin_cut_off
 from gpu_align._symmetry._flat_graph import flat_graph
 from gpu_align._symmetry._gauge._find import with_gauges
 from gpu_align._symmetry._gauge._norm_scale import find_norm_scales
@@ -17,7 +19,8 @@ from gpu_align._symmetry._layout import layout, make_expressible
 from gpu_align._symmetry._propagation import Traced, propagate
 from gpu_align._symmetry._rules import TensorAxes
 from gpu_align._symmetry._spec import PermutationSpec, Pin, TensorSpec, memory_of, storage_of
-from gpu_align._symmetry._verify import as_arguments, evaluation_mode
+from gpu_align._symmetry._untouched import untouched
+from gpu_align._symmetry._verify import SizeError, as_arguments, copied, evaluation_mode
 
 
 def discover(
@@ -27,9 +30,9 @@ def discover(
 
     The model is traced with `torch.export` in evaluation mode and axis classes are propagated
     through the graph, one rule per family of ops (`gpu_align._symmetry._rules`). Graph inputs and
-    outputs are pinned, and so is all that an op without a rule touches. What is found holds for
-    inputs of the traced shape; trace with a batch of two or more, as a model may treat a batch of
-    one in its own way.
+    outputs are pinned, and so is all that an op without a rule touches. What is found is checked
+    on inputs of the traced shape and of other sizes, as far as the model takes them; trace with a
+    batch of two or more, as a model may treat a batch of one in its own way.
 
     Args:
         model: a module, or a program already exported with `torch.export`.
@@ -44,6 +47,13 @@ def discover(
         ModelError: the model cannot be traced or its forward fails.
         SpecError: the self-test failed.
     """
+    with MODULES:
+        return _discover(model, example_inputs, verify)
+
+
+def _discover(
+    model: nn.Module | ExportedProgram, example_inputs: object, verify: bool
+) -> PermutationSpec:
     module: nn.Module
     if isinstance(model, ExportedProgram):
         program, module = model, model.module()
@@ -52,15 +62,21 @@ def discover(
         program, module = _export(model, example_inputs), model
     held = model.state_dict if isinstance(model, ExportedProgram) else model.state_dict()
     state = {name: tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
-    spec = _build(program, state, f"traced from {type(module).__name__}")
-    if verify:
+    origin = f"traced from {type(module).__name__}"
+    spec = _build(program, state, origin)
+    if not verify:
+        return spec
+    try:
+        spec.verify(module, example_inputs, draws=1)
+    except SizeError:
+        spec = _build(program, state, origin, pin_cuts=True)
         spec.verify(module, example_inputs, draws=1)
     return spec
 
 
 def _export(model: nn.Module, example_inputs: object) -> ExportedProgram:
-    args, kwargs = as_arguments(example_inputs)
-    with evaluation_mode(model), torch.no_grad():
+    with untouched(model, weights=True), evaluation_mode(model), torch.no_grad():
+        args, kwargs = copied(as_arguments(example_inputs))
         try:
             model(*args, **kwargs)
         except Exception as error:
@@ -80,11 +96,17 @@ def _export(model: nn.Module, example_inputs: object) -> ExportedProgram:
             ) from error
 
 
-def _build(program: ExportedProgram, state: Mapping[str, Tensor], origin: str) -> PermutationSpec:
+def _build(
+    program: ExportedProgram, state: Mapping[str, Tensor], origin: str, *, pin_cuts: bool = False
+) -> PermutationSpec:
+    """Find the symmetries in a program; `pin_cuts` leaves every axis fixed that it cuts."""
     tensors, ties = _fresh_axes(state)
     graph = flat_graph(program)
     traced = propagate(graph, program.graph_signature, tensors, ties)
     _pin_unused(tensors, traced)
+    pin_cut_off(traced)
+    if pin_cuts:
+        pin_cut_axes(traced)
     make_expressible(axis for axes in tensors.values() for axis in axes)
     names, groups = name_groups(traced.used, tensors, traced.computed)
     parameters = set(program.graph_signature.parameters)
@@ -134,13 +156,10 @@ def _fresh_axes(state: Mapping[str, Tensor]) -> tuple[dict[str, TensorAxes], dic
 
 
 def _pin_unused(tensors: Mapping[str, TensorAxes], traced: Traced) -> None:
-    """Pin tensors that forward does not use, and parts of tensors that it cuts off."""
-    reached = {leaf for axes in traced.computed for axis in axes for leaf in axis.leaves()}
+    """Pin tensors that forward does not use."""
     for name, axes in tensors.items():
-        for axis in axes:
-            for leaf in axis.leaves():
-                if name not in traced.used or leaf not in reached:
-                    leaf.pin("not used in forward")
+        for axis in axes if name not in traced.used else ():
+            axis.pin("not used in forward")
 
 
 def _pins(tensors: Mapping[str, TensorAxes]) -> Iterator[Pin]:

@@ -1,8 +1,10 @@
 """Function preservation: does a permuted state dict compute the same outputs?"""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +12,20 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gpu_align._errors import ModelError, SpecError
+from gpu_align._process import MODULES
 from gpu_align._symmetry._gauge._apply import rescale
+from gpu_align._symmetry._sizes import try_other_sizes
 from gpu_align._symmetry._spec import PermutationSpec, StateDict, memory_of
+from gpu_align._symmetry._untouched import untouched
+
+if TYPE_CHECKING:
+    from gpu_align._permutation import Permutation
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a forward."""
 
 
-def as_arguments(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def as_arguments(example_inputs: object) -> Arguments:
     """Return example inputs as positional and keyword arguments.
 
     A tensor is one argument, a tuple are positional ones, a dict keyword ones, and a pair of a
@@ -37,6 +48,11 @@ def as_arguments(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any
     )
 
 
+def copied(arguments: Arguments) -> Arguments:
+    """Return arguments that a forward may write into."""
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments)
+
+
 def output_difference(
     model: nn.Module, example_inputs: object, first: StateDict, second: StateDict
 ) -> float:
@@ -54,7 +70,9 @@ def output_difference(
     Raises:
         ModelError: the forward fails.
     """
-    return _Reference(model, example_inputs).difference(first, second)
+    with MODULES:
+        reference = _Reference(model, as_arguments(example_inputs))
+        return _difference(reference.outputs(first), reference.outputs(second))
 
 
 @contextmanager
@@ -92,12 +110,20 @@ def _lengthen(value: Any) -> Any:
 
 
 class _Reference:
-    """A model and its inputs, to be run in float64 under several state dicts."""
+    """A model, to be run in float64 under several state dicts.
 
-    def __init__(self, model: nn.Module, example_inputs: object) -> None:
+    Args:
+        model: it is run in evaluation mode and left as it was.
+        arguments: positional and keyword arguments.
+        device: where it is run; by default its tensors stay where they are.
+    """
+
+    def __init__(
+        self, model: nn.Module, arguments: Arguments, device: torch.device | None = None
+    ) -> None:
         self.model = model
         self.own = {
-            name: _double(tensor)
+            name: _double(tensor).to(device or tensor.device)
             for name, tensor in (
                 *model.named_parameters(remove_duplicate=False),
                 *model.named_buffers(remove_duplicate=False),
@@ -105,10 +131,12 @@ class _Reference:
         }
         self.ties = tied_names(model)
         self.places = _places(model)
-        self.args, self.kwargs = tree_map(_double, as_arguments(example_inputs))
+        self.arguments = tree_map(_double, arguments)
+        self.written: set[str] | None = None
 
-    def outputs(self, state: StateDict) -> list[Tensor]:
+    def outputs(self, state: StateDict, arguments: Arguments | None = None) -> list[Tensor]:
         """Run the model under a state dict and return its tensor outputs."""
+        args, kwargs = copied(arguments or self.arguments)
         double = {
             name: _double(tensor.to(self.own[name].device) if name in self.own else tensor)
             for name, tensor in state.items()
@@ -119,15 +147,24 @@ class _Reference:
             double |= {name: held for name in names if held is not None and name not in double}
         # A place named twice would be given back what it was given first.
         given = {k: t for k, t in (self.own | double).items() if self.places.get(k, k) == k}
+        run_on = {k: t.clone() if self._may_write(k) else t for k, t in given.items()}
         try:
-            with torch.no_grad(), evaluation_mode(self.model), _InDouble():
+            with (
+                torch.no_grad(),
+                untouched(self.model, weights=False),
+                evaluation_mode(self.model),
+                _InDouble(),
+            ):
                 result = torch.func.functional_call(
-                    self.model, given, self.args, self.kwargs, tie_weights=False
+                    self.model, run_on, args, kwargs, tie_weights=False
                 )
         except Exception as error:
             raise ModelError(
                 f"the model's forward fails in float64: {type(error).__name__}: {error}"
             ) from error
+        if self.written is None:
+            buffers = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
+            self.written = buffers | {k for k, t in given.items() if not torch.equal(t, run_on[k])}
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if not outputs:
             raise ModelError(
@@ -136,10 +173,18 @@ class _Reference:
             )
         return outputs
 
-    def difference(self, first: StateDict, second: StateDict) -> float:
-        """See `output_difference`."""
-        pairs = zip(self.outputs(first), self.outputs(second), strict=True)
-        return max((_relative(a, b) for a, b in pairs), default=0.0)
+    def _may_write(self, name: str) -> bool:
+        """Whether forward may write into a tensor: it did, or it has not been run yet."""
+        return self.written is None or name in self.written
+
+
+def _difference(first: list[Tensor], second: list[Tensor]) -> float:
+    """Return the largest difference of two lists of outputs, see `output_difference`."""
+    return max((_relative(a, b) for a, b in zip(first, second, strict=True)), default=0.0)
+
+
+class SizeError(SpecError):
+    """What the spec describes are symmetries for inputs of the traced shape only."""
 
 
 def verify_spec(
@@ -154,9 +199,11 @@ def verify_spec(
     from gpu_align._permutation import Permutation
 
     generator = torch.Generator().manual_seed(seed)
-    reference = _Reference(model, example_inputs)
+    arguments = as_arguments(example_inputs)
+    reference = _Reference(model, arguments)
     state = {k: t for k, t in model.state_dict().items() if k in spec.keys}
-    if reference.difference(state, state) > 0:
+    outputs = reference.outputs(state)
+    if _difference(outputs, reference.outputs(state)) > 0:
         raise ModelError(
             "the model gives different outputs for the same inputs (dropout or noise that "
             "evaluation mode does not switch off, or a buffer that forward changes); make it "
@@ -164,19 +211,98 @@ def verify_spec(
         )
     worst = 0.0
     for _ in range(draws):
-        permutation = Permutation.random(spec, generator=generator)
+        permutation = _without_kept_beginnings(Permutation.random(spec, generator=generator))
         units, rows = _random_scales(spec, generator)
         for weights in (state, _with_noise(state, generator)):
             double = {name: _double(tensor) for name, tensor in weights.items()}
             moved = rescale(spec, permutation.apply(double), units, rows)
-            worst = max(worst, reference.difference(weights, moved))
+            before = outputs if weights is state else reference.outputs(double)
+            worst = max(worst, _difference(before, reference.outputs(moved)))
     if not worst <= tolerance:
         raise SpecError(
             f"the spec does not describe symmetries of this model: a random one (permutation, "
             f"signs and scales) changes the outputs by {worst:.3g} relative (accepted: "
             f"{tolerance:g}); the spec is of another model, or a rule is wrong"
         )
+    if draws:
+        _verify_other_sizes(_on_host(reference, arguments), double, moved, tolerance)
     return worst
+
+
+def _without_kept_beginnings(permutation: "Permutation") -> "Permutation":
+    """Return a permutation turned round until the last unit of each group comes first.
+
+    So it moves units into and out of any first part of a group, as a cut to a size makes it, which
+    a drawn one of few units often does not.
+    """
+    groups, perms = permutation.spec.groups, dict(permutation.perms)
+    turned: dict[str, Tensor] = {}
+    for name in sorted(groups, key=lambda name: groups[name].parent is not None):
+        size, parent = groups[name].size, groups[name].parent
+        rows = perms[name].reshape(-1, size)
+        rows = rows if parent is None else rows[turned[parent]]
+        order = (torch.arange(size) + (rows % size).argmax(1, keepdim=True)) % size
+        turned[name] = order[0]
+        perms[name] = rows.gather(1, order).reshape(-1)
+    return replace(permutation, perms=perms)
+
+
+def _on_host(reference: _Reference, arguments: Arguments) -> _Reference:
+    """Return the model to be run on the CPU: an index beyond a table would end a CUDA context."""
+    if all(tensor.device.type == "cpu" for tensor in reference.own.values()):
+        return reference
+    cpu = torch.device("cpu")
+    moved = tree_map(lambda x: x.to(cpu) if isinstance(x, Tensor) else x, arguments)
+    return _Reference(reference.model, moved, cpu)
+
+
+def _verify_other_sizes(
+    reference: _Reference, before: StateDict, after: StateDict, tolerance: float
+) -> None:
+    """Check one symmetry on inputs of other sizes, as far as the model takes them.
+
+    Raises:
+        SizeError: the outputs change by more than `tolerance`, and not by rounding alone.
+    """
+
+    def accepts(arguments: Arguments) -> bool:
+        try:
+            first = reference.outputs(before, arguments)
+        except ModelError:
+            return False
+        if any(_is_unknown(output) for output in first):
+            return False
+        difference = _difference(first, reference.outputs(after, arguments))
+        if difference <= tolerance:
+            return True
+        rounded = {name: _rounded(tensor) for name, tensor in before.items()}
+        if _difference(first, reference.outputs(rounded, arguments)) > tolerance / 10:
+            return False
+        shapes = [list(leaf.shape) for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        raise SizeError(
+            "the spec describes symmetries for inputs of the traced shape only: on inputs of the "
+            f"shapes {shapes} a random one changes the outputs by {difference:.3g} relative "
+            f"(accepted: {tolerance:g}); pin what is cut to the size of the inputs, or pass "
+            "verify=False if no other size is ever used"
+        )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the model's own, about sizes that it was not made for
+        try_other_sizes(reference.arguments, accepts)
+
+
+def _is_unknown(output: Tensor) -> bool:
+    floating = torch.is_floating_point(output) or torch.is_complex(output)
+    return floating and output.numel() > 0 and not bool(output.isfinite().any())
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    """Return a tensor with errors as rounding makes them in a few ops."""
+    if not torch.is_floating_point(tensor):
+        return tensor
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
+    return tensor.double() * (1 + 1e-14 * noise.to(tensor.device, torch.float64))
 
 
 def _random_scales(
