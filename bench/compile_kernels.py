@@ -97,12 +97,14 @@ def _move_variants() -> Iterator[Variant]:
     types |= {name: "*fp64" for name in ("col_dual_ptr", "found_dual_ptr", "objective_ptr")}
     types |= {"tolerance_ptr": "*fp64", "found_ptr": "*i64", "status_ptr": "*i64"}
     types |= {"active_ptr": "*i64", "code_ptr": "*i64", "neighbours_ptr": "*i64"}
-    yield Variant(moves.select_kernel, "", types, {"BLOCK": moves.HYPOTHESES}, {"num_warps": 4})
+    options = {"num_warps": 4, "enable_fp_fusion": True}
+    yield Variant(moves.select_kernel, "", types, {"BLOCK": moves.HYPOTHESES}, options)
     for signed in (False, True):
         for block, warps in (*moves.BLOCKS.items(), moves.LARGEST):
             label = f"{'signed' if signed else 'plain'}, {block} at a time"
             constants = {"SIGNED": signed, "BLOCK": block}
-            yield Variant(moves.accept_kernel, label, types, constants, {"num_warps": warps})
+            options = {"num_warps": warps, "enable_fp_fusion": True}
+            yield Variant(moves.accept_kernel, label, types, constants, options)
 
 
 def _sinkhorn_variants() -> Iterator[Variant]:

@@ -36,7 +36,6 @@ typedef long long i64;
 
 constexpr int LARGEST = 0x7fffffff;
 constexpr int PADDING = 3 * (1 << 29) - 1;  // price of padding: above all sums of real ones
-constexpr u32 UNREACHED = 0xffffffffu;   // no path yet
 constexpr u64 NO_LABEL = ~0ull;
 constexpr int NONE = -1;
 
@@ -135,8 +134,6 @@ struct Problem {
   int parts;       // in which the listed rows are read
   Box* box;
 };
-constexpr int VECTOR_BYTES = 40;
-
 
 constexpr int MOST_PARTS = 8;
 template <class Team>

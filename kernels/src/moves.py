@@ -183,7 +183,7 @@ class Select:
             triton.cdiv(count, HYPOTHESES),
             (batch.stale, batch.active, count, groups, number, size),
             {"BLOCK": HYPOTHESES},
-            {"num_warps": 4},
+            {"num_warps": 4, "enable_fp_fusion": True},
             batch.stale.device,
         )
 
@@ -229,7 +229,7 @@ class Accept:
                 size,
             ),
             {"SIGNED": move.signed is not None, "BLOCK": block},
-            {"num_warps": warps},
+            {"num_warps": warps, "enable_fp_fusion": True},
             move.similarity.device,
         )
 
