@@ -88,7 +88,8 @@ def _reorder(
 def _take(tensors: Tensor, axis: int, index: Tensor) -> Tensor:
     """Select along one axis, in each of m tensors in its own way: index int64 [m, k]."""
     if len(tensors) == 1:
-        return tensors.index_select(axis, index[0])
+        # Along the last axis torch's index_select takes twenty times as long.
+        return tensors[(slice(None),) * axis + (index[0],)]
     leading = tensors.movedim(axis, 1)
     first = torch.arange(len(tensors), device=index.device) * leading.shape[1]
     rows = leading.flatten(0, 1).index_select(0, (first[:, None] + index).flatten())

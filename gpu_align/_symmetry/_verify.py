@@ -214,9 +214,10 @@ def verify_spec(
         permutation = _without_kept_beginnings(Permutation.random(spec, generator=generator))
         units, rows = _random_scales(spec, generator)
         for weights in (state, _with_noise(state, generator)):
-            double = {name: _double(tensor) for name, tensor in weights.items()}
-            moved = rescale(spec, permutation.apply(double), units, rows)
-            before = outputs if weights is state else reference.outputs(double)
+            # Units move in the dtype of the weights, which is shorter; scales need float64.
+            moved = {name: _double(t) for name, t in permutation.apply(weights).items()}
+            moved = rescale(spec, moved, units, rows)
+            before = outputs if weights is state else reference.outputs(weights)
             worst = max(worst, _difference(before, reference.outputs(moved)))
     if not worst <= tolerance:
         raise SpecError(
@@ -225,7 +226,7 @@ def verify_spec(
             f"{tolerance:g}); the spec is of another model, or a rule is wrong"
         )
     if draws:
-        _verify_other_sizes(_on_host(reference, arguments), double, moved, tolerance)
+        _verify_other_sizes(_on_host(reference, arguments), weights, moved, tolerance)
     return worst
 
 
@@ -332,9 +333,10 @@ def _with_noise(state: StateDict, generator: torch.Generator) -> dict[str, Tenso
 
 def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
     draw = torch.randn((2, *tensor.shape), generator=generator, dtype=torch.float32)
-    draw = draw.to(tensor.device, torch.float64)
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    draw = draw.to(tensor.device, wide)
     added = draw[1].abs() if bool((tensor >= 0).all()) else draw[1]
-    return tensor.double() * torch.exp(0.1 * draw[0]) + 0.1 * added
+    return tensor.to(wide) * torch.exp(0.1 * draw[0]) + 0.1 * added
 
 
 def tied_names(model: nn.Module) -> list[list[str]]:
