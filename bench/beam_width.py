@@ -29,7 +29,7 @@ from gpu_align import (
     chain_spec,
     run_search,
 )
-from gpu_align._backend import Engine
+from gpu_align._device._backend import Engine
 
 WIDTHS = (1, 10, 50, 100, 1000)
 REPORTED = {1: 11, 10: 102, 50: 445, 100: 876}

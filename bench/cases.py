@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gpu_align.kernels._rows import PackedRows, RowProblem, RowTerm, pack_rows
+from gpu_align.kernels.rows import PackedRows, RowProblem, RowTerm, pack_rows
 
 Shape = tuple[int, int]
 """Units of the other group (1 if the term has none), and the inner size d."""

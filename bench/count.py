@@ -25,8 +25,8 @@ from bench.large import NETWORKS, Network
 from bench.record import record
 from gpu_align import AlignmentProblem, CoordinateDescent
 from gpu_align._assignment import _auction
-from gpu_align._backend import Engine
-from gpu_align._random import RandomStream
+from gpu_align._device._backend import Engine
+from gpu_align._device._random import RandomStream
 from gpu_align._search import Run
 from gpu_align.kernels import auction
 

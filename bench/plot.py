@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from bench import record, targets
-from gpu_align._atomic import atomic_write
+from gpu_align._checkpoint._atomic import atomic_write
 from gpu_align._report._figures import INK, QUIET, STAGES, STYLE, WIDTH
 
 SOLVERS = (

@@ -16,7 +16,7 @@ from bench.searching import engines, gate, result_name
 from bench.timing import quantiles, settle
 from bench.whole import Clock, State
 from gpu_align import AlignmentProblem, PermutationSpec, Portfolio, run_search
-from gpu_align._backend import Engine
+from gpu_align._device._backend import Engine
 
 PAIR = "mnist_mlp_512x3"
 TURNS = 5

@@ -35,8 +35,8 @@ from gpu_align._assignment import (
     AssignmentSolution,
     AutoAssignment,
 )
-from gpu_align._backend import Engine
-from gpu_align._random import RandomStream
+from gpu_align._device._backend import Engine
+from gpu_align._device._random import RandomStream
 from gpu_align._search import Run
 from gpu_align._search._search import compute_threads
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from gpu_align._atomic import atomic_write
-from gpu_align._backend import version, versions
+from gpu_align._checkpoint._atomic import atomic_write
+from gpu_align._device._backend import version, versions
 
 RESULTS = Path(__file__).parent / "results"
 OTHERS = ("triton", "cupy-cuda13x", "cupy-cuda12x", "torch-linear-assignment", "torch-lap-cuda")

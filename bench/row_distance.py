@@ -21,8 +21,8 @@ import torch
 from bench.cases import CASES, Case, torch_similarity
 from bench.record import record
 from bench.timing import quantiles
-from gpu_align.kernels._rows import RowProblem, RowTerm
 from gpu_align.kernels._twins import annealing_step_reference, row_distance_reference
+from gpu_align.kernels.rows import RowProblem, RowTerm
 
 DEVICE = torch.device("cuda")
 ROUNDS, BASELINE_ROUNDS = 15, 3

@@ -31,7 +31,7 @@ from gpu_align import (
     chain_spec,
     run_search,
 )
-from gpu_align._backend import Engine
+from gpu_align._device._backend import Engine
 
 ALLOWED = 1e-6
 """Difference of the two distances, relative to the CPU's."""

@@ -1,7 +1,7 @@
 """What the benches of searches share: the devices to run on, and the check of every answer."""
 
 from gpu_align import AlignmentProblem, Permutation, SpecError, UnavailableError
-from gpu_align._backend import CPU, Engine, choose_engine
+from gpu_align._device._backend import CPU, Engine, choose_engine
 from gpu_align._search import Outcome
 
 EXCESS = 1e-5

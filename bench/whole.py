@@ -34,7 +34,7 @@ from gpu_align import (
     Status,
     run_search,
 )
-from gpu_align._backend import Engine
+from gpu_align._device._backend import Engine
 
 LIMIT, QUICK_LIMIT = 300.0, 20.0
 """Seconds after which a descent stops; looked at after a sweep, in the plain loop after a group."""

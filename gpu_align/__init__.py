@@ -8,7 +8,7 @@ Neither Triton nor CuPy is imported here.
 """
 
 from gpu_align import _startup  # noqa: F401 - before what takes long to import
-from gpu_align._align import align
+from gpu_align._align import AlignmentFailure, AlignmentResult, align, canonicalize
 from gpu_align._assignment import (
     AssignmentProblem,
     AssignmentSolution,
@@ -17,9 +17,8 @@ from gpu_align._assignment import (
     LapxAssignment,
     ScipyAssignment,
 )
-from gpu_align._backend import Backend, backends
-from gpu_align._canonical import canonicalize
 from gpu_align._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gpu_align._device import Backend, backends
 from gpu_align._errors import (
     AssignmentError,
     CheckpointError,
@@ -29,9 +28,7 @@ from gpu_align._errors import (
     SpecError,
     UnavailableError,
 )
-from gpu_align._permutation import Permutation
 from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
-from gpu_align._result import AlignmentFailure, AlignmentResult
 from gpu_align._search import (
     Annealing,
     BeamDescent,
@@ -50,7 +47,7 @@ from gpu_align._search import (
     run_search,
 )
 from gpu_align._status import Status
-from gpu_align._symmetry import PermutationSpec, chain_spec, discover
+from gpu_align._symmetry import Permutation, PermutationSpec, chain_spec, discover
 
 __all__ = [
     "METRICS",

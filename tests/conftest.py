@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from gpu_align._random import RandomStream
+from gpu_align._device._random import RandomStream
 
 if TYPE_CHECKING:
     from auction_host import HostDevice

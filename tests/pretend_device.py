@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from gpu_align._assignment import AssignmentProblem, AuctionAssignment
 from gpu_align._assignment._auction import QueuedAssignment
-from gpu_align._backend import Engine
+from gpu_align._device._backend import Engine
 
 DEVICE = torch.device("meta")
 ENGINE = Engine(DEVICE, waits=False)

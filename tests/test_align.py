@@ -35,7 +35,7 @@ from gpu_align import (
     backends,
     discover,
 )
-from gpu_align._certificate import certificates
+from gpu_align._align._certificate import certificates
 
 FAST = CoordinateDescent()
 QUADRATIC = ["recurrent", "signed_recurrent", "grouped", "gqa", "signed_gqa"]

@@ -23,11 +23,11 @@ from gpu_align import (
     KBest,
     LayerwiseBeam,
     Search,
-    _replay,
     chain_spec,
     run_search,
 )
-from gpu_align._backend import CPU, Engine
+from gpu_align._device import _replay
+from gpu_align._device._backend import CPU, Engine
 from gpu_align.kernels import auction as launcher
 
 TIME = {"median": 1.0, "q20": 1.0, "q80": 1.0, "repetitions": 1}

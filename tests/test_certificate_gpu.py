@@ -11,9 +11,9 @@ from test_certificate import (
 from test_many import assert_equal_results, zoo
 
 from gpu_align import AlignmentProblem, CoordinateDescent, align, run_search
+from gpu_align._align._certificate import certificates
 from gpu_align._assignment import exact_duals
-from gpu_align._backend import choose_engine
-from gpu_align._certificate import certificates
+from gpu_align._device._backend import choose_engine
 from gpu_align._problem import lower_bound
 
 pytestmark = pytest.mark.gpu

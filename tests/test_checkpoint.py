@@ -20,8 +20,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpu_align._atomic import atomic_folder, atomic_write
 from gpu_align._checkpoint import load_checkpoint, save_checkpoint
+from gpu_align._checkpoint._atomic import atomic_folder, atomic_write
 from gpu_align._checkpoint._types import FILE_SUFFIXES
 from gpu_align._errors import CheckpointError, InputError
 

@@ -35,8 +35,8 @@ from gpu_align import (
     run_search,
 )
 from gpu_align._assignment import AssignmentProblem, AuctionAssignment, QueuedAssignment
-from gpu_align._backend import CPU, Engine, choose_engine
-from gpu_align._random import RandomStream
+from gpu_align._device._backend import CPU, Engine, choose_engine
+from gpu_align._device._random import RandomStream
 from gpu_align._search import Run
 from gpu_align._search._beam import perturb
 from gpu_align._search._cooling import Cooling

@@ -10,10 +10,10 @@ from networks import pair
 from test_engine import KINDS, QUEUED, SEARCHES, Step, descended, float32_problem, start_cold
 
 from gpu_align import AlignmentProblem, Annealing, CoordinateDescent, align, run_search
-from gpu_align._backend import CPU, Engine, choose_engine
-from gpu_align._memory import free_bytes
-from gpu_align._random import RandomStream
-from gpu_align._replay import Replay
+from gpu_align._device._backend import CPU, Engine, choose_engine
+from gpu_align._device._memory import free_bytes
+from gpu_align._device._random import RandomStream
+from gpu_align._device._replay import Replay
 from gpu_align._search import Run
 
 pytestmark = pytest.mark.gpu

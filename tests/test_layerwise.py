@@ -23,8 +23,8 @@ from test_problem import as_batch, problem_of
 from torch import Tensor
 
 from gpu_align import AlignmentProblem, KBest, LayerwiseBeam, Noise, Rounding, run_search
+from gpu_align._device._random import RandomStream
 from gpu_align._problem import picked
-from gpu_align._random import RandomStream
 from gpu_align._search import Candidates, Run, _candidates
 
 

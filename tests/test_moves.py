@@ -12,10 +12,10 @@ from triton_devices import DEVICES, INTERPRETED
 
 pytest.importorskip("triton")
 
-from gpu_align._backend import CPU
+from gpu_align._device._backend import CPU
+from gpu_align._device._random import RandomStream
 from gpu_align._problem import Hypotheses, index_of, picked
 from gpu_align._problem._signed import with_sign
-from gpu_align._random import RandomStream
 from gpu_align._search import Run, _workspace
 from gpu_align._search._descent import draw_order, queue_sweep, start_descent
 from gpu_align.kernels.moves import Accept, Batch, Move, Select

@@ -40,7 +40,8 @@ from gpu_align import (
     lower_bound,
     run_search,
 )
-from gpu_align._certificate import certificates, cost_matrix
+from gpu_align._align._certificate import certificates, cost_matrix
+from gpu_align._device._random import RandomStream
 from gpu_align._problem import (
     Family,
     Member,
@@ -53,7 +54,6 @@ from gpu_align._problem import (
     to_matrix,
 )
 from gpu_align._problem._family import families_of
-from gpu_align._random import RandomStream
 from gpu_align._search import Run
 from gpu_align._search._moves import best_move
 from gpu_align._symmetry import Group

@@ -15,8 +15,8 @@ from gpu_align import (
     Search,
     run_search,
 )
-from gpu_align._backend import CPU
-from gpu_align._many import align_state_dicts
+from gpu_align._align._many import align_state_dicts
+from gpu_align._device._backend import CPU
 
 # The k best are found by a solver of the host's choice.
 WHOLE: dict[str, Search] = {

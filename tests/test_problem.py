@@ -34,6 +34,7 @@ from gpu_align import (
     SpecError,
     chain_spec,
 )
+from gpu_align._device._random import RandomStream
 from gpu_align._problem import (
     Hypotheses,
     SiblingTerm,
@@ -43,7 +44,6 @@ from gpu_align._problem import (
     picked,
     to_matrix,
 )
-from gpu_align._random import RandomStream
 
 MODEL = torch.zeros(5, dtype=torch.int64)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

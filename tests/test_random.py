@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_align import _random
-from gpu_align._random import RandomStream
+from gpu_align._device import _random
+from gpu_align._device._random import RandomStream
 
 MASK = 2**64 - 1
 

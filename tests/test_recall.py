@@ -18,10 +18,10 @@ from gpu_align import (
     Search,
     run_search,
 )
-from gpu_align._backend import CPU
+from gpu_align._device._backend import CPU
+from gpu_align._device._random import RandomStream
+from gpu_align._device._replay import Replay
 from gpu_align._problem import AlignmentProblem, _terms
-from gpu_align._random import RandomStream
-from gpu_align._replay import Replay
 from gpu_align._search import _recall, _search
 
 KINDS = ("mlp", "cnn", "resnet", "trilinear", "recurrent", "signed", "heads", "gqa")

@@ -9,8 +9,8 @@ from strategies import seeds
 from test_problem import problem_of
 
 from gpu_align import AlignmentProblem, FrankWolfe, Recombination, Status, run_search
+from gpu_align._device._random import RandomStream
 from gpu_align._problem import Hypotheses, is_signed, to_matrix, unsigned
-from gpu_align._random import RandomStream
 from gpu_align._search import Run, _recombination
 from gpu_align._search._frank_wolfe import maximize_polynomial
 from gpu_align._search._relaxed import sinkhorn, soft_starts, soften, to_hypotheses

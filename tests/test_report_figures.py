@@ -11,7 +11,7 @@ import report_pages
 from matplotlib.figure import Figure
 from report_pages import Page, group
 
-from gpu_align._certificate import CostMatrix, GroupReport
+from gpu_align._align._certificate import CostMatrix, GroupReport
 from gpu_align._report import _pictures, render_report
 from gpu_align._report._figures import convergence, cost_matrices, improvement
 from gpu_align._report._format import MISSING, aligned, number, percent

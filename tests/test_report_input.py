@@ -9,8 +9,8 @@ import report_pages
 from report_pages import FIGURES, Page, group
 
 from gpu_align import InputError
+from gpu_align._align._result import SCHEMA, read_result
 from gpu_align._report import _page, _pictures, render_report, write_report
-from gpu_align._result import SCHEMA, read_result
 
 
 @pytest.fixture

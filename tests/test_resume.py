@@ -35,10 +35,10 @@ from gpu_align import (
     Search,
     Status,
     _interrupt,
-    _many,
     run_search,
     save_checkpoint,
 )
+from gpu_align._align import _many
 from gpu_align._cli import _outputs, _terminal, app
 from gpu_align._search import Outcome, Run, SearchStore, State, _cooling, _descent, _store
 

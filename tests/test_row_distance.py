@@ -14,14 +14,14 @@ from triton_devices import DEVICES, INTERPRETED, assert_float32_grade
 pytest.importorskip("triton")
 
 from gpu_align import AlignmentProblem, discover
+from gpu_align._device._random import RandomStream
 from gpu_align._errors import InputError
-from gpu_align._random import RandomStream
 from gpu_align.kernels import _tiles
 from gpu_align.kernels import row_distance as module
-from gpu_align.kernels._rows import split_planes
 from gpu_align.kernels._tiles import TILES, Tile, Work, choose_tile, split
 from gpu_align.kernels._twins import row_distance_reference
 from gpu_align.kernels.row_distance import RowDistance, RowProblem, RowTerm, pack_rows, row_distance
+from gpu_align.kernels.rows import split_planes
 
 SMALL = Tile(16, 16, 16, 4, 2, "ieee")
 """Several tiles in every direction at the sizes of the tests."""

@@ -1,13 +1,9 @@
 """Batched linear assignment problems: exact solvers, certificates and the k best matchings."""
 
-from gpu_align._assignment._auction import (
-    AuctionAssignment,
-    PreparedAssignment,
-    QueuedAssignment,
-)
+from gpu_align._assignment._auction import AuctionAssignment, PreparedAssignment, QueuedAssignment
 from gpu_align._assignment._auto import AutoAssignment, solve
 from gpu_align._assignment._exact import exact_duals
-from gpu_align._assignment._failures import raise_failures
+from gpu_align._assignment._failures import STATUS_OF_CODE, raise_failures
 from gpu_align._assignment._k_best import k_best
 from gpu_align._assignment._lapx import LapxAssignment
 from gpu_align._assignment._potentials import certify
@@ -19,6 +15,7 @@ from gpu_align._assignment._problem import (
 from gpu_align._assignment._scipy import ScipyAssignment
 
 __all__ = [
+    "STATUS_OF_CODE",
     "AbstractAssignmentSolver",
     "AssignmentProblem",
     "AssignmentSolution",

@@ -1,7 +1,16 @@
 """Reading and writing PyTorch checkpoints so that only the tensors' values may differ."""
 
+from gpu_align._checkpoint._atomic import atomic_write
 from gpu_align._checkpoint._load import load_checkpoint
 from gpu_align._checkpoint._save import check_conversion, save_checkpoint
-from gpu_align._checkpoint._types import Checkpoint
+from gpu_align._checkpoint._types import FILE_SUFFIXES, INDEX_SUFFIX, Checkpoint
 
-__all__ = ["Checkpoint", "check_conversion", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "FILE_SUFFIXES",
+    "INDEX_SUFFIX",
+    "Checkpoint",
+    "atomic_write",
+    "check_conversion",
+    "load_checkpoint",
+    "save_checkpoint",
+]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gpu_align._atomic import atomic_write
+from gpu_align._checkpoint._atomic import atomic_write
 from gpu_align._checkpoint._memory import has_plain_values
 from gpu_align._checkpoint._refusal import quoted
 from gpu_align._checkpoint._safetensors_file import write_safetensors

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gpu_align._atomic import atomic_folder
+from gpu_align._checkpoint._atomic import atomic_folder
 from gpu_align._checkpoint._refusal import quoted, unreadable
 from gpu_align._checkpoint._safetensors_file import read_safetensors, write_safetensors
 from gpu_align._checkpoint._types import INDEX_SUFFIX, ShardFile, Shards

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gpu_align._align import function_check
-from gpu_align._backend import choose_engine
+from gpu_align._align import AlignmentResult, align_state_dicts, function_check
 from gpu_align._checkpoint import load_checkpoint
 from gpu_align._cli._keeping import (
     keeping,
@@ -31,11 +30,9 @@ from gpu_align._cli._outputs import Outputs
 from gpu_align._cli._searches import NAMES, make_search
 from gpu_align._cli._summary import print_summary, print_written
 from gpu_align._cli._terminal import display, print_json, stdout_to_stderr, warn
+from gpu_align._device import choose_engine
 from gpu_align._errors import GpuAlignError
-from gpu_align._many import align_state_dicts
-from gpu_align._problem import METRICS, AlignmentProblem
-from gpu_align._problem._metric import as_metric
-from gpu_align._result import AlignmentResult
+from gpu_align._problem import METRICS, AlignmentProblem, as_metric
 from gpu_align._search import Budget
 from gpu_align._status import Status
 

@@ -10,7 +10,7 @@ from gpu_align._cli._options import CHECKPOINT_HELP, Json
 from gpu_align._cli._outputs import check_checkpoint
 from gpu_align._cli._summary import print_written
 from gpu_align._cli._terminal import print_json, print_line, warn
-from gpu_align._permutation import Permutation
+from gpu_align._symmetry import Permutation
 
 
 def apply(

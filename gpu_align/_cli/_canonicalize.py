@@ -9,8 +9,7 @@ import torch
 import typer
 from torch import Tensor
 
-from gpu_align._align import function_check
-from gpu_align._canonical import canonical_multipliers
+from gpu_align._align import PRESERVED, canonical_multipliers, function_check
 from gpu_align._checkpoint import load_checkpoint, save_checkpoint
 from gpu_align._cli._model import NamedModel, choose_spec, load_model
 from gpu_align._cli._options import CHECKPOINT_HELP, InputShape, Json, Model, Seed, SpecFile
@@ -26,10 +25,7 @@ from gpu_align._cli._terminal import (
     warn,
 )
 from gpu_align._errors import GpuAlignError, InputError
-from gpu_align._result import PRESERVED
-from gpu_align._symmetry import PermutationSpec
-from gpu_align._symmetry._gauge._apply import rescale
-from gpu_align._symmetry._spec import StateDict
+from gpu_align._symmetry import PermutationSpec, StateDict, rescale
 
 UNCHECKED = "the function was not checked, because no model was given; pass --model to be sure"
 

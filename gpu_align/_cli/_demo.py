@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from gpu_align._cli._digits import TITLES, Setting, Trial, run_demo
 from gpu_align._cli._options import Device, Json, Seed
 from gpu_align._cli._terminal import columns, console, display, number, print_json, print_line
-from gpu_align._demo import TITLES, Setting, Trial, run_demo
 
 
 def demo(
@@ -51,7 +51,7 @@ def next_commands(folder: Path) -> list[str]:
         f"{_quoted(folder, f'{name}_1.safetensors')} {_quoted(folder, f'{name}_0.safetensors')}"
         for name in ("mlp", "cnn")
     )
-    model = "--model gpu_align._demo:cnn --input-shape 2,1,8,8"
+    model = "--model gpu_align._cli._digits:cnn --input-shape 2,1,8,8"
     return [
         f"gpu-align align {mlp} -o {_quoted(folder, 'mlp_new.safetensors')}",
         f"gpu-align align {cnn} {model} --search annealing --report {_quoted(folder, 'cnn.html')}",

@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 
-from gpu_align._backend import backends, versions
 from gpu_align._cli._options import Json
 from gpu_align._cli._terminal import columns, console, facts, print_json
+from gpu_align._device import backends, versions
 
 
 def env(as_json: Json = False) -> None:

@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpu_align._atomic import atomic_write
-from gpu_align._checkpoint import load_checkpoint
+from gpu_align._checkpoint import atomic_write, load_checkpoint
 from gpu_align._cli._model import choose_spec, load_model
 from gpu_align._cli._options import CHECKPOINT_HELP, InputShape, Json, Model, Seed, SpecFile
 from gpu_align._cli._outputs import check_file
@@ -22,14 +21,14 @@ from gpu_align._cli._terminal import (
     stdout_to_stderr,
 )
 from gpu_align._errors import InputError
-from gpu_align._outline import (
+from gpu_align._symmetry import (
     Outline,
+    PermutationSpec,
     member_names,
     ops_without_rule,
     outline,
     pins_by_reason,
 )
-from gpu_align._symmetry import PermutationSpec
 
 _SHOWN_MEMBERS = 4
 _SHOWN_MEMBERS_OF_MANY = 2

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import typer
 
+from gpu_align._align import AlignmentResult
 from gpu_align._checkpoint import Checkpoint
 from gpu_align._cli._outputs import Outputs
 from gpu_align._cli._terminal import warn
 from gpu_align._errors import GpuAlignError, InputError
 from gpu_align._interrupt import uninterrupted
-from gpu_align._result import AlignmentResult
 from gpu_align._search import SearchStore
 from gpu_align._status import Status
 

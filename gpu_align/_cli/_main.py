@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from gpu_align._backend import version
 from gpu_align._cli._align import align
 from gpu_align._cli._apply import apply
 from gpu_align._cli._canonicalize import canonicalize
@@ -15,6 +14,7 @@ from gpu_align._cli._demo import demo
 from gpu_align._cli._env import env
 from gpu_align._cli._inspect import inspect
 from gpu_align._cli._report import report
+from gpu_align._device import version
 from gpu_align._errors import GpuAlignError, InputError
 from gpu_align._interrupt import take_signals
 

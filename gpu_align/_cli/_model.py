@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from gpu_align._errors import InputError, ModelError, SpecError
-from gpu_align._symmetry import PermutationSpec, chain_spec, discover
-from gpu_align._symmetry._spec import StateDict
+from gpu_align._symmetry import PermutationSpec, StateDict, chain_spec, discover
 
 _FORM = "expected --model as package.module:factory, path/models.py:factory or a .pt2 file"
 _DTYPES = {

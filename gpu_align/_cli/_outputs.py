@@ -5,10 +5,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from gpu_align._checkpoint import Checkpoint, check_conversion, save_checkpoint
-from gpu_align._checkpoint._types import FILE_SUFFIXES, INDEX_SUFFIX
+from gpu_align._align import AlignmentResult
+from gpu_align._checkpoint import (
+    FILE_SUFFIXES,
+    INDEX_SUFFIX,
+    Checkpoint,
+    check_conversion,
+    save_checkpoint,
+)
 from gpu_align._errors import CheckpointError, GpuAlignError, InputError
-from gpu_align._result import AlignmentResult
 
 STATE_SUFFIX = ".search"
 """Of the file beside the outputs in which a running search is kept."""

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
+from gpu_align._align import read_result
 from gpu_align._cli._options import Json
 from gpu_align._cli._outputs import check_file
 from gpu_align._cli._summary import print_written
 from gpu_align._cli._terminal import print_json
-from gpu_align._result import read_result
 
 
 def report(

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from gpu_align._certificate import GroupReport
+from gpu_align._align import AlignmentResult, GroupReport
 from gpu_align._cli._terminal import columns, console, duration, facts, number, print_line
-from gpu_align._outline import outline
-from gpu_align._result import AlignmentResult
+from gpu_align._symmetry import outline
 
 INSIDE = "  "
 """What a group inside the units of the one above it is indented by."""

@@ -5,7 +5,7 @@ from gpu_align._problem._digest import hash_tensors
 from gpu_align._problem._family import Family, Member, families_of
 from gpu_align._problem._form import AnyTerm
 from gpu_align._problem._hypotheses import Hypotheses, concatenate, in_chunks
-from gpu_align._problem._metric import METRICS, Metric
+from gpu_align._problem._metric import METRICS, Metric, as_metric
 from gpu_align._problem._problem import AlignmentProblem
 from gpu_align._problem._sibling_term import SiblingTerm
 from gpu_align._problem._signed import (
@@ -17,9 +17,10 @@ from gpu_align._problem._signed import (
     unsigned,
 )
 from gpu_align._problem._stack import check_weights, compute_dtype, unusable
-from gpu_align._problem._terms import Term
+from gpu_align._problem._terms import CHUNK_ELEMENTS, Term
 
 __all__ = [
+    "CHUNK_ELEMENTS",
     "METRICS",
     "AlignmentProblem",
     "AnyTerm",
@@ -29,6 +30,7 @@ __all__ = [
     "Metric",
     "SiblingTerm",
     "Term",
+    "as_metric",
     "check_weights",
     "compute_dtype",
     "concatenate",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gpu_align._assignment import AssignmentProblem, exact_duals, solve
-from gpu_align._backend import Engine
+from gpu_align._device import Engine
 from gpu_align._problem._family import Matcher
 from gpu_align._problem._form import AnyTerm
 from gpu_align._problem._problem import AlignmentProblem

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpu_align._device import RandomStream
 from gpu_align._problem._signed import picked, signed_matrix, with_sign
-from gpu_align._random import RandomStream
-from gpu_align._symmetry._spec import PermutationSpec
+from gpu_align._symmetry import PermutationSpec
 
 Matcher = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Solves assignments to be maximised: [b, n, n] -> columns int64 [b, n] and values [b]."""

@@ -14,9 +14,7 @@ from gpu_align._problem._sibling_term import SiblingTerm
 from gpu_align._problem._signed import signed_matrix
 from gpu_align._problem._stack import flat, squared_norms
 from gpu_align._problem._terms import Term
-from gpu_align._symmetry._axis import Factor
-from gpu_align._symmetry._spec import Block, PermutationSpec
-from gpu_align._weights import Weights, part_elements, part_ranges
+from gpu_align._symmetry import Block, Factor, PermutationSpec, Weights, part_elements, part_ranges
 
 AnyTerm = Term | SiblingTerm
 

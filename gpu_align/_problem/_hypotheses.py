@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gpu_align._random import RandomStream
+from gpu_align._device import RandomStream
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from gpu_align._problem._terms import Term
 
 if TYPE_CHECKING:
     from gpu_align._problem._problem import AlignmentProblem
-    from gpu_align.kernels._rows import PackedRows, RowProblem
     from gpu_align.kernels.row_distance import RowDistance
+    from gpu_align.kernels.rows import PackedRows, RowProblem
 
 
 def kernel_products(problem: "AlignmentProblem") -> "KernelProducts | None":
@@ -67,7 +67,7 @@ class KernelProducts:
         return RowDistance(problems, out=out)
 
     def _rows(self, matrix: str) -> "PackedRows | None":
-        from gpu_align.kernels._rows import RowTerm, pack_rows
+        from gpu_align.kernels.rows import RowTerm, pack_rows
 
         if matrix not in self._packed:
             terms = [
@@ -84,7 +84,7 @@ class KernelProducts:
     def _row_problem(
         self, rows: "PackedRows", perms: Mapping[str, Tensor], model: Tensor, unary: Tensor
     ) -> "RowProblem":
-        from gpu_align.kernels._rows import RowProblem
+        from gpu_align.kernels.rows import RowProblem
 
         others = {name for term in rows.terms for name in term.others}
         return RowProblem(rows, {name: perms[name] for name in others}, model, unary)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gpu_align._backend import CPU, Engine
+from gpu_align._device import CPU, Engine, RandomStream
 from gpu_align._errors import InputError
-from gpu_align._permutation import Permutation
 from gpu_align._problem._digest import hash_tensors
 from gpu_align._problem._family import families_of, gain_of
 from gpu_align._problem._form import AnyTerm, build_form
@@ -21,10 +20,16 @@ from gpu_align._problem._sibling_term import SiblingTerm
 from gpu_align._problem._signed import is_signed, picked, sign_of, unsigned, with_sign
 from gpu_align._problem._stack import check_weights, compute_dtype, squared_norms, unusable
 from gpu_align._problem._terms import Term
-from gpu_align._random import RandomStream
-from gpu_align._symmetry._move import move_each, multiply_each
-from gpu_align._symmetry._spec import PermutationSpec, StateDict, TensorSpec
-from gpu_align._weights import Weights, part_elements
+from gpu_align._symmetry import (
+    Permutation,
+    PermutationSpec,
+    StateDict,
+    TensorSpec,
+    Weights,
+    move_each,
+    multiply_each,
+    part_elements,
+)
 
 if TYPE_CHECKING:
     from gpu_align.kernels.row_distance import RowDistance

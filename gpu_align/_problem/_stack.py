@@ -7,9 +7,14 @@ import torch
 from torch import Tensor
 
 from gpu_align._errors import CheckpointError, GpuAlignError, SpecError, bullet_list
-from gpu_align._symmetry._move import stack
-from gpu_align._symmetry._spec import PermutationSpec, StateDict
-from gpu_align._weights import part_elements, part_ranges, tensors_of
+from gpu_align._symmetry import (
+    PermutationSpec,
+    StateDict,
+    part_elements,
+    part_ranges,
+    stack,
+    tensors_of,
+)
 
 _HOST = torch.device("cpu")
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from gpu_align._align import PRESERVED
 from gpu_align._report._format import number, percent, plural
 from gpu_align._report._parse import ParsedResult
 from gpu_align._report._tables import relative_gap
-from gpu_align._result import PRESERVED
 
 ROUNDING = 1e-6
 """Relative gap up to which an assignment found in float32 counts as optimal."""

@@ -12,7 +12,7 @@ from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 
-from gpu_align._certificate import CostMatrix, GroupReport
+from gpu_align._align import CostMatrix, GroupReport
 from gpu_align._report._format import number, percent
 from gpu_align._report._parse import WidthRow
 from gpu_align._search import Progress

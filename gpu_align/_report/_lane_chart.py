@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
 
-from gpu_align._outline import Module
 from gpu_align._report._figures import BEFORE, INK, QUIET, STAGES, WIDTH, drawable
 from gpu_align._report._lanes import Lane, Layout
+from gpu_align._symmetry import Module
 
 ROW = 0.185  # inches
 _MARGIN = 0.08

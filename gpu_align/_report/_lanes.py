@@ -6,7 +6,7 @@ As in the graph of a version history, a lane that has ended makes room for anoth
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gpu_align._outline import Module, Outline, Span
+from gpu_align._symmetry import Module, Outline, Span
 
 MOST_ROWS = 80
 MOST_TRACKS = 36

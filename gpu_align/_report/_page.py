@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from gpu_align._atomic import atomic_write
+from gpu_align._checkpoint import atomic_write
 from gpu_align._report._checks import Check, checks
 from gpu_align._report._format import number, percent
 from gpu_align._report._parse import ParsedResult, parse_results

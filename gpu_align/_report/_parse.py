@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpu_align._certificate import CostMatrix, GroupReport, Inside
+from gpu_align._align import PRESERVED, SCHEMA, CostMatrix, GroupReport, Inside
 from gpu_align._errors import InputError
-from gpu_align._outline import Outline
-from gpu_align._result import PRESERVED, SCHEMA
 from gpu_align._search import Progress
+from gpu_align._symmetry import Outline
 
 _ADVICE = "expected `AlignmentResult.to_json()` or what `read_result` returns"
 

@@ -9,8 +9,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 
-from gpu_align._certificate import CostMatrix, GroupReport
-from gpu_align._outline import Outline
+from gpu_align._align import CostMatrix, GroupReport
 from gpu_align._report._figures import (
     STYLE,
     beam_width,
@@ -22,6 +21,7 @@ from gpu_align._report._format import number, percent, plural
 from gpu_align._report._lane_chart import lane_chart
 from gpu_align._report._lanes import Layout, layout
 from gpu_align._report._parse import ParsedResult
+from gpu_align._symmetry import Outline
 
 MOST_BARS = 40
 _FEWEST_POINTS = 2

@@ -3,13 +3,19 @@
 import os
 from collections.abc import Iterator, Sequence
 
-from gpu_align._atomic import atomic_write
-from gpu_align._outline import Outline, member_names, ops_without_rule, outline, pins_by_reason
+from gpu_align._checkpoint import atomic_write
 from gpu_align._report._format import plural
 from gpu_align._report._page import template
 from gpu_align._report._pictures import pictures_of_groups
 from gpu_align._report._tables import Table
-from gpu_align._symmetry import PermutationSpec
+from gpu_align._symmetry import (
+    Outline,
+    PermutationSpec,
+    member_names,
+    ops_without_rule,
+    outline,
+    pins_by_reason,
+)
 
 TITLE = "Symmetries"
 _SHOWN_NAMES = 4

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpu_align._certificate import GroupReport
+from gpu_align._align import GroupReport
 from gpu_align._report._format import aligned, number, percent, share
 from gpu_align._report._parse import ComparisonRow, ParsedResult, WidthRow
 

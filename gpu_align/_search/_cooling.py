@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpu_align._device import Replay
 from gpu_align._interrupt import uninterrupted
 from gpu_align._problem import Family
-from gpu_align._replay import Replay
 from gpu_align._search._relaxed import soften
 from gpu_align._search._search import Run
 from gpu_align._search._state import stored

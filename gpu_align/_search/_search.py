@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 
 from gpu_align._assignment import (
+    STATUS_OF_CODE,
     AbstractAssignmentSolver,
     AssignmentProblem,
     AuctionAssignment,
     AutoAssignment,
     solve,
 )
-from gpu_align._assignment._failures import STATUS_OF_CODE
+from gpu_align._device import RandomStream, free_bytes
 from gpu_align._errors import AssignmentError
-from gpu_align._memory import free_bytes
 from gpu_align._problem import AlignmentProblem, Hypotheses
 from gpu_align._process import torch_threads
-from gpu_align._random import RandomStream
 from gpu_align._search._clock import Clock, OutOfTime
 from gpu_align._search._state import Budget, Progress, ProgressCallback, Snapshot, State
 from gpu_align._search._store import SearchStore

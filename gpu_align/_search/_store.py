@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu_align._atomic import atomic_write
-from gpu_align._backend import version
+from gpu_align._checkpoint import atomic_write
+from gpu_align._device import version
 from gpu_align._errors import InputError, bullet_list
 from gpu_align._problem import AlignmentProblem, Hypotheses, hash_tensors, index_of
 from gpu_align._search._state import STORED, Snapshot, State

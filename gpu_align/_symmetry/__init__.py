@@ -1,7 +1,53 @@
 """Symmetries: what a spec says, and how it is discovered."""
 
+from gpu_align._symmetry._axis import Factor
 from gpu_align._symmetry._chain import chain_spec
-from gpu_align._symmetry._spec import Group, PermutationSpec, Pin, TensorSpec
+from gpu_align._symmetry._gauge._apply import rescale
+from gpu_align._symmetry._gauge._balance import balance
+from gpu_align._symmetry._move import move_each, multiply_each, stack
+from gpu_align._symmetry._outline import (
+    Module,
+    Outline,
+    Span,
+    member_names,
+    ops_without_rule,
+    outline,
+    pins_by_reason,
+)
+from gpu_align._symmetry._permutation import Permutation, apply_each
+from gpu_align._symmetry._spec import Block, Group, PermutationSpec, Pin, StateDict, TensorSpec
 from gpu_align._symmetry._trace import discover
+from gpu_align._symmetry._verify import output_difference, tied_names
+from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of
 
-__all__ = ["Group", "PermutationSpec", "Pin", "TensorSpec", "chain_spec", "discover"]
+__all__ = [
+    "Block",
+    "Factor",
+    "Group",
+    "Module",
+    "Outline",
+    "Permutation",
+    "PermutationSpec",
+    "Pin",
+    "Span",
+    "StateDict",
+    "TensorSpec",
+    "Weights",
+    "apply_each",
+    "balance",
+    "chain_spec",
+    "discover",
+    "member_names",
+    "move_each",
+    "multiply_each",
+    "ops_without_rule",
+    "outline",
+    "output_difference",
+    "part_elements",
+    "part_ranges",
+    "pins_by_reason",
+    "rescale",
+    "stack",
+    "tensors_of",
+    "tied_names",
+]

@@ -19,7 +19,7 @@ from gpu_align._symmetry._spec import PermutationSpec, StateDict, memory_of
 from gpu_align._symmetry._untouched import untouched
 
 if TYPE_CHECKING:
-    from gpu_align._permutation import Permutation
+    from gpu_align._symmetry._permutation import Permutation
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a forward."""
@@ -196,7 +196,7 @@ def verify_spec(
     tolerance: float,
 ) -> float:
     """See `PermutationSpec.verify`."""
-    from gpu_align._permutation import Permutation
+    from gpu_align._symmetry._permutation import Permutation
 
     generator = torch.Generator().manual_seed(seed)
     arguments = as_arguments(example_inputs)

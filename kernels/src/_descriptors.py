@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gpu_align._errors import InputError
 
-from ._rows import PackedTerm, RowProblem
+from .rows import PackedTerm, RowProblem
 
 
 class ProblemRow(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ._rows import RowTerm
+from .rows import RowTerm
 
 
 def row_distance_reference(

@@ -43,8 +43,8 @@ from ._descriptors import (
 )
 from ._launch import TRITON_DTYPES, Launch, Table, architecture, locate, processors
 from ._row_terms import add_term, tile_of
-from ._rows import PackedTerm, RowProblem, RowTerm, pack_rows
 from ._tiles import Tile, Work, choose_tile, split
+from .rows import PackedTerm, RowProblem, RowTerm, pack_rows
 
 __all__ = [
     "RowDistance",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from gpu_align._symmetry import PermutationSpec
+from gpu_align._symmetry._spec import PermutationSpec
 
 _NO_RULE = " has no rule"
 _UNIT_AXES = (0, 1)  # of a weight; those behind them are places of a kernel

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpu_align._permutation import Permutation
 from gpu_align._problem import (
     AlignmentProblem,
     Family,
@@ -18,6 +17,7 @@ from gpu_align._problem import (
     picked,
     unsigned,
 )
+from gpu_align._symmetry import Permutation
 
 
 @dataclass(frozen=True)

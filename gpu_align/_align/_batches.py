@@ -5,8 +5,7 @@ import math
 
 import torch
 
-from gpu_align._problem import Metric, families_of
-from gpu_align._problem._terms import CHUNK_ELEMENTS
+from gpu_align._problem import CHUNK_ELEMENTS, Metric, families_of
 from gpu_align._search import (
     Annealing,
     BeamDescent,

@@ -10,23 +10,21 @@ from typing import Any
 
 import torch
 
-from gpu_align._backend import CPU, Engine, versions
-from gpu_align._batches import batch_ranges, bytes_per_model, largest_elements
-from gpu_align._certificate import certificates, cost_matrix
+from gpu_align._align._batches import batch_ranges, bytes_per_model, largest_elements
+from gpu_align._align._certificate import certificates, cost_matrix
+from gpu_align._align._result import PICTURED, AlignmentFailure, AlignmentResult
+from gpu_align._device import CPU, Engine, free_bytes, versions
 from gpu_align._errors import AssignmentError, GpuAlignError, ModelError
-from gpu_align._memory import free_bytes
-from gpu_align._permutation import apply_each
 from gpu_align._problem import (
     AlignmentProblem,
     Hypotheses,
     Metric,
+    as_metric,
     check_weights,
     compute_dtype,
     unusable,
 )
-from gpu_align._problem._metric import as_metric
 from gpu_align._process import torch_threads
-from gpu_align._result import PICTURED, AlignmentFailure, AlignmentResult
 from gpu_align._search import (
     Budget,
     Outcome,
@@ -38,9 +36,7 @@ from gpu_align._search import (
     run_search,
 )
 from gpu_align._status import Status
-from gpu_align._symmetry import PermutationSpec
-from gpu_align._symmetry._spec import StateDict
-from gpu_align._weights import Weights, part_ranges
+from gpu_align._symmetry import PermutationSpec, StateDict, Weights, apply_each, part_ranges
 
 FunctionCheck = Callable[[StateDict, StateDict], float]
 _CERTIFIED_ON_HOST, _CERTIFIED_ON_DEVICE = 2**20, 2**27

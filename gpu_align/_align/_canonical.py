@@ -3,13 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from gpu_align._align import Network, _check_ties, _state_dict
+from gpu_align._align._align import Network, _check_ties, _state_dict
 from gpu_align._errors import InputError
-from gpu_align._symmetry import PermutationSpec, discover
-from gpu_align._symmetry._axis import Factor
-from gpu_align._symmetry._gauge._apply import rescale
-from gpu_align._symmetry._gauge._balance import balance
-from gpu_align._symmetry._spec import StateDict
+from gpu_align._symmetry import Factor, PermutationSpec, StateDict, balance, discover, rescale
 
 
 def canonicalize(

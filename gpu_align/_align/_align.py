@@ -8,18 +8,23 @@ from typing import TypeVar, overload
 
 from torch import Tensor, nn
 
-from gpu_align._backend import choose_engine
+from gpu_align._align._many import Aligned, FunctionCheck, align_state_dicts
+from gpu_align._align._result import AlignmentFailure, AlignmentResult
 from gpu_align._checkpoint import load_checkpoint
+from gpu_align._device import choose_engine
 from gpu_align._errors import InputError
-from gpu_align._many import Aligned, FunctionCheck, align_state_dicts
 from gpu_align._problem import Metric
 from gpu_align._process import MODULES
-from gpu_align._result import AlignmentFailure, AlignmentResult
 from gpu_align._search import Budget, ProgressCallback, Search
 from gpu_align._status import Status
-from gpu_align._symmetry import PermutationSpec, chain_spec, discover
-from gpu_align._symmetry._spec import StateDict
-from gpu_align._symmetry._verify import output_difference, tied_names
+from gpu_align._symmetry import (
+    PermutationSpec,
+    StateDict,
+    chain_spec,
+    discover,
+    output_difference,
+    tied_names,
+)
 
 Network = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
 T = TypeVar("T")

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpu_align._align import align
+from gpu_align._align import AlignmentResult, align
 from gpu_align._checkpoint import save_checkpoint
 from gpu_align._errors import GpuAlignError, InputError, UnavailableError
 from gpu_align._problem import AlignmentProblem
-from gpu_align._result import AlignmentResult
 from gpu_align._search import (
     Annealing,
     BeamDescent,

@@ -9,13 +9,12 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from torch import Tensor
 
-from gpu_align._atomic import atomic_write
-from gpu_align._certificate import CostMatrix, GroupReport
+from gpu_align._align._certificate import CostMatrix, GroupReport
+from gpu_align._checkpoint import atomic_write
 from gpu_align._errors import GpuAlignError, InputError
-from gpu_align._outline import outline
-from gpu_align._permutation import Permutation
 from gpu_align._search import Progress
 from gpu_align._status import Status
+from gpu_align._symmetry import Permutation, outline
 
 SCHEMA = "gpu-align/result/1"
 PICTURED = 8

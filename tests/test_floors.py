@@ -1,0 +1,73 @@
+"""The architecture: rooms import lower floors only, and are entered by their faces only."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "gpu_align"
+
+FLOORS = (
+    ("_cli",),
+    ("learn", "_zoo", "_report"),
+    ("_align", "_merge"),
+    ("_search",),
+    ("_problem", "_network"),
+    ("_symmetry",),
+    ("_assignment", "_device", "_checkpoint"),
+    ("kernels", "_startup"),
+    ("_process", "_interrupt"),
+    ("_errors",),
+    ("_status",),
+)
+"""From the roof down. Rooms of one floor do not know each other; everything may use the errors."""
+
+FRONT_DOOR = ("__init__", "__main__")
+"""What only names the rooms."""
+
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Yield each module with the room that it lies in."""
+    for folder, parent in ((PACKAGE, None), (PACKAGE.parent / "kernels" / "src", "kernels")):
+        for path in sorted(folder.rglob("*.py")):
+            yield parent or path.relative_to(folder).parts[0].removesuffix(".py"), path
+
+
+def imports(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line and the dotted name of each import from this package, lazy ones too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module]
+            if node.module == "gpu_align":
+                names = [f"gpu_align.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "gpu_align" and "." in name:
+                yield node.lineno, name.split(".")[1:]
+
+
+CROSSING = [
+    pytest.param(room, path, line, name, id=f"{path.relative_to(PACKAGE.parent)}:{line}")
+    for room, path in modules()
+    for line, name in imports(path)
+    if name[0] != room and room not in FRONT_DOOR
+]
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room for room, _ in modules()} <= set(FLOOR) | set(FRONT_DOOR)
+
+
+@pytest.mark.parametrize(("room", "path", "line", "name"), CROSSING)
+def test_imports_go_down_and_through_the_face(
+    room: str, path: Path, line: int, name: list[str]
+) -> None:
+    assert FLOOR[name[0]] > FLOOR[room], f"{room} may not know {name[0]}: {path}:{line}"
+    private = [part for part in name[1:] if part.startswith("_")]
+    assert not private, f"{room} enters {name[0]} behind its face: {path}:{line}"
