@@ -119,7 +119,7 @@ def trained_cost(layer: int, batch: int) -> Tensor:
     found = run_search(CoordinateDescent(), problem).best
     perms = {group: _shuffled(perm[0], batch) for group, perm in found.perms.items()}
     model = torch.zeros(batch, dtype=torch.int64)
-    return -problem.similarity(problem.groups[layer - 1], perms, model)
+    return -problem.similarity(problem.order[layer - 1], perms, model)
 
 
 def _shuffled(perm: Tensor, batch: int) -> Tensor:

@@ -150,7 +150,7 @@ def count_sweeps(network: Network, sweeps: int = SWEEPS) -> dict[str, object]:
             each.append(count.total())
     return {
         "network": network.name,
-        "groups": len(problem.groups),
+        "groups": len(problem.order),
         "operations": each[-1],
         "each_sweep": each,
         "reads": count.reads,

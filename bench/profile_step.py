@@ -81,7 +81,7 @@ def rates(engine: Engine) -> dict[str, float]:
 def floor_of_sweep(problem: AlignmentProblem, batch: int) -> dict[str, float]:
     """Return operations and bytes of the similarities of all groups, once for each hypothesis."""
     flops = moved = 0
-    for group in problem.groups:
+    for group in problem.order:
         size = problem.sizes[group]
         weights = sum(term.target.numel() for term in problem.touching(group))
         flops += 2 * batch * size * weights
@@ -92,9 +92,9 @@ def floor_of_sweep(problem: AlignmentProblem, batch: int) -> dict[str, float]:
 def floor_of_annealing(problem: AlignmentProblem, batch: int) -> dict[str, float]:
     """Return operations and bytes of all similarities at soft matrices, which are updated."""
     found = floor_of_sweep(problem, batch)
-    entries = batch * sum(problem.sizes[group] ** 2 for group in problem.groups)
+    entries = batch * sum(problem.sizes[group] ** 2 for group in problem.order)
     for term in problem.terms:
-        for place in range(len(term.matrices)):
+        for place in range(len(term.variables)):
             others = sum(problem.sizes[name] for name in term.others(place))
             found["flops"] += 2 * batch * others * term.target.numel()
     found["bytes"] += 2 * entries * problem.dtype.itemsize

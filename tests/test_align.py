@@ -334,7 +334,7 @@ def test_certificate_of_a_group_on_two_axes_is_a_proof() -> None:
     """Brute force over the one group: the dual is never below what some order of it reaches."""
     networks = pair("recurrent")
     problem = AlignmentProblem(networks.source, networks.target, networks.spec, dtype=torch.float64)
-    (group,) = [name for name in problem.groups if problem.is_quadratic(name)]
+    (group,) = [name for name in problem.order if problem.is_quadratic(name)]
     others = {name: torch.arange(size)[None] for name, size in problem.sizes.items()}
     found = problem.identity()
     report = next(r for r in certificates(problem, found)[0].groups if r.name == group)

@@ -113,9 +113,9 @@ def test_optimistic_similarity_is_never_exceeded(name: str) -> None:
     perms = as_batch(problem, list(all_symmetries(networks.spec))[::7])
     model = torch.zeros(len(next(iter(perms.values()))), dtype=torch.int64)
     for term in problem.terms:
-        for place, matrix in enumerate(term.matrices):
+        for place, matrix in enumerate(term.variables):
             most = optimistic(term, place)[0]
-            if term.matrices.count(matrix) == 1:
+            if term.variables.count(matrix) == 1:
                 # Children of one parent are not seen where their parents do not meet.
                 real = term.similarity(place, perms, model)
                 real = real.abs() if is_signed(matrix) else real

@@ -103,7 +103,7 @@ def _sweep(step: Step) -> None:
 
 
 def _perturb(step: Step) -> None:
-    for group in step.run.problem.groups:
+    for group in step.run.problem.order:
         perturb(step.run, step.batch, group, torch.tensor([0, 2]), 0.2)
 
 

@@ -128,18 +128,18 @@ def test_lookahead_score_is_admissible(name: str) -> None:
     run = run_of(problem)
     search = LayerwiseBeam(width=30, candidates=KBest(5), lookahead=True)
     perms = as_batch(problem, list(all_symmetries(networks.spec)))
-    model = torch.zeros(len(perms[problem.groups[0]]), dtype=torch.int64)
+    model = torch.zeros(len(perms[problem.order[0]]), dtype=torch.int64)
     distances = problem.objective(perms, model)
     state = search.init(run, None)
-    for number in range(1, len(problem.groups)):
+    for number in range(1, len(problem.order)):
         state = search.step(run, state)
-        decided = [m for g in problem.groups[:number] for m in problem.families[g].matrices]
+        decided = [m for g in problem.order[:number] for m in problem.families[g].variables]
         # The part of F in which no decided group takes part; the score leaves it out.
         later = torch.zeros(len(model), dtype=torch.float64)
         for matrix in problem.sizes.keys() - set(decided):
             later += picked(problem.unary[matrix].expand(len(model), -1, -1), perms[matrix])
         for term in problem.terms:
-            if set(decided).isdisjoint(term.matrices):
+            if set(decided).isdisjoint(term.variables):
                 later += term.inner(perms, model)
         partial = state.memory.hypotheses
         for index in range(len(partial)):
@@ -156,7 +156,7 @@ def test_settled_scores_grow_to_the_distance(name: str, lookahead: bool) -> None
     run = run_of(problem)
     search = LayerwiseBeam(width=3, candidates=KBest(3), lookahead=lookahead)
     state = search.init(run, None)
-    for _ in problem.groups:
+    for _ in problem.order:
         state = search.step(run, state)
     scores = state.memory.hypotheses
     again = problem.objective(scores.perms, scores.model)

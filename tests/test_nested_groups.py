@@ -102,7 +102,7 @@ def random_similarity(family: Family, batch: int = 4, rounded: bool = False) -> 
     """Return similarities [b, n, n]; small integers make ties."""
     found = {}
     for member in family.members:
-        for matrix in member.matrices:
+        for matrix in member.variables:
             n = family.units(member)
             drawn = torch.randn(batch, n, n, dtype=torch.float64)
             found[matrix] = drawn.round() if rounded else drawn
@@ -170,10 +170,10 @@ def test_random_families_are_valid_and_uniform(
 
 def test_families_are_roots_with_their_children() -> None:
     heads, recurrent = families_of(pair("signed_heads").spec, True)[1], pair("signed_recurrent")
-    assert heads.matrices == ("head", "qk", "qk±", "v", "v±")
+    assert heads.variables == ("head", "qk", "qk±", "v", "v±")
     assert [member.group for member in heads.children] == ["qk", "v"]
-    assert families_of(recurrent.spec, True)[0].matrices == ("h", "h±")
-    assert families_of(recurrent.spec, False)[0].matrices == ("h",)
+    assert families_of(recurrent.spec, True)[0].variables == ("h", "h±")
+    assert families_of(recurrent.spec, False)[0].variables == ("h",)
 
 
 def test_groups_of_one_unit_are_left_out() -> None:
@@ -189,7 +189,7 @@ def test_groups_of_one_unit_are_left_out() -> None:
 
 def test_single_units_may_be_negated() -> None:
     spec = pair("single").spec
-    families = [f.matrices for f in families_of(spec, signs=True)]
+    families = [f.variables for f in families_of(spec, signs=True)]
     assert families == [("g", "g±"), ("h",), ("p", "c", "c±")]
     for seed in range(4):
         networks, permutation = planted_in(pair("single", seed), noise=0.0, seed=seed)
@@ -300,7 +300,7 @@ def test_siblings_equal_the_dense_term(
     monkeypatch.setattr(_sibling_term, "CHUNK_ELEMENTS", chunk)
     term, dense = siblings
     assert torch.allclose(term.inner(vectors, MODEL), dense.inner(vectors, MODEL))
-    for place in range(len(term.matrices)):
+    for place in range(len(term.variables)):
         hard = (t.similarity(place, vectors, MODEL) for t in siblings)
         assert torch.allclose(*hard)
         mixed = (t.soft_similarity(place, soft, MODEL) for t in siblings)
@@ -312,10 +312,10 @@ def test_similarity_of_pairs_is_that_of_the_guess(
     siblings: tuple[SiblingTerm, Term], vectors: dict[str, Tensor], soft: dict[str, Tensor]
 ) -> None:
     term, dense = siblings
-    guess = {m: soft[m] for m in term.matrices[: term.siblings]}
-    others = {m: to_matrix(vectors[m], torch.float64) for m in term.matrices[term.siblings :]}
+    guess = {m: soft[m] for m in term.variables[: term.siblings]}
+    others = {m: to_matrix(vectors[m], torch.float64) for m in term.variables[term.siblings :]}
     for place in range(term.siblings):
-        listed = [guess[m] for m in term.matrices[: term.siblings]]
+        listed = [guess[m] for m in term.variables[: term.siblings]]
         found = term.pair_similarity(place, listed, vectors, MODEL)
         assert torch.allclose(found, dense.soft_similarity(place, guess | others, MODEL))
 
@@ -338,9 +338,9 @@ MODERATE = {
 def test_move_gains_what_it_says(name: str, noise: float, stream: RandomStream) -> None:
     problem = problem_of(pair(name))
     batch = problem.random(5, stream)
-    for group in problem.groups:
+    for group in problem.order:
         moved, gain = best_move(run_of(problem), group, batch, noise=noise)
-        assert set(moved) == set(problem.families[group].matrices)
+        assert set(moved) == set(problem.families[group].variables)
         after = problem.hypotheses({**batch.perms, **moved}, batch.model)
         assert torch.allclose(batch.objective - after.objective, gain, atol=1e-9)
         for index in range(5):
@@ -355,7 +355,7 @@ def test_move_does_no_harm(name: str, stream: RandomStream) -> None:
     problem = problem_of(networks)
     hidden = problem.hypotheses(problem.vectors(permutation)).select(torch.zeros(10).long())
     batch = concatenate([hidden, problem.random(10, stream)])
-    for group in problem.groups:
+    for group in problem.order:
         _, gain = best_move(run_of(problem), group, batch)
         assert (gain >= -1e-9).all()
 
@@ -367,7 +367,7 @@ def test_pairs_of_coupled_children_are_worth_what_they_contribute(
     """What the root is assigned by adds up, over the pairs chosen, to the part of F that moves."""
     problem, solved = problem_of(pair(name)), []
     run, batch = run_of(problem), problem.random(20, stream)
-    (group,) = [g for g in problem.groups if problem.is_quadratic(g)]
+    (group,) = [g for g in problem.order if problem.is_quadratic(g)]
     assign = run.assign
     monkeypatch.setattr(run, "assign", lambda matrix: solved.append(matrix) or assign(matrix))
     moved, _ = best_move(run, group, batch)
@@ -381,7 +381,7 @@ def test_moves_of_coupled_children_are_close_to_the_best(name: str) -> None:
     gained = most = 0.0
     for seed in range(8):
         problem = problem_of(pair(name, seed))
-        (group,) = [g for g in problem.groups if problem.is_quadratic(g)]
+        (group,) = [g for g in problem.order if problem.is_quadratic(g)]
         start = problem.identity()
         gained += float(best_move(run_of(problem), group, start)[1])
         most += float((start.objective - family_objectives(problem, group)).max())

@@ -144,9 +144,9 @@ def test_chunks_change_nothing(
 def test_gain_is_the_difference_of_objectives(networks: Pair, stream: RandomStream) -> None:
     problem = problem_of(networks)
     batch, other = problem.random(5, stream), problem.random(5, stream)
-    for group in problem.groups:
+    for group in problem.order:
         similarity = problem.similarities(group, batch.perms, MODEL)
-        after = {matrix: other.perms[matrix] for matrix in problem.families[group].matrices}
+        after = {matrix: other.perms[matrix] for matrix in problem.families[group].variables}
         gain = problem.gain(group, similarity, after, batch)
         moved = problem.objective({**batch.perms, **after}, MODEL)
         assert torch.allclose(batch.objective - moved, gain, rtol=1e-10, atol=1e-10)
@@ -160,7 +160,7 @@ def test_similarity_is_the_derivative_of_the_form(networks: Pair, stream: Random
     for matrix in problem.sizes:
         similarity = problem.similarity(matrix, batch.perms, MODEL[:1])[0].numpy()
         # What couples children of one parent with each other is known where their units are.
-        root = next(f.root for f in problem.families.values() if matrix in f.matrices)
+        root = next(f.root for f in problem.families.values() if matrix in f.variables)
         if problem.sibling_terms(root.group) and problem.sizes[matrix] > root.size:
             here = np.kron(matrices[root.group], np.ones([problem.sizes[matrix] // root.size] * 2))
             similarity, expected[matrix] = similarity * here, expected[matrix] * here
@@ -353,7 +353,7 @@ def test_constant_tensors_give_finite_distances(metric: str, value: float) -> No
     constant = {name: torch.full_like(t, value) for name, t in networks.source.items()}
     problem = problem_of(replace(networks, source=constant), metric=metric)
     assert torch.isfinite(problem.identity().objective).all()
-    for group in problem.groups:
+    for group in problem.order:
         assert torch.isfinite(problem.similarity(group, problem.identity().perms, MODEL[:1])).all()
 
 
@@ -400,11 +400,11 @@ def test_best_keeps_distinct_hypotheses_of_each_model() -> None:
         models=2,
     )
     best = batch.best(3)
-    assert best.origin.tolist() == [0, 3, 1, 5, 6, 4]
+    assert best.lineage.tolist() == [0, 3, 1, 5, 6, 4]
     assert best.model.tolist() == [0, 0, 0, 1, 1, 1]
     assert batch.best().objective.tolist() == [1.0, 4.0]
     joined = concatenate([batch, best])
-    assert joined.origin.tolist() == [0, 1, 2, 3, 0, 3, 1, 4, 5, 6, 7, 5, 6, 4]
+    assert joined.lineage.tolist() == [0, 1, 2, 3, 0, 3, 1, 4, 5, 6, 7, 5, 6, 4]
     assert joined.slots.tolist() == [*range(7), *range(7)]
 
 

@@ -1,4 +1,4 @@
-"""The counter-based stream: what it draws, and that only owner and event decide it."""
+"""The counter-based stream: what it draws, and that only owner and counter decide it."""
 
 import math
 
@@ -30,13 +30,13 @@ def test_words_are_those_of_splitmix64() -> None:
     assert [word & MASK for word in words] == splitmix64(12345, 8)
 
 
-@given(seed=st.integers(0, 2**31 - 1), event=st.integers(0, 50), size=st.integers(1, 9))
-def test_owner_and_event_decide_what_is_drawn(seed: int, event: int, size: int) -> None:
-    whole = RandomStream(seed, event).normal(torch.arange(5), size, 3, dtype=torch.float64)
+@given(seed=st.integers(0, 2**31 - 1), counter=st.integers(0, 50), size=st.integers(1, 9))
+def test_owner_and_event_decide_what_is_drawn(seed: int, counter: int, size: int) -> None:
+    whole = RandomStream(seed, counter).normal(torch.arange(5), size, 3, dtype=torch.float64)
     owners = torch.tensor([3, 3, 0])
-    part = RandomStream(seed, event).normal(owners, size, 3, dtype=torch.float64)
+    part = RandomStream(seed, counter).normal(owners, size, 3, dtype=torch.float64)
     assert torch.equal(part, whole[owners])
-    later = RandomStream(seed, event + 1).normal(torch.arange(5), size, 3, dtype=torch.float64)
+    later = RandomStream(seed, counter + 1).normal(torch.arange(5), size, 3, dtype=torch.float64)
     assert not torch.equal(later, whole)
 
 
@@ -55,7 +55,7 @@ def test_events_count_up_by_one_for_each_draw() -> None:
     stream.normal(owners, 3, dtype=torch.float32)
     stream.permutation(owners, 3)
     stream.below(4, owners)
-    assert stream.event == 4
+    assert stream.counter == 4
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])

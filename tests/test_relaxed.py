@@ -158,7 +158,7 @@ def test_softened_families_are_doubly_stochastic(name: str, temperature: float) 
     problem = problem_of(pair(name))
     similarity = similarities(problem, seed=1)
     for family in problem.families.values():
-        own = {matrix: similarity[matrix] for matrix in family.matrices}
+        own = {matrix: similarity[matrix] for matrix in family.variables}
         soft = soften(family, own, torch.tensor(temperature), iterations=500)
         assert_soft(soft, atol=1e-3)
         for child in family.children:
@@ -173,7 +173,7 @@ def test_softened_families_are_the_assignment_when_cold(name: str) -> None:
     hidden, noise = problem.random(2, run.random).perms, similarities(problem, seed=2)
     for family in problem.families.values():
         # Sinkhorn converges quickly only where the best assignment is clearly the best.
-        own = {m: to_matrix(hidden[m], problem.dtype) + 0.1 * noise[m] for m in family.matrices}
+        own = {m: to_matrix(hidden[m], problem.dtype) + 0.1 * noise[m] for m in family.variables}
         best = family.assign(own, run.match)
         for matrix, soft in soften(family, own, torch.tensor(0.02), iterations=50).items():
             assert torch.allclose(soft, to_matrix(best[matrix], soft.dtype), atol=1e-3)

@@ -21,7 +21,7 @@ def test_study_reaches_the_optimum_once_the_beam_holds_everything() -> None:
     every = list(itertools.permutations(range(3)))
     pairs = list(itertools.product(every, every))
     perms = {
-        name: torch.tensor([pair[n] for pair in pairs]) for n, name in enumerate(problem.groups)
+        name: torch.tensor([pair[n] for pair in pairs]) for n, name in enumerate(problem.order)
     }
     optimum = float(problem.hypotheses(perms).objective.min())
     rows = beam_width_study(problem, (1, 2, 6, 20))

@@ -80,7 +80,7 @@ def assert_same(resumed: Outcome, expected: Outcome) -> None:
     for one, other in ((resumed.best, expected.best), (resumed.hypotheses, expected.hypotheses)):
         assert all(torch.equal(perm, other.perms[name]) for name, perm in one.perms.items())
         assert torch.equal(one.objective, other.objective)
-        assert torch.equal(one.origin, other.origin)
+        assert torch.equal(one.lineage, other.lineage)
     told = [
         [(e.stage, e.sweep, e.sweeps, e.best_distance) for e in outcome.history]
         for outcome in (resumed, expected)
@@ -253,7 +253,7 @@ def test_time_that_runs_out_within_a_sweep_keeps_its_moves(
     monkeypatch.setattr(_descent, "_move", slow)
     outcome = run_search(CoordinateDescent(order="forward"), problem, budget=Budget(seconds=50))
     assert outcome.status is Status.TIME_BUDGET
-    assert len(moved) == 2 < len(problem.groups)
+    assert len(moved) == 2 < len(problem.order)
     assert float(outcome.best.objective) < float(problem.identity().objective)
     again = problem.objective(outcome.best.perms, outcome.best.model)
     assert torch.allclose(again, outcome.best.objective)

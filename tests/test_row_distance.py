@@ -299,11 +299,11 @@ def test_agrees_with_the_alignment_problem(device: torch.device) -> None:
     states = [{k: v + torch.randn_like(v) for k, v in model.state_dict().items()} for _ in "abc"]
     problem = AlignmentProblem(states[:2], states[2], spec)
     hypotheses = problem.random(2, RandomStream(0))
-    for group in problem.groups:
+    for group in problem.order:
         terms = [
-            RowTerm(term.target.to(device), term.source.to(device), term.matrices, place)
+            RowTerm(term.target.to(device), term.source.to(device), term.variables, place)
             for term in problem.touching(group)
-            for place, name in enumerate(term.matrices)
+            for place, name in enumerate(term.variables)
             if name == group
         ]
         perms = {name: perm.to(device) for name, perm in hypotheses.perms.items()}

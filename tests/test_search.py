@@ -292,7 +292,7 @@ def test_networks_of_equal_units_are_searched(search: Search, dtype: torch.dtype
     assert float(outcome.best.objective) == pytest.approx(float(problem.identity().objective))
 
 
-# Several models, starts, origin
+# Several models, starts, lineage
 
 
 @pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
@@ -351,7 +351,7 @@ def test_origin_names_the_search_that_found_it(number: int) -> None:
     searches[number - 1] = Annealing(starts=2)
     portfolio = Portfolio(tuple(searches), ())
     outcome = run_search(portfolio, problem_of(planted("deep", noise=0.0)[0]))
-    assert int(outcome.best.origin) == number
+    assert int(outcome.best.lineage) == number
     assert portfolio.describe(number) == "Annealing"
     assert portfolio.describe(0) == "Identity"
 
@@ -360,7 +360,7 @@ def test_origin_of_what_nothing_improves_is_the_identity() -> None:
     networks = pair("deep")
     close = replace(networks, source={n: t + 1e-3 for n, t in networks.target.items()})
     outcome = run_search(Portfolio((CoordinateDescent(),), ()), problem_of(close))
-    assert int(outcome.best.origin) == 0
+    assert int(outcome.best.lineage) == 0
 
 
 BAD_SETTINGS = {

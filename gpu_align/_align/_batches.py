@@ -45,7 +45,7 @@ def bytes_per_model(
     many models only for some at a time.
     """
     families = families_of(spec, signs=metric.odd)
-    units = [f.units(member) for f in families for member in f.members for _ in member.matrices]
+    units = [f.units(member) for f in families for member in f.members for _ in member.variables]
     matrices = sum(n * n for n in units)
     sizes, terms = [0], 0
     for tensor in spec.tensors.values():

@@ -163,7 +163,7 @@ def _total(parts: Iterable[Tensor], like: Tensor) -> Tensor:
 def _moved(member: Member, perms: Mapping[str, Tensor]) -> Tensor:
     """Return how many units of a member change place or sign, int64 [b]."""
     # The signed matrix has the places too: a negated unit is ~j, which is nobody's place.
-    perm = perms[member.matrices[-1]]
+    perm = perms[member.variables[-1]]
     return (perm != torch.arange(perm.shape[1], device=perm.device)).sum(1)
 
 
@@ -171,11 +171,11 @@ def _bounding_similarity(
     problem: AlignmentProblem, family: Family, perms: Mapping[str, Tensor], index: Tensor
 ) -> dict[str, Tensor]:
     """Return the similarities of a family, with bounds for the terms it is quadratic in."""
-    similarity = {matrix: problem.unary[matrix][index] for matrix in family.matrices}
+    similarity = {matrix: problem.unary[matrix][index] for matrix in family.variables}
     for term in problem.family_terms(family.root.group):
-        own = [n for n, matrix in enumerate(term.matrices) if matrix in family.matrices]
+        own = [n for n, matrix in enumerate(term.variables) if matrix in family.variables]
         for place in own:
-            matrix = term.matrices[place]
+            matrix = term.variables[place]
             if len(own) == 1:
                 similarity[matrix] += term.similarity(place, perms, index)
             else:
@@ -205,12 +205,12 @@ def cost_matrix(
         member = max(problem.families[best.name].children, key=lambda child: child.size)
     perms = problem.vectors(permutation)
     index = torch.full((1,), model, device=problem.device)
-    similarity = {m: problem.similarity(m, perms, index) for m in member.matrices}
+    similarity = {m: problem.similarity(m, perms, index) for m in member.variables}
     norms = torch.zeros_like(problem.unary[member.group][model])
-    for matrix in member.matrices:
+    for matrix in member.variables:
         norms += problem.unary_norms(matrix)[model]
         for term in problem.touching(matrix):
-            for place in (n for n, name in enumerate(term.matrices) if name == matrix):
+            for place in (n for n, name in enumerate(term.variables) if name == matrix):
                 norms += term.squared_norms(place)[model]
     cost = (norms - 2 * member.gains(similarity)[0]).clamp_min(0).cpu()
     units = len(cost)

@@ -323,7 +323,7 @@ def _winners(search: Search, outcome: Outcome) -> list[str]:
     """Name the search that each best hypothesis descends from, and the stage that finished it."""
     if not isinstance(search, Portfolio):
         return [search.name] * len(outcome.best)
-    origins = [search.describe(origin) for origin in outcome.best.origin.cpu().tolist()]
+    origins = [search.describe(lineage) for lineage in outcome.best.lineage.cpu().tolist()]
     if len(origins) > 1:
         return origins  # the history is that of all models together
     origin, best = origins[0], outcome.history[-1].best_distance

@@ -1,7 +1,8 @@
 """Random numbers from one counter-based stream, the same on every device.
 
-Number c of an event is a hash of (seed, event, c): nothing is drawn in sequence, so it does not
-matter where or in what batches numbers are computed. Each draw is one event.
+Number i of draw c is a hash of (seed, c, i): nothing is drawn in sequence, so it does not matter
+where or in what batches numbers are computed. The counter c is the whole state (Salmon et al.,
+Parallel random numbers: as easy as 1, 2, 3, SC 2011).
 
 Source: Steele, Lea & Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014), with
 the mixing of Stafford's variant 13; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"
@@ -25,11 +26,11 @@ class RandomStream:
 
     Attributes:
         seed: of the stream.
-        event: number of draws made so far; with the seed it is the whole state.
+        counter: number of draws made so far; with the seed it is the whole state.
     """
 
-    def __init__(self, seed: int, event: int = 0) -> None:
-        self.seed, self.event = seed, event
+    def __init__(self, seed: int, counter: int = 0) -> None:
+        self.seed, self.counter = seed, counter
 
     def uniform(self, ids: Tensor, *shape: int) -> Tensor:
         """Draw float64 in [0, 1) with 53 bits.
@@ -76,9 +77,9 @@ class RandomStream:
         return _hashed(self._start(), ids, 0, count)
 
     def _start(self) -> int:
-        """Begin an event: return where its counters begin."""
-        start = _mixed(_mixed(self.seed + _GOLDEN) + self.event * _GOLDEN)
-        self.event += 1
+        """Begin a draw: return where its numbers begin."""
+        start = _mixed(_mixed(self.seed + _GOLDEN) + self.counter * _GOLDEN)
+        self.counter += 1
         return start
 
 

@@ -33,13 +33,13 @@ def lower_bound(problem: AlignmentProblem) -> Tensor:
     """
     inner = torch.zeros_like(problem.constant)
     for family in problem.families.values():
-        similarity = {m: problem.unary[m].to(torch.float64) for m in family.matrices}
+        similarity = {m: problem.unary[m].to(torch.float64) for m in family.variables}
         for term in problem.family_terms(family.root.group):
-            for place, matrix in enumerate(term.matrices):
-                if matrix in similarity:
+            for place, variable in enumerate(term.variables):
+                if variable in similarity:
                     # A bound holds for any sign, so it is not the sign's business.
-                    share = optimistic(term, place) / len(term.matrices)
-                    similarity[unsigned(matrix)] = similarity[unsigned(matrix)] + share
+                    share = optimistic(term, place) / len(term.variables)
+                    similarity[unsigned(variable)] = similarity[unsigned(variable)] + share
         inner += family.bound(similarity, exact_match(problem.engine))
     bound = problem.constant - 2 * inner - _rounding(problem)
     return bound if problem.evidence else bound.clamp_min(0)
@@ -91,7 +91,7 @@ def optimistic(term: AnyTerm, place: int) -> Tensor:
         float64 [m, n, n].
     """
     target, source = term.rows(place)
-    if any(is_signed(matrix) for matrix in term.matrices):
+    if any(is_signed(variable) for variable in term.variables):
         target, source = target.abs(), source.abs()
     size, depth = len(target), target.shape[-1]
     a = _sorted(target.to(torch.float64).reshape(size, -1, depth), 1)

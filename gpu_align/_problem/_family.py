@@ -29,7 +29,7 @@ class Member:
     signed: bool
 
     @property
-    def matrices(self) -> tuple[str, ...]:
+    def variables(self) -> tuple[str, ...]:
         """Names of the matrices that the group has in the objective.
 
         The plain permutation matrix, and for a signed group the signed one: entries that do not
@@ -41,7 +41,7 @@ class Member:
         """Return what each pair of units gains with its best sign, [b, n, n].
 
         Args:
-            similarity: matrix -> [b, n, n].
+            similarity: variable -> [b, n, n].
         """
         plain = similarity[self.group]
         return plain + similarity[signed_matrix(self.group)].abs() if self.signed else plain
@@ -68,24 +68,24 @@ class Family:
         return (self.root, *self.children)
 
     @property
-    def matrices(self) -> tuple[str, ...]:
+    def variables(self) -> tuple[str, ...]:
         """Names of all matrices of the family."""
-        return tuple(matrix for member in self.members for matrix in member.matrices)
+        return tuple(variable for member in self.members for variable in member.variables)
 
     def units(self, member: Member) -> int:
         """Return the number of units of a member, over all units of the root."""
         return member.size if member is self.root else member.size * self.root.size
 
     def identity(self) -> dict[str, Tensor]:
-        """Return the vectors that move nothing, matrix -> int64 [n]."""
+        """Return the vectors that move nothing, variable -> int64 [n]."""
         return {
-            matrix: torch.arange(self.units(member))
+            variable: torch.arange(self.units(member))
             for member in self.members
-            for matrix in member.matrices
+            for variable in member.variables
         }
 
     def random(self, owners: Tensor, random: RandomStream) -> dict[str, Tensor]:
-        """Draw vectors uniformly, matrix -> int64 [b, n].
+        """Draw vectors uniformly, variable -> int64 [b, n].
 
         Args:
             owners: int64 [b], whose numbers are drawn; equal owners draw alike.
@@ -107,13 +107,13 @@ class Family:
     # The two-level assignment
 
     def assign(self, similarity: Mapping[str, Tensor], match: Matcher) -> dict[str, Tensor]:
-        """Return the best vectors of all matrices, matrix -> int64 [b, n].
+        """Return the best vectors of all matrices, variable -> int64 [b, n].
 
         Inside each pair of units of the roots the children are assigned, all pairs in one batch;
         the root is assigned on the values found; a sign is that of its similarity.
 
         Args:
-            similarity: matrix -> [b, n, n], the gradient of F.
+            similarity: variable -> [b, n, n], the gradient of F.
             match: solves assignments.
         """
         outer, inner = self.outer(self.gains(similarity), match)
@@ -155,12 +155,12 @@ class Family:
     def vectors(
         self, root: Tensor, inner: Mapping[str, Tensor], similarity: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Return the vectors of all matrices, matrix -> int64 [b, n].
+        """Return the vectors of all matrices, variable -> int64 [b, n].
 
         Args:
             root: int64 [b, R].
             inner: child -> int64 [b, R, R, s], the assignment inside each pair of root units.
-            similarity: matrix -> [b, n, n]; signed matrices get its signs.
+            similarity: variable -> [b, n, n]; signed matrices get its signs.
         """
         perms = {self.root.group: root}
         for child in self.children:
@@ -168,9 +168,9 @@ class Family:
             perms[child.group] = self._flat(root, inner[child.group].gather(2, chosen)[:, :, 0])
         for member in self.members:
             if member.signed:
-                matrix, perm = signed_matrix(member.group), perms[member.group]
-                negative = similarity[matrix].gather(2, perm[..., None])[..., 0] < 0
-                perms[matrix] = with_sign(perm, negative)
+                variable, perm = signed_matrix(member.group), perms[member.group]
+                negative = similarity[variable].gather(2, perm[..., None])[..., 0] < 0
+                perms[variable] = with_sign(perm, negative)
         return perms
 
     def blocks(self, matrix: Tensor) -> Tensor:

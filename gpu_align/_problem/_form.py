@@ -39,7 +39,7 @@ class _Arrangement:
     Attributes:
         name: of the tensor.
         block: the piece of it.
-        matrices: of the leading axes.
+        variables: of the leading axes.
         siblings: how many of the leading axes are children of one root, which then leads.
         order: the block's factors as they are put one after another.
         shape: of the result, without the last axis.
@@ -47,7 +47,7 @@ class _Arrangement:
 
     name: str
     block: Block
-    matrices: tuple[str, ...]
+    variables: tuple[str, ...]
     siblings: int
     order: tuple[int, ...]
     shape: tuple[int, ...]
@@ -90,7 +90,7 @@ def build_form(
     for name in names:
         for block in spec.tensors[name].blocks():
             plan = arrange(name, block)
-            terms.setdefault((plan.matrices, plan.siblings), []).append(plan)
+            terms.setdefault((plan.variables, plan.siblings), []).append(plan)
     fixed = terms.pop(((), 0), [])
     (a, a_norm), (b, b_norm) = (
         _gathered(weights, names, list(terms.values()), metric, dtype)
@@ -101,10 +101,10 @@ def build_form(
     return Form(constant, tuple(_term(*key, target[0], source) for key, target, source in parts))
 
 
-def _term(matrices: tuple[str, ...], siblings: int, target: Tensor, source: Tensor) -> AnyTerm:
+def _term(variables: tuple[str, ...], siblings: int, target: Tensor, source: Tensor) -> AnyTerm:
     if siblings:
-        return SiblingTerm(matrices, siblings, target, source)
-    return Term(matrices, target, source)
+        return SiblingTerm(variables, siblings, target, source)
+    return Term(variables, target, source)
 
 
 def _gathered(
@@ -193,7 +193,7 @@ class _Arranger:
         return _Arrangement(
             name,
             block,
-            matrices=tuple(self._matrix(factors[axis[-1]]) for axis in axes),
+            variables=tuple(self._matrix(factors[axis[-1]]) for axis in axes),
             siblings=len(siblings),
             order=(*lead, *(n for axis in axes for n in axis), *fixed),
             shape=(

@@ -16,17 +16,18 @@ class Hypotheses:
     Models are in order and each has as many hypotheses as the others.
 
     Attributes:
-        perms: matrix -> int64 [b, n]; j puts unit j of the source at place i, `~j` negates it too.
+        perms: variable -> int64 [b, n]; j puts unit j of the source at place i, `~j` negates it
+            too.
         model: int64 [b], which source each hypothesis permutes.
         objective: float64 [b], squared distance to the target; lower is better.
-        origin: int64 [b], a mark that follows a hypothesis and its descendants.
+        lineage: int64 [b], a mark that follows a hypothesis and its descendants.
         models: number of sources.
     """
 
     perms: Mapping[str, Tensor]
     model: Tensor
     objective: Tensor
-    origin: Tensor
+    lineage: Tensor
     models: int = 1
 
     def __len__(self) -> int:
@@ -42,9 +43,9 @@ class Hypotheses:
         """Number of each hypothesis within its model, int64 [b]."""
         return torch.arange(self.each, device=self.model.device).repeat(self.models)
 
-    def only(self, matrices: Collection[str]) -> "Hypotheses":
+    def only(self, variables: Collection[str]) -> "Hypotheses":
         """Return the batch with the vectors of some matrices only, for a look at these."""
-        return replace(self, perms={m: p for m, p in self.perms.items() if m in matrices})
+        return replace(self, perms={m: p for m, p in self.perms.items() if m in variables})
 
     def select(self, index: Tensor) -> "Hypotheses":
         """Return the hypotheses at `index` (int64 [k]); of a part of the batch also unbalanced."""
@@ -53,7 +54,7 @@ class Hypotheses:
             perms={name: perm.index_select(0, index) for name, perm in self.perms.items()},
             model=self.model.index_select(0, index),
             objective=self.objective.index_select(0, index),
-            origin=self.origin.index_select(0, index),
+            lineage=self.lineage.index_select(0, index),
         )
 
     def to(self, device: torch.device) -> "Hypotheses":
@@ -63,12 +64,12 @@ class Hypotheses:
             perms={name: perm.to(device) for name, perm in self.perms.items()},
             model=self.model.to(device),
             objective=self.objective.to(device),
-            origin=self.origin.to(device),
+            lineage=self.lineage.to(device),
         )
 
-    def marked(self, origin: int) -> "Hypotheses":
+    def marked(self, lineage: int) -> "Hypotheses":
         """Return the batch with one mark on all its hypotheses."""
-        return replace(self, origin=torch.full_like(self.model, origin))
+        return replace(self, lineage=torch.full_like(self.model, lineage))
 
     def spread(self, width: int) -> "Hypotheses":
         """Return each hypothesis `width` times, next to each other."""
@@ -96,7 +97,7 @@ class Hypotheses:
             self,
             perms={n: torch.where(wins[:, None], other.perms[n], p) for n, p in self.perms.items()},
             objective=torch.where(wins, other.objective, self.objective),
-            origin=torch.where(wins, other.origin, self.origin),
+            lineage=torch.where(wins, other.lineage, self.lineage),
         )
 
     def fingerprint(self) -> Tensor:
@@ -148,7 +149,7 @@ def concatenate(parts: Sequence[Hypotheses]) -> Hypotheses:
         {name: join([part.perms[name] for part in parts]) for name in parts[0].perms},
         join([part.model for part in parts]),
         join([part.objective for part in parts]),
-        join([part.origin for part in parts]),
+        join([part.lineage for part in parts]),
         models,
     )
 

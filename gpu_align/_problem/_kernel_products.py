@@ -31,25 +31,25 @@ class KernelProducts:
         self._problem = problem
         self._packed: dict[str, PackedRows | None] = {}
 
-    def similarity(self, matrix: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
+    def similarity(self, variable: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """See `AlignmentProblem.similarity`; terms of siblings are left out."""
         from gpu_align.kernels.row_distance import row_distance
 
-        rows, unary = self._rows(matrix), self._problem.unary[matrix]
+        rows, unary = self._rows(variable), self._problem.unary[variable]
         if rows is None:
             return unary[model]
         return row_distance([self._row_problem(rows, perms, model, unary)])[0]
 
-    def prepares(self, matrix: str) -> bool:
+    def prepares(self, variable: str) -> bool:
         """Say whether `prepared` takes a matrix: its terms have at most two others each."""
-        rows = self._rows(matrix)
-        terms = self._problem.touching(matrix)
+        rows = self._rows(variable)
+        terms = self._problem.touching(variable)
         plain = all(isinstance(term, Term) for term in terms)
         return rows is not None and plain and all(len(t.others) <= 2 for t in rows.terms)
 
     def prepared(
         self,
-        matrices: Sequence[str],
+        variables: Sequence[str],
         perms: Mapping[str, Tensor],
         model: Tensor,
         active: Tensor,
@@ -59,27 +59,27 @@ class KernelProducts:
         from gpu_align.kernels.row_distance import RowDistance
 
         problems = []
-        for matrix in matrices:
-            rows = self._rows(matrix)
+        for variable in variables:
+            rows = self._rows(variable)
             assert rows is not None
-            problem = self._row_problem(rows, perms, model, self._problem.unary[matrix])
+            problem = self._row_problem(rows, perms, model, self._problem.unary[variable])
             problems.append(replace(problem, active=active))
         return RowDistance(problems, out=out)
 
-    def _rows(self, matrix: str) -> "PackedRows | None":
+    def _rows(self, variable: str) -> "PackedRows | None":
         from gpu_align.kernels.rows import RowTerm, pack_rows
 
-        if matrix not in self._packed:
+        if variable not in self._packed:
             terms = [
-                RowTerm(term.target, term.source, term.matrices, place)
-                for term in self._problem.touching(matrix)
+                RowTerm(term.target, term.source, term.variables, place)
+                for term in self._problem.touching(variable)
                 if isinstance(term, Term)
-                for place, name in enumerate(term.matrices)
-                if name == matrix
+                for place, name in enumerate(term.variables)
+                if name == variable
             ]
             signed = any(is_signed(name) for term in terms for name in term.others)
-            self._packed[matrix] = pack_rows(terms, signed=signed) if terms else None
-        return self._packed[matrix]
+            self._packed[variable] = pack_rows(terms, signed=signed) if terms else None
+        return self._packed[variable]
 
     def _row_problem(
         self, rows: "PackedRows", perms: Mapping[str, Tensor], model: Tensor, unary: Tensor

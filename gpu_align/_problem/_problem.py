@@ -1,5 +1,6 @@
 """The alignment problem: one multilinear form that every search works on."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -40,7 +41,7 @@ class AlignmentProblem:
 
     `D(pi) = constant - 2 F(pi)`, where F is a sum of terms `<A, pi.B>`, linear in each permutation
     matrix (quadratic where a group lies on two axes of one tensor). A group has one matrix, a
-    signed group a second one with its signs (`Member.matrices`). A group and the groups inside it
+    signed group a second one with its signs (`Member.variables`). A group and the groups inside it
     are a family, which is decided as one. Everything is batched over hypotheses, and over source
     models that share one target.
 
@@ -48,13 +49,13 @@ class AlignmentProblem:
         spec: the symmetries.
         metric: scales the tensors.
         families: name of the root -> Family, in topological order.
-        groups: names of the roots: what a search takes one after another.
+        order: names of the roots, as a search takes them one after another.
         engine: what computes.
-        sizes: matrix -> n.
+        sizes: variable -> n.
         models: number of sources.
         sources: their weights.
         constant: float64 [m].
-        unary: matrix -> [m, n, n], similarity that depends on no other matrix.
+        unary: variable -> [m, n, n], similarity that depends on no other matrix.
         evidence: group -> [n, n], what was given.
         terms: terms that couple two or more matrices.
 
@@ -134,19 +135,19 @@ class AlignmentProblem:
         self.sources, self._target, self.models = sources, target, len(sources)
         families = families_of(spec, signs=metric.odd)
         self.families = {family.root.group: family for family in families}
-        self.groups = list(self.families)
+        self.order = list(self.families)
         self.sizes = {
-            matrix: family.units(member)
+            variable: family.units(member)
             for family in families
             for member in family.members
-            for matrix in member.matrices
+            for variable in member.variables
         }
         self._neighbours: dict[str, tuple[str, ...]] = {}
-        self._root_of = {m: root for root, f in self.families.items() for m in f.matrices}
+        self._root_of = {m: root for root, f in self.families.items() for m in f.variables}
         form = build_form(spec, families, target, sources, metric, dtype)
         self.constant, self._all_terms = form.constant, form.terms
-        self.terms = tuple(term for term in form.terms if len(term.matrices) > 1)
-        self.unary = {matrix: self._unary(matrix) for matrix in self.sizes}
+        self.terms = tuple(term for term in form.terms if len(term.variables) > 1)
+        self.unary = {variable: self._unary(variable) for variable in self.sizes}
         self.evidence = dict(evidence)
         for name, extra in self.evidence.items():
             size = self.sizes.get(name)
@@ -159,24 +160,31 @@ class AlignmentProblem:
         self._kernels = kernel_products(self) if engine.kernels else None
 
     @property
+    def groups(self) -> list[str]:
+        """Deprecated name of `order`."""
+        message = "AlignmentProblem.groups is deprecated: it is called order now"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.order
+
+    @property
     def device(self) -> torch.device:
         """Where terms and hypotheses lie."""
         return self.engine.device
 
-    def _unary(self, matrix: str) -> Tensor:
-        size = self.sizes[matrix]
+    def _unary(self, variable: str) -> Tensor:
+        size = self.sizes[variable]
         total = torch.zeros(self.models, size, size, dtype=self.dtype, device=self.device)
-        for term in self._singles(matrix):
+        for term in self._singles(variable):
             total += term.target @ term.source.transpose(1, 2)
         return total
 
-    def _singles(self, matrix: str) -> list[AnyTerm]:
-        return [term for term in self._all_terms if term.matrices == (matrix,)]
+    def _singles(self, variable: str) -> list[AnyTerm]:
+        return [term for term in self._all_terms if term.variables == (variable,)]
 
-    def unary_norms(self, matrix: str) -> Tensor:
+    def unary_norms(self, variable: str) -> Tensor:
         """Return `|a_i|^2 + |b_j|^2` over the weights that lie on this matrix only, [m, n, n]."""
-        total = torch.zeros_like(self.unary[matrix])
-        for term in self._singles(matrix):
+        total = torch.zeros_like(self.unary[variable])
+        for term in self._singles(variable):
             total += term.squared_norms(0)
         return total
 
@@ -193,50 +201,50 @@ class AlignmentProblem:
         problem._build(self.sources, self._target, spec, *rest)
         return problem
 
-    def touching(self, matrix: str) -> tuple[AnyTerm, ...]:
+    def touching(self, variable: str) -> tuple[AnyTerm, ...]:
         """Return the coupling terms in which a matrix takes part."""
-        return tuple(term for term in self.terms if matrix in term.matrices)
+        return tuple(term for term in self.terms if variable in term.variables)
 
     def roots(self, term: AnyTerm) -> tuple[str, ...]:
         """Return the group that each matrix of a term is decided with."""
-        return tuple(self._root_of[matrix] for matrix in term.matrices)
+        return tuple(self._root_of[variable] for variable in term.variables)
 
     def family_terms(self, group: str) -> tuple[AnyTerm, ...]:
         """Return the coupling terms in which any matrix of a family takes part."""
-        matrices = self.families[group].matrices
-        return tuple(term for term in self.terms if not set(matrices).isdisjoint(term.matrices))
+        variables = self.families[group].variables
+        return tuple(term for term in self.terms if not set(variables).isdisjoint(term.variables))
 
     def sibling_terms(self, group: str) -> tuple[SiblingTerm, ...]:
         """Return the terms that couple children of a family with each other."""
-        matrices = self.families[group].matrices
+        variables = self.families[group].variables
         siblings = (term for term in self.terms if isinstance(term, SiblingTerm))
-        return tuple(term for term in siblings if term.matrices[0] in matrices)
+        return tuple(term for term in siblings if term.variables[0] in variables)
 
     def neighbours(self, group: str) -> tuple[str, ...]:
         """Return the groups whose similarity changes when `group` moves; itself if quadratic."""
         if group not in self._neighbours:
-            own = self.families[group].matrices
+            own = self.families[group].variables
             found: dict[str, None] = {}
             for term in self.family_terms(group):
-                others = list(term.matrices)
-                others.remove(next(matrix for matrix in others if matrix in own))
-                found.update((self._root_of[matrix], None) for matrix in others)
+                others = list(term.variables)
+                others.remove(next(variable for variable in others if variable in own))
+                found.update((self._root_of[variable], None) for variable in others)
             self._neighbours[group] = tuple(found)
         return self._neighbours[group]
 
     @cached_property
     def coupling(self) -> Tensor:
         """Which groups share a term, bool [groups, groups] on the host."""
-        coupled = torch.zeros(len(self.groups), len(self.groups), dtype=torch.bool)
-        for number, group in enumerate(self.groups):
+        coupled = torch.zeros(len(self.order), len(self.order), dtype=torch.bool)
+        for number, group in enumerate(self.order):
             for neighbour in self.neighbours(group):
-                coupled[number, self.groups.index(neighbour)] = True
+                coupled[number, self.order.index(neighbour)] = True
         return coupled
 
     def seen_from(self, group: str) -> frozenset[str]:
         """Return the matrices of a family and those that its similarities depend on."""
         terms = self.family_terms(group)
-        return frozenset(self.families[group].matrices).union(*(term.matrices for term in terms))
+        return frozenset(self.families[group].variables).union(*(term.variables for term in terms))
 
     def is_quadratic(self, group: str) -> bool:
         """Say whether a term couples two matrices of a family, or one with itself."""
@@ -248,7 +256,7 @@ class AlignmentProblem:
         """Make a batch and compute its objective in full.
 
         Args:
-            perms: matrix -> int64 [b, n]; a signed matrix that is left out keeps all signs.
+            perms: variable -> int64 [b, n]; a signed matrix that is left out keeps all signs.
             model: int64 [b], default all 0.
         """
         perms = self.completed(perms)
@@ -260,7 +268,7 @@ class AlignmentProblem:
 
     def completed(self, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the vectors of exactly the matrices of this problem; missing signs are 1."""
-        return {matrix: perms.get(matrix, perms[unsigned(matrix)]) for matrix in self.sizes}
+        return {variable: perms.get(variable, perms[unsigned(variable)]) for variable in self.sizes}
 
     def model_index(self, width: int) -> Tensor:
         """Return the model of each of `width` hypotheses per model, int64 [m * width]."""
@@ -273,8 +281,8 @@ class AlignmentProblem:
     @cached_property
     def _identity(self) -> Hypotheses:
         perms = {
-            matrix: torch.arange(size, device=self.device).expand(self.models, size)
-            for matrix, size in self.sizes.items()
+            variable: torch.arange(size, device=self.device).expand(self.models, size)
+            for variable, size in self.sizes.items()
         }
         return self.hypotheses(perms, self.model_index(1))
 
@@ -290,18 +298,18 @@ class AlignmentProblem:
     def objective(self, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return D of each hypothesis, less twice its evidence, float64 [b], from all terms."""
         inner = self.constant.new_zeros(len(model))
-        for matrix in self.sizes:
-            inner += picked(self.unary[matrix], perms[matrix], model)
+        for variable in self.sizes:
+            inner += picked(self.unary[variable], perms[variable], model)
         for term in self.terms:
             inner += term.inner(perms, model)
         return self.constant[model] - 2 * inner
 
-    def similarity(self, matrix: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
+    def similarity(self, variable: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return `S = dF/dP` of a matrix with the others fixed.
 
         Args:
-            matrix: which of `sizes`.
-            perms: matrix -> int64 [b, n].
+            variable: which of `sizes`.
+            perms: variable -> int64 [b, n].
             model: int64 [b].
 
         Returns:
@@ -310,52 +318,52 @@ class AlignmentProblem:
             changes D by `-2 sum_i (S[i, q_i] - S[i, p_i])`.
         """
         if self._kernels is None:
-            total, terms = self.unary[matrix][model], self.touching(matrix)
+            total, terms = self.unary[variable][model], self.touching(variable)
         else:
-            total = self._kernels.similarity(matrix, perms, model)
-            terms = tuple(t for t in self.touching(matrix) if isinstance(t, SiblingTerm))
+            total = self._kernels.similarity(variable, perms, model)
+            terms = tuple(t for t in self.touching(variable) if isinstance(t, SiblingTerm))
         for term in terms:
-            for place, name in enumerate(term.matrices):
-                if name == matrix:
+            for place, name in enumerate(term.variables):
+                if name == variable:
                     total += term.similarity(place, perms, model)
         return total
 
     def updated_similarity(
         self,
-        matrix: str,
+        variable: str,
         similarity: Tensor,
         before: Mapping[str, Tensor],
         after: Mapping[str, Tensor],
         model: Tensor,
     ) -> Tensor:
-        """Return `similarity(matrix, after, model)`, made from that at `before` where it pays.
+        """Return `similarity(variable, after, model)`, made from that at `before` where it pays.
 
         Only the places at which other matrices have changed are multiplied anew.
 
         Args:
-            matrix: which of `sizes`.
+            variable: which of `sizes`.
             similarity: [b, n, n] at `before`; not changed.
-            before, after: matrix -> int64 [b, n].
+            before, after: variable -> int64 [b, n].
             model: int64 [b].
         """
-        terms = self.touching(matrix)
+        terms = self.touching(variable)
         siblings = any(isinstance(term, SiblingTerm) for term in terms)
         if siblings or self._kernels is not None or not self.engine.waits:
-            return self.similarity(matrix, after, model)
+            return self.similarity(variable, after, model)
         total = similarity
         for term in terms:
             assert isinstance(term, Term)
-            for place in (n for n, name in enumerate(term.matrices) if name == matrix):
+            for place in (n for n, name in enumerate(term.variables) if name == variable):
                 change = term.change(place, before, after, model)
                 if change is None:
-                    return self.similarity(matrix, after, model)
+                    return self.similarity(variable, after, model)
                 total = total + change
         return total
 
     @cached_property
     def prepares_any(self) -> bool:
         """Whether `prepares` holds for any group."""
-        return any(map(self.prepares, self.groups))
+        return any(map(self.prepares, self.order))
 
     def prepares(self, group: str) -> bool:
         """Say whether the moves of a group can be prepared.
@@ -365,11 +373,11 @@ class AlignmentProblem:
         family = self.families[group]
         if self._kernels is None or family.children or self.is_quadratic(group):
             return False
-        return all(map(self._kernels.prepares, family.matrices))
+        return all(map(self._kernels.prepares, family.variables))
 
     def prepared_similarity(
         self,
-        matrices: Sequence[str],
+        variables: Sequence[str],
         perms: Mapping[str, Tensor],
         model: Tensor,
         active: Tensor,
@@ -378,22 +386,22 @@ class AlignmentProblem:
         """Prepare the similarities of some matrices for many launches; see `similarity`.
 
         Args:
-            matrices: of a group that `prepares` names.
-            perms: matrix -> int64 [b, n], which may be overwritten between launches.
+            variables: of a group that `prepares` names.
+            perms: variable -> int64 [b, n], which may be overwritten between launches.
             model: int64 [b].
             active: int64 [b], likewise; 0 where a hypothesis is left out.
             out: float32 [b, n, n] of each matrix, contiguous.
         """
         assert self._kernels is not None
-        return self._kernels.prepared(matrices, perms, model, active, out)
+        return self._kernels.prepared(variables, perms, model, active, out)
 
     def similarities(
         self, group: str, perms: Mapping[str, Tensor], model: Tensor
     ) -> dict[str, Tensor]:
-        """Return the similarity of every matrix of a family, matrix -> [b, n, n]."""
+        """Return the similarity of every matrix of a family, variable -> [b, n, n]."""
         return {
-            matrix: self.similarity(matrix, perms, model)
-            for matrix in self.families[group].matrices
+            variable: self.similarity(variable, perms, model)
+            for variable in self.families[group].variables
         }
 
     def gain(
@@ -410,8 +418,8 @@ class AlignmentProblem:
 
         Args:
             group: root of the family.
-            similarity: matrix -> [b, n, n] at `hypotheses`.
-            after: matrix -> int64 [b, n], where it moves.
+            similarity: variable -> [b, n, n] at `hypotheses`.
+            after: variable -> int64 [b, n], where it moves.
             hypotheses: the batch before the move.
         """
         before = hypotheses.perms
@@ -424,8 +432,8 @@ class AlignmentProblem:
     def touched(self, group: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return the part of F that depends on a family, float64 [b]."""
         inner = self.constant.new_zeros(len(model))
-        for matrix in self.families[group].matrices:
-            inner += picked(self.unary[matrix], perms[matrix], model)
+        for variable in self.families[group].variables:
+            inner += picked(self.unary[variable], perms[variable], model)
         for term in self.family_terms(group):
             inner += term.inner(perms, model)
         return inner
@@ -436,16 +444,16 @@ class AlignmentProblem:
         """Return F of doubly stochastic matrices, float64 [b].
 
         Args:
-            soft: matrix -> [b, n, n].
+            soft: variable -> [b, n, n].
             model: int64 [b].
         """
         total = self.constant.new_zeros(len(model))
-        for matrix, unary in self.unary.items():
-            product = unary[model] * soft[matrix]
+        for variable, unary in self.unary.items():
+            product = unary[model] * soft[variable]
             total += product.sum((1, 2), dtype=torch.float64)
         for term in self.terms:
             gradient = term.soft_similarity(0, soft, model)
-            total += (gradient * soft[term.matrices[0]]).sum((1, 2), dtype=torch.float64)
+            total += (gradient * soft[term.variables[0]]).sum((1, 2), dtype=torch.float64)
         return total
 
     def soft_similarity(
@@ -455,23 +463,25 @@ class AlignmentProblem:
         out: Mapping[str, Tensor] | None = None,
         beat: Callable[[str], None] | None = None,
     ) -> dict[str, Tensor]:
-        """Return the gradient of F at doubly stochastic matrices, matrix -> [b, n, n].
+        """Return the gradient of F at doubly stochastic matrices, variable -> [b, n, n].
 
         Args:
-            soft: matrix -> [b, n, n].
+            soft: variable -> [b, n, n].
             model: int64 [b].
-            out: matrix -> [b, n, n] to write to; default new memory.
+            out: variable -> [b, n, n] to write to; default new memory.
             beat: told before each product how many are done.
         """
         gradient = {
-            matrix: torch.index_select(unary, 0, model, out=None if out is None else out[matrix])
-            for matrix, unary in self.unary.items()
+            variable: torch.index_select(
+                unary, 0, model, out=None if out is None else out[variable]
+            )
+            for variable, unary in self.unary.items()
         }
-        places = [(t, place, m) for t in self.terms for place, m in enumerate(t.matrices)]
-        for number, (term, place, matrix) in enumerate(places):
+        places = [(t, place, m) for t in self.terms for place, m in enumerate(t.variables)]
+        for number, (term, place, variable) in enumerate(places):
             if beat is not None:
                 beat(f"product {number + 1} of {len(places)}")
-            gradient[matrix] += term.soft_similarity(place, soft, model)
+            gradient[variable] += term.soft_similarity(place, soft, model)
         return gradient
 
     # Exact evaluation
@@ -562,11 +572,14 @@ class AlignmentProblem:
         return perms, signs
 
     def vectors(self, permutation: Permutation) -> dict[str, Tensor]:
-        """Return a Permutation as a batch of one, matrix -> int64 [1, n]."""
+        """Return a Permutation as a batch of one, variable -> int64 [1, n]."""
         found = {}
-        for matrix in self.sizes:
-            perm = permutation.perms[unsigned(matrix)]
-            if is_signed(matrix) and (sign := permutation.signs.get(unsigned(matrix))) is not None:
+        for variable in self.sizes:
+            perm = permutation.perms[unsigned(variable)]
+            if (
+                is_signed(variable)
+                and (sign := permutation.signs.get(unsigned(variable))) is not None
+            ):
                 perm = with_sign(perm, sign < 0)
-            found[matrix] = perm[None].to(self.device)
+            found[variable] = perm[None].to(self.device)
         return found

@@ -19,13 +19,13 @@ class SiblingTerm:
     wherever their root units differ; only the rest is stored. With R units of the root:
 
     Attributes:
-        matrices: those of the siblings, then those of the other axes.
-        siblings: how many of `matrices` are siblings; one may come twice.
+        variables: those of the siblings, then those of the other axes.
+        siblings: how many of `variables` are siblings; one may come twice.
         target: [R, s_1, ..., s_k, n_1, ..., n_l, d] for k siblings and l others.
         source: [m, R, s_1, ..., s_k, n_1, ..., n_l, d].
     """
 
-    matrices: tuple[str, ...]
+    variables: tuple[str, ...]
     siblings: int
     target: Tensor
     source: Tensor
@@ -98,7 +98,7 @@ class SiblingTerm:
         Args:
             place: which of the siblings.
             guess: [b, n, n] of each sibling: its matrix inside every pair of root units at once.
-            perms: matrix -> int64 [b, n] of the other axes.
+            perms: variable -> int64 [b, n] of the other axes.
             model: int64 [b].
 
         Returns:
@@ -112,17 +112,17 @@ class SiblingTerm:
                 torch.arange(len(self.target) * size, device=device).expand(batch, -1)
                 for size in self.target.shape[1 : self.siblings + 1]
             ]
-            others = [perms[name][part] for name in self.matrices[self.siblings :]]
+            others = [perms[name][part] for name in self.variables[self.siblings :]]
             source = self._moved(model[part], root, [*vectors, *others])
             return self._of_pairs(place, [matrix[part] for matrix in guess], source)
 
         return in_chunks(of, len(model), self._chunk(pairs=True))
 
     def soft_similarity(self, place: int, soft: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        """Return the gradient at doubly stochastic matrices, matrix -> [b, n, n]."""
+        """Return the gradient at doubly stochastic matrices, variable -> [b, n, n]."""
 
         def of(part: slice) -> Tensor:
-            matrices = [soft[name][part] for name in self.matrices]
+            matrices = [soft[name][part] for name in self.variables]
             source = self.source[model[part]]
             for number in range(self.siblings, len(matrices)):
                 if number != place:
@@ -137,7 +137,7 @@ class SiblingTerm:
         return in_chunks(of, len(model), self._chunk(pairs=True))
 
     def _vectors(self, perms: Mapping[str, Tensor], part: slice) -> list[Tensor]:
-        return [perms[name][part] for name in self.matrices]
+        return [perms[name][part] for name in self.variables]
 
     def _root(self, vectors: list[Tensor]) -> Tensor:
         """Return where the root's units go, as the first sibling tells: int64 [b, R]."""
@@ -145,7 +145,7 @@ class SiblingTerm:
         return index_of(vectors[0])[:, ::size] // size
 
     def _moved(self, model: Tensor, root: Tensor, vectors: Sequence[Tensor]) -> Tensor:
-        """Return pi.B: model [b], root [b, R], a vector for each matrix -> [b, R, s_1, ..., d]."""
+        """Return pi.B: model [b], root [b, R], one vector each -> [b, R, s_1, ..., d]."""
         rows = (model[:, None] * root.shape[1] + root)[..., None]
         signs = torch.ones_like(rows)
         for number, vector in enumerate(vectors):

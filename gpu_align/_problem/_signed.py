@@ -11,14 +11,14 @@ def signed_matrix(group: str) -> str:
     return group + _MARK
 
 
-def is_signed(matrix: str) -> bool:
+def is_signed(variable: str) -> bool:
     """Say whether a name is that of a signed permutation matrix."""
-    return matrix.endswith(_MARK)
+    return variable.endswith(_MARK)
 
 
-def unsigned(matrix: str) -> str:
-    """Return the name of the group that a matrix belongs to."""
-    return matrix.removesuffix(_MARK)
+def unsigned(variable: str) -> str:
+    """Return the name of the group that a variable belongs to."""
+    return variable.removesuffix(_MARK)
 
 
 def index_of(perm: Tensor) -> Tensor:

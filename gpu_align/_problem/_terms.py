@@ -43,13 +43,13 @@ class Term:
     """`<A, pi.B>` of all blocks of weights that lie on the same groups.
 
     Attributes:
-        matrices: the permutation matrix of each leading axis, in the spec's order: the name of a
+        variables: the permutation matrix of each leading axis, in the spec's order: the name of a
             group, or of its signed matrix where its signs are seen. One may come twice.
         target: [n_1, ..., n_k, d], the fixed axes flattened into the last one.
         source: [m, n_1, ..., n_k, d], one slice per source model.
     """
 
-    matrices: tuple[str, ...]
+    variables: tuple[str, ...]
     target: Tensor
     source: Tensor
     _layouts: dict[int, Layout] = field(default_factory=dict, repr=False, compare=False)
@@ -58,7 +58,7 @@ class Term:
         """Return the term on a device; itself if it lies there."""
         if self.target.device == device:
             return self
-        return Term(self.matrices, self.target.to(device), self.source.to(device))
+        return Term(self.variables, self.target.to(device), self.source.to(device))
 
     def rows(self, place: int) -> tuple[Tensor, Tensor]:
         """Return target [n, ..., d] and source [m, n, ..., d] with axis `place` leading."""
@@ -75,10 +75,10 @@ class Term:
         """Return `<A, pi.B>` for each hypothesis, float64 [b]."""
 
         def of(part: slice) -> Tensor:
-            others = [(matrix, perms[matrix][part]) for matrix in self.others(0)]
+            others = [(variable, perms[variable][part]) for variable in self.others(0)]
             moved = gather_rows(layout.source, model[part][:, None], others)
             moved = moved.reshape(-1, layout.target.shape[1], len(layout.target))
-            perm = perms[self.matrices[0]][part]
+            perm = perms[self.variables[0]][part]
             moved = moved.take_along_dim(index_of(perm)[:, None], 2).mul_(layout.target.T)
             return (moved.sum(1, dtype=torch.float64) * sign_of(perm)).sum(1)
 
@@ -90,7 +90,7 @@ class Term:
 
         Args:
             place: which of the term's matrices.
-            perms: matrix -> int64 [b, n].
+            perms: variable -> int64 [b, n].
             model: int64 [b].
 
         Returns:
@@ -98,7 +98,7 @@ class Term:
         """
 
         def of(part: slice) -> Tensor:
-            others = [(matrix, perms[matrix][part]) for matrix in self.others(place)]
+            others = [(variable, perms[variable][part]) for variable in self.others(place)]
             moved = gather_rows(layout.source, model[part][:, None], others)
             return layout.target @ moved.reshape(-1, layout.target.shape[1], len(layout.target))
 
@@ -143,15 +143,15 @@ class Term:
         return in_chunks(of, len(model), chunk)
 
     def soft_similarity(self, place: int, soft: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        """Return the same at doubly stochastic matrices, matrix -> [b, n, n]."""
+        """Return the same at doubly stochastic matrices, variable -> [b, n, n]."""
 
         def of(part: slice) -> Tensor:
-            sizes = [soft[matrix].shape[1] for matrix in self.others(place)]
+            sizes = [soft[variable].shape[1] for variable in self.others(place)]
             moved = layout.source.reshape(len(self.source), *sizes, -1)
             moved = moved if len(moved) == 1 else moved[model[part]]
-            for axis, matrix in enumerate(self.others(place), start=1):
+            for axis, variable in enumerate(self.others(place), start=1):
                 leading = moved.movedim(axis, 1)
-                mixed = soft[matrix][part] @ leading.flatten(2)
+                mixed = soft[variable][part] @ leading.flatten(2)
                 moved = mixed.reshape(-1, *leading.shape[1:]).movedim(1, axis)
             return layout.target @ moved.reshape(-1, layout.target.shape[1], len(layout.target))
 
@@ -164,7 +164,7 @@ class Term:
 
     def others(self, place: int) -> tuple[str, ...]:
         """Return the matrices of the axes other than `place`."""
-        return (*self.matrices[:place], *self.matrices[place + 1 :])
+        return (*self.variables[:place], *self.variables[place + 1 :])
 
     def _layout(self, place: int) -> Layout:
         if place not in self._layouts:

@@ -37,7 +37,7 @@ def beam_width_study(
     """
     if any(width < 1 for width in widths):
         raise InputError(f"expected widths of at least 1, got {list(widths)}")
-    if not problem.groups:
+    if not problem.order:
         return []
     # One pass that is not timed: threads and libraries start with the first one.
     run_search(LayerwiseBeam(), problem, seed=seed)

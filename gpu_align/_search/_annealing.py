@@ -23,13 +23,13 @@ class _Wave:
         slots: int64 [k] of each wave, the numbers of its starts.
         cooling: the present wave.
         rounded: what the waves before it have become.
-        event: of the random numbers of all starts.
+        counter: of the random numbers of all starts.
     """
 
     slots: list[Tensor]
     cooling: Cooling
     rounded: tuple[Hypotheses, ...]
-    event: int
+    counter: int
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class Annealing(Search):
     def init(self, run: Run, start: Hypotheses | None) -> State:
         """See `Search.init`; hypotheses to begin from only join the result."""
         hypotheses = run.problem.identity() if start is None else start
-        waves, event = list(run.waves(self.starts)), run.random.event
-        wave = _Wave(waves, self._heated(run, waves[0], event), (), event)
+        waves, counter = list(run.waves(self.starts)), run.random.counter
+        wave = _Wave(waves, self._heated(run, waves[0], counter), (), counter)
         return State(self.name, hypotheses, wave, expected=self.steps * len(waves) + 6)
 
-    def _heated(self, run: Run, slots: Tensor, event: int) -> Cooling:
-        """Return some of the starts; all waves draw as if they were one, at the same event."""
-        run.random.event = event
+    def _heated(self, run: Run, slots: Tensor, counter: int) -> Cooling:
+        """Return some of the starts; all waves draw as if they were one, at the same counter."""
+        run.random.counter = counter
         soft = soft_starts(run, slots, self.noise, exact_first=False)
         return Cooling(soft, run.problem.model_index(len(slots)), self.damping, self.iterations)
 
@@ -98,7 +98,7 @@ class Annealing(Search):
             return state
         rounded = (*wave.rounded, to_hypotheses(run, wave.cooling.soft, wave.cooling.model))
         if len(rounded) < len(wave.slots):
-            cooling = self._heated(run, wave.slots[len(rounded)], wave.event)
+            cooling = self._heated(run, wave.slots[len(rounded)], wave.counter)
             return replace(state, memory=replace(wave, cooling=cooling, rounded=rounded))
         hypotheses = concatenate(rounded)
         return replace(state, hypotheses=hypotheses, memory=start_descent(run, hypotheses))

@@ -126,7 +126,7 @@ class BeamDescent(Search):
             noise: see `perturb`.
             busy: bool [m] on the host, the models that are still to be improved.
         """
-        groups, models, each = run.problem.groups, run.problem.models, kept.each
+        groups, models, each = run.problem.order, run.problem.models, kept.each
         children = kept.spread(self.expansions - 1)
         born = torch.arange(children.each)
         moved = run.random.below(len(groups), born)

@@ -23,7 +23,7 @@ class Cooling:
     step that is interrupted has been done as a whole, or not at all.
 
     Attributes:
-        soft: matrix -> [b, n, n].
+        soft: variable -> [b, n, n].
         model: int64 [b].
         done: number of steps done.
     """
@@ -68,7 +68,7 @@ class Cooling:
     def _prepared(self, run: Run) -> "_Advance":
         problem = run.problem
         temperature = torch.zeros((), dtype=problem.dtype, device=problem.device)
-        goal = {matrix: torch.empty_like(s) for matrix, s in self.soft.items()}
+        goal = {variable: torch.empty_like(s) for variable, s in self.soft.items()}
         families = list(problem.families.values())
         fused = None
         if small := self._small(run, families):
@@ -80,17 +80,17 @@ class Cooling:
             for number, family in enumerate(families):
                 if self._beat is not None:
                     self._beat(f"group {number + 1} of {len(families)}")
-                own = {matrix: goal[matrix] for matrix in family.matrices}
+                own = {variable: goal[variable] for variable in family.variables}
                 softened = soften(family, own, temperature, self._iterations)
-                for matrix, found in softened.items():
-                    goal[matrix].copy_(found)
+                for variable, found in softened.items():
+                    goal[variable].copy_(found)
 
         def move() -> None:
             if fused is not None:
                 fused()
             for family in families:
-                for matrix in family.matrices:
-                    self.soft[matrix].lerp_(goal[matrix], self._damping)
+                for variable in family.variables:
+                    self.soft[variable].lerp_(goal[variable], self._damping)
 
         def both() -> None:
             look()
@@ -105,7 +105,7 @@ class Cooling:
         from gpu_align.kernels.sinkhorn import LARGEST
 
         sizes = run.problem.sizes
-        return [f for f in families if len(f.matrices) == 1 and sizes[f.root.group] <= LARGEST]
+        return [f for f in families if len(f.variables) == 1 and sizes[f.root.group] <= LARGEST]
 
     def _fused(
         self, groups: list[str], similarity: Mapping[str, Tensor], temperature: Tensor

@@ -47,7 +47,7 @@ class Descent:
 
 def start_descent(run: Run, hypotheses: Hypotheses) -> Descent:
     """Return a descent in which every group of every hypothesis is to be looked at."""
-    shape = (len(hypotheses), len(run.problem.groups))
+    shape = (len(hypotheses), len(run.problem.order))
     stale = torch.ones(shape, dtype=torch.bool, device=run.problem.device)
     return Descent(hypotheses, stale, torch.ones(len(hypotheses), dtype=torch.bool))
 
@@ -58,7 +58,7 @@ def draw_order(run: Run, each: int, order: Order) -> Tensor:
     Returns:
         int64 [each, groups] on the host, where the sweep is planned.
     """
-    count = len(run.problem.groups)
+    count = len(run.problem.order)
     if order == "random":
         return run.random.permutation(torch.arange(each), count)
     forward = torch.arange(count) if order == "forward" else torch.arange(count).flip(0)
@@ -170,14 +170,14 @@ def _plan(order: Tensor, coupled: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 def _move(run: Run, descent: Descent, number: int, chosen: Tensor) -> Descent:
     """Move one group of the chosen hypotheses, int64 [c] on the host, in parts that fit."""
-    for part in run.parts(run.problem.groups[number], chosen):
+    for part in run.parts(run.problem.order[number], chosen):
         descent = _move_part(run, descent, number, part)
     return descent
 
 
 def _move_part(run: Run, descent: Descent, number: int, chosen: Tensor) -> Descent:
     """Move one group of the chosen hypotheses, int64 [c] on the host, to its best assignment."""
-    problem, group, batch = run.problem, run.problem.groups[number], len(descent.hypotheses)
+    problem, group, batch = run.problem, run.problem.order[number], len(descent.hypotheses)
     index = run.upload(chosen)
     part = descent.hypotheses.only(problem.seen_from(group)).select(index)
     stale = descent.stale.clone()
@@ -189,7 +189,7 @@ def _move_part(run: Run, descent: Descent, number: int, chosen: Tensor) -> Desce
         better &= active
     stale[:, number].index_fill_(0, index, False)  # without a copy from the host
     for neighbour in problem.neighbours(group):
-        place = problem.groups.index(neighbour)
+        place = problem.order.index(neighbour)
         stale[index, place] = stale[index, place] | better
     hypotheses = descent.hypotheses.put(
         index,

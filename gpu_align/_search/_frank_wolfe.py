@@ -22,14 +22,14 @@ class _Polytope:
     """Matrices inside the polytope: those of all starts, or of a wave that fits into memory.
 
     Attributes:
-        soft: matrix -> [b, n, n].
+        soft: variable -> [b, n, n].
         model: int64 [b].
         objective: float64 [b], F of each.
         moving: bool [b], which of them still gained in the last step; the others rest.
         taken: number of steps.
         waves: int64 [k] each, the numbers of the starts of this wave and of those to come.
         rounded: what the waves before it have become.
-        event: of the random numbers of all starts.
+        counter: of the random numbers of all starts.
     """
 
     soft: Mapping[str, Tensor]
@@ -39,7 +39,7 @@ class _Polytope:
     taken: int
     waves: tuple[Tensor, ...]
     rounded: tuple[Hypotheses, ...]
-    event: int
+    counter: int
 
 
 _BISECTIONS = 52  # of an interval of length 1, to the last bit of float64
@@ -79,22 +79,22 @@ class FrankWolfe(Search):
         """See `Search.init`; hypotheses to begin from only join the result."""
         hypotheses = run.problem.identity() if start is None else start
         waves = tuple(run.waves(self.starts))
-        return State(self.name, hypotheses, self._begun(run, waves, (), run.random.event))
+        return State(self.name, hypotheses, self._begun(run, waves, (), run.random.counter))
 
     def _begun(
         self,
         run: Run,
         waves: tuple[Tensor, ...],
         rounded: tuple[Hypotheses, ...],
-        event: int,
+        counter: int,
     ) -> _Polytope:
         """Return the first wave at its start; all waves draw as if they were one."""
-        run.random.event = event
+        run.random.counter = counter
         soft = soft_starts(run, waves[0], self.noise, exact_first=True)
         model = run.problem.model_index(len(waves[0]))
         objective = run.problem.soft_objective(soft, model)
         moving = torch.ones_like(model, dtype=torch.bool)
-        return _Polytope(soft, model, objective, moving, 0, waves, rounded, event)
+        return _Polytope(soft, model, objective, moving, 0, waves, rounded, counter)
 
     def step(self, run: Run, state: State) -> State:
         """Do one Frank-Wolfe step, or one sweep of descent after the last."""
@@ -106,7 +106,7 @@ class FrankWolfe(Search):
             return replace(state, memory=point)
         rounded = (*point.rounded, to_hypotheses(run, point.soft, point.model))
         if len(point.waves) > 1:
-            following = self._begun(run, point.waves[1:], rounded, point.event)
+            following = self._begun(run, point.waves[1:], rounded, point.counter)
             return replace(state, memory=following)
         hypotheses = concatenate(rounded)
         return replace(state, hypotheses=hypotheses, memory=start_descent(run, hypotheses))
@@ -117,15 +117,15 @@ class FrankWolfe(Search):
         direction = {}
         for number, family in enumerate(problem.families.values()):
             run.beat(f"assignment {number + 1} of {len(problem.families)}")
-            own = {matrix: gradient[matrix] for matrix in family.matrices}
-            for matrix, perm in family.assign(own, run.match).items():
-                direction[matrix] = to_matrix(perm, problem.dtype) - point.soft[matrix]
+            own = {variable: gradient[variable] for variable in family.variables}
+            for variable, perm in family.assign(own, run.match).items():
+                direction[variable] = to_matrix(perm, problem.dtype) - point.soft[variable]
 
         def along(step: Tensor) -> dict[str, Tensor]:
             length = step.to(problem.dtype)[:, None, None]
             return {g: torch.addcmul(point.soft[g], length, direction[g]) for g in direction}
 
-        degree = max((len(term.matrices) for term in problem.terms), default=1)
+        degree = max((len(term.variables) for term in problem.terms), default=1)
         nodes = torch.linspace(0, 1, degree + 1, dtype=torch.float64)
         later = [
             problem.soft_objective(along(torch.full_like(point.objective, node)), model)

@@ -107,13 +107,13 @@ class LayerwiseBeam(Search):
         blank = run.problem.identity()
         blank = replace(blank, objective=run.problem.constant[blank.model])
         partial = _Partial(blank, 0, _Costs())
-        return State(self.name, hypotheses, partial, expected=len(run.problem.groups))
+        return State(self.name, hypotheses, partial, expected=len(run.problem.order))
 
     def step(self, run: Run, state: State) -> State:
         """Choose one more group in every hypothesis."""
         assert isinstance(state.memory, _Partial)
         partial = self._expand(run, state.memory)
-        if partial.decided < len(run.problem.groups):
+        if partial.decided < len(run.problem.order):
             return replace(state, memory=partial)
         perms, model = partial.hypotheses.perms, partial.hypotheses.model
         hypotheses = run.problem.hypotheses(perms, model).best(self.width)
@@ -127,8 +127,8 @@ class LayerwiseBeam(Search):
         before = parents.select(parent)
         after = replace(before, perms={**before.perms, **moved})
         gain = torch.zeros_like(before.objective)
-        for matrix, perm in moved.items():
-            gain += picked(worth[matrix], perm, parent)
+        for variable, perm in moved.items():
+            gain += picked(worth[variable], perm, parent)
         for term in quadratic:
             gain += term.inner(after.perms, before.model)
         if self.lookahead:
@@ -153,9 +153,9 @@ class LayerwiseBeam(Search):
             worth: see `_worth`, of the problem that is solved.
 
         Returns:
-            Which hypothesis each proposal extends, int64 [k], and matrix -> int64 [k, n].
+            Which hypothesis each proposal extends, int64 [k], and variable -> int64 [k, n].
         """
-        group = run.problem.groups[partial.decided]
+        group = run.problem.order[partial.decided]
         problem = partial.costs.of(self, run.problem)
         family = problem.families[group]
         if problem is not run.problem:
@@ -170,10 +170,10 @@ class LayerwiseBeam(Search):
         moved = family.vectors(
             root.flatten(0, 1),
             {child: columns[parent] for child, columns in inner.items()},
-            {matrix: s[parent] for matrix, s in similarity.items() if is_signed(matrix)},
+            {variable: s[parent] for variable, s in similarity.items() if is_signed(variable)},
         )
         # The costs may know of no signs where the problem has them, or the other way round.
-        wanted = run.problem.families[group].matrices
+        wanted = run.problem.families[group].variables
         return parent, {m: moved.get(m, moved[unsigned(m)]) for m in wanted}
 
     def _cost(
@@ -184,29 +184,29 @@ class LayerwiseBeam(Search):
         family: Family,
         worth: Mapping[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return similarities, matrix -> [b, n, n], and costs, group -> [b, n, n]."""
+        """Return similarities, variable -> [b, n, n], and costs, group -> [b, n, n]."""
         model, similarity = partial.hypotheses.model, dict(worth)
-        norms = {m: problem.unary_norms(m)[model] for m in family.matrices}
+        norms = {m: problem.unary_norms(m)[model] for m in family.variables}
         bounded = []
         for term in _settled(problem, partial.decided):
             own = _own_places(term, family)
             for place in own:
-                norms[term.matrices[place]] += term.squared_norms(place)[model]
+                norms[term.variables[place]] += term.squared_norms(place)[model]
                 if len(own) > 1:
                     bounded.append((term, place))
         if self.lookahead:
             for term, place in _opened(problem, partial.decided):
-                norms[term.matrices[place]] += term.squared_norms(place)[model]
+                norms[term.variables[place]] += term.squared_norms(place)[model]
                 bounded.append((term, place))
         for number, (term, place) in enumerate(bounded):
             run.beat(f"bound {number + 1} of {len(bounded)}")
             # A bound holds for any sign, so it is not the sign's business.
-            plain = unsigned(term.matrices[place])
+            plain = unsigned(term.variables[place])
             bound = optimistic(term, place).to(similarity[plain])[model]
             similarity[plain] = similarity[plain] + bound
         costs = {}
         for member in family.members:
-            total = torch.stack([norms[matrix] for matrix in member.matrices]).sum(0)
+            total = torch.stack([norms[variable] for variable in member.variables]).sum(0)
             squared = total - 2 * member.gains(similarity)
             euclidean = self.row_distance == "euclidean"
             costs[member.group] = squared.clamp_min(0).sqrt() if euclidean else squared
@@ -223,8 +223,8 @@ def _is_any(tensor: TensorSpec) -> bool:
 
 def _settled(problem: AlignmentProblem, number: int) -> Iterator[AnyTerm]:
     """Yield the coupling terms that are settled by choosing group `number`."""
-    decided = set(problem.groups[: number + 1])
-    for term in problem.family_terms(problem.groups[number]):
+    decided = set(problem.order[: number + 1])
+    for term in problem.family_terms(problem.order[number]):
         if decided.issuperset(problem.roots(term)):
             yield term
 
@@ -235,28 +235,28 @@ def _worth(
     """Return what is gained by each entry of group `number`'s matrices.
 
     Returns:
-        matrix -> [b, n, n], over all terms that are settled by it and linear in it, and the
+        variable -> [b, n, n], over all terms that are settled by it and linear in it, and the
         settled terms that are not linear.
     """
-    family, model = problem.families[problem.groups[number]], hypotheses.model
-    worth = {matrix: problem.unary[matrix][model] for matrix in family.matrices}
+    family, model = problem.families[problem.order[number]], hypotheses.model
+    worth = {variable: problem.unary[variable][model] for variable in family.variables}
     quadratic = []
     for term in _settled(problem, number):
         place, *more = _own_places(term, family)
         if more:
             quadratic.append(term)
         else:
-            worth[term.matrices[place]] += term.similarity(place, hypotheses.perms, model)
+            worth[term.variables[place]] += term.similarity(place, hypotheses.perms, model)
     return worth, quadratic
 
 
 def _own_places(term: AnyTerm, family: Family) -> list[int]:
-    return [place for place, matrix in enumerate(term.matrices) if matrix in family.matrices]
+    return [place for place, variable in enumerate(term.variables) if variable in family.variables]
 
 
 def _opened(problem: AlignmentProblem, number: int) -> Iterator[tuple[AnyTerm, int]]:
     """Yield the terms of which group `number` is the first to be chosen, and its place there."""
-    group = problem.groups[number]
+    group = problem.order[number]
     for term in problem.family_terms(group):
         roots = problem.roots(term)
         if set(roots) != {group} and _first_decided(problem, term, number - 1) < 0:
@@ -265,7 +265,7 @@ def _opened(problem: AlignmentProblem, number: int) -> Iterator[tuple[AnyTerm, i
 
 def _first_decided(problem: AlignmentProblem, term: AnyTerm, last: int) -> int:
     """Return the place of the term's earliest group among those up to `last`, or -1."""
-    decided = problem.groups[: last + 1]
+    decided = problem.order[: last + 1]
     places = [(decided.index(g), n) for n, g in enumerate(problem.roots(term)) if g in decided]
     return min(places)[1] if places else -1
 
@@ -273,4 +273,4 @@ def _first_decided(problem: AlignmentProblem, term: AnyTerm, last: int) -> int:
 def _open_gain(term: AnyTerm, place: int, hypotheses: Hypotheses) -> Tensor:
     """Return the most that an open term can contribute, float64 [b]."""
     bound = optimistic(term, place)[hypotheses.model]
-    return picked(bound, index_of(hypotheses.perms[term.matrices[place]]))
+    return picked(bound, index_of(hypotheses.perms[term.variables[place]]))

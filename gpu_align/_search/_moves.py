@@ -28,13 +28,13 @@ def best_move(
         run: the running search.
         group: root of the family.
         hypotheses: the batch before the move.
-        similarity: matrix -> [b, n, n] of the family; default it is computed.
+        similarity: variable -> [b, n, n] of the family; default it is computed.
         active: bool [b], which moves are wanted; the others may be any.
         noise: standard deviation of noise on the similarities, in units of their own.
         owners: int64 [b], whose noise it is; default that of each hypothesis of a model.
 
     Returns:
-        matrix -> int64 [b, n], and by how much D falls (noise left out), float64 [b].
+        variable -> int64 [b, n], and by how much D falls (noise left out), float64 [b].
     """
     problem = run.problem
     if similarity is None:
@@ -74,28 +74,28 @@ def _assign_siblings(
     perms, model = hypotheses.perms, hypotheses.model
     alone = dict(similarity)
     for term in terms:
-        for place, matrix in enumerate(term.matrices[: term.siblings]):
-            alone[matrix] = alone[matrix] - term.similarity(place, perms, model)
+        for place, variable in enumerate(term.variables[: term.siblings]):
+            alone[variable] = alone[variable] - term.similarity(place, perms, model)
     guess: dict[str, Tensor] = {}
     inner: dict[str, Tensor] = {}
     for child in family.children:
         inner[child.group], found = _match_pairs(run, family, child, alone)
-        for matrix, guessed in found.items():
-            now = to_matrix(perms[matrix], guessed.dtype)
+        for variable, guessed in found.items():
+            now = to_matrix(perms[variable], guessed.dtype)
             here = family.blocks(now)
             matched = here.abs().amax((3, 4), keepdim=True) > 0
-            guess[matrix] = family.joined(torch.where(matched, here, family.blocks(guessed)))
+            guess[variable] = family.joined(torch.where(matched, here, family.blocks(guessed)))
     for _ in range(_PAIR_ROUNDS):
         for child in family.children:
-            full = {m: alone[m] + _in_pairs(terms, m, guess, perms, model) for m in child.matrices}
+            full = {m: alone[m] + _in_pairs(terms, m, guess, perms, model) for m in child.variables}
             inner[child.group], found = _match_pairs(run, family, child, full)
             guess |= found
     outer = family.gains(alone)[family.root.group].clone()
     for child in family.children:
-        for matrix in child.matrices:
-            outer += family.blocks(alone[matrix] * guess[matrix]).sum((3, 4))
+        for variable in child.variables:
+            outer += family.blocks(alone[variable] * guess[variable]).sum((3, 4))
     for term in terms:
-        places = [guess[matrix] for matrix in term.matrices[: term.siblings]]
+        places = [guess[variable] for variable in term.variables[: term.siblings]]
         value = term.pair_similarity(0, places, perms, model) * places[0]
         outer += family.blocks(value).sum((3, 4))
     return family.vectors(run.assign(outer), inner, alone | guess)
@@ -107,30 +107,30 @@ def _match_pairs(
     """Assign a child inside every pair of root units.
 
     Returns:
-        The assignments [b, R, R, s], and the child's matrices with all these blocks at once.
+        The assignments [b, R, R, s], and the child's similarities with all these blocks at once.
     """
     gains = child.gains(similarity)
     blocks = family.blocks(gains)
     columns = run.assign(blocks.flatten(0, 2)).reshape(blocks.shape[:-1])
     plain = torch.zeros_like(blocks).scatter_(4, columns[..., None], 1)
-    matrices = {child.group: family.joined(plain)}
-    for matrix in child.matrices[1:]:
-        matrices[matrix] = matrices[child.group] * similarity[matrix].sign()
-    return columns, matrices
+    similarities = {child.group: family.joined(plain)}
+    for variable in child.variables[1:]:
+        similarities[variable] = similarities[child.group] * similarity[variable].sign()
+    return columns, similarities
 
 
 def _in_pairs(
     terms: Sequence[SiblingTerm],
-    matrix: str,
+    variable: str,
     guess: Mapping[str, Tensor],
     perms: Mapping[str, Tensor],
     model: Tensor,
 ) -> Tensor:
     """Return what the coupling terms add to the similarity of a child's matrix, in every pair."""
-    total = torch.zeros_like(guess[matrix])
+    total = torch.zeros_like(guess[variable])
     for term in terms:
-        siblings = term.matrices[: term.siblings]
+        siblings = term.variables[: term.siblings]
         for place, name in enumerate(siblings):
-            if name == matrix:
+            if name == variable:
                 total += term.pair_similarity(place, [guess[m] for m in siblings], perms, model)
     return total

@@ -48,7 +48,7 @@ class Portfolio(Search):
     It ends early on a consensus: all hypotheses of a search that draws several are one and the
     same, and it is the best of another search too.
 
-    A hypothesis carries the number of the search it descends from in `origin`; `describe` puts it
+    A hypothesis carries the number of the search it descends from in `lineage`; `describe` puts it
     into words.
 
     Attributes:
@@ -96,11 +96,11 @@ class Portfolio(Search):
         searches = (LayerwiseBeam(lookahead=True), CoordinateDescent(), *annealings)
         return cls(searches, (breeding, beam), width=breeding.population)
 
-    def describe(self, origin: int) -> str:
+    def describe(self, lineage: int) -> str:
         """Say which search a hypothesis with this mark comes from."""
-        if origin == 0:
+        if lineage == 0:
             return "Identity"
-        return self.searches[origin - 1].name
+        return self.searches[lineage - 1].name
 
     def init(self, run: Run, start: Hypotheses | None) -> State:
         """See `Search.init`; hypotheses to begin from join the pool."""
@@ -158,11 +158,11 @@ def _agree(run: Run, pool: Hypotheses, found: Hypotheses) -> Tensor:
 
 def _annealed_starts(problem: AlignmentProblem) -> int:
     """Return how many annealed starts of a model fit into work and memory: 48 for small nets."""
-    matrices = sum(n**2 for n in problem.sizes.values())
+    entries = sum(n**2 for n in problem.sizes.values())
     products = sum(
-        2 * term.target.numel() * sum(problem.sizes[m] for m in term.matrices)
+        2 * term.target.numel() * sum(problem.sizes[m] for m in term.variables)
         for term in problem.terms
     )
-    work = Annealing.steps * (products + 40 * matrices)
-    by_work, by_memory = _ANNEALING_WORK / max(work, 1), _SOFT_ELEMENTS / max(matrices, 1)
+    work = Annealing.steps * (products + 40 * entries)
+    by_work, by_memory = _ANNEALING_WORK / max(work, 1), _SOFT_ELEMENTS / max(entries, 1)
     return int(min(48, max(4, by_work), max(1, by_memory)))

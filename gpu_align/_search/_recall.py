@@ -27,7 +27,7 @@ class _Kept:
 
     Attributes:
         similarity: [b, n, n].
-        perms: other matrix -> int64 [b, n], where it was at that look.
+        perms: other variable -> int64 [b, n], where it was at that look.
         seen: bool [b].
     """
 
@@ -58,7 +58,7 @@ class Recall:
     def look(
         self, run: Run, group: str, chosen: Tensor, part: Hypotheses, batch: int
     ) -> Mapping[str, Tensor]:
-        """Return the similarities of a family for some hypotheses, matrix -> [c, n, n].
+        """Return the similarities of a family for some hypotheses, variable -> [c, n, n].
 
         Args:
             run: the running search.
@@ -93,9 +93,9 @@ def _begin(run: Run, family: Family, batch: int) -> _Kept | None:
     problem, group = run.problem, family.root.group
     size, terms = problem.sizes[group], problem.touching(group)
     work = size * sum(term.target.numel() for term in terms)
-    if len(family.matrices) > 1 or work < _WORTH or run.fitting(_SHARE, size**2) < batch:
+    if len(family.variables) > 1 or work < _WORTH or run.fitting(_SHARE, size**2) < batch:
         return None
-    others = {name for term in terms for name in term.matrices}
+    others = {name for term in terms for name in term.variables}
     return _Kept(
         torch.empty(batch, size, size, dtype=problem.dtype),
         {name: torch.zeros(batch, problem.sizes[name], dtype=torch.int64) for name in others},

@@ -102,10 +102,10 @@ class Recombination(Search):
 
     def _breed(self, run: Run, adults: Hypotheses) -> Hypotheses:
         parents = self._draw_parents(run, adults)
-        event = run.random.event
+        counter = run.random.counter
         children = []
         for slots in run.waves(self.children):
-            run.random.event = event  # the same numbers, in however many waves
+            run.random.counter = counter  # the same numbers, in however many waves
             models = torch.arange(run.problem.models, device=slots.device)[:, None]
             index = (models * self.children + slots).flatten()
             children.append(self._annealed(run, adults, [p[index] for p in parents], slots))
@@ -120,18 +120,18 @@ class Recombination(Search):
         soft: dict[str, Tensor] = {}
         for number, family in enumerate(run.problem.families.values()):
             run.beat(f"pairing group {number + 1} of {len(run.problem.families)}")
-            for matrix, drawn in random_soft(run, family, noise, owners).items():
-                soft[matrix] = self.noise * drawn
+            for variable, drawn in random_soft(run, family, noise, owners).items():
+                soft[variable] = self.noise * drawn
                 for parent in parents:
-                    perm = adults.perms[matrix][parent]
-                    soft[matrix] += (1 - self.noise) / 2 * to_matrix(perm, drawn.dtype)
+                    perm = adults.perms[variable][parent]
+                    soft[variable] += (1 - self.noise) / 2 * to_matrix(perm, drawn.dtype)
         model = run.problem.model_index(len(slots))
         cooling = Cooling(soft, model, self.damping, self.iterations)
         for step in range(self.steps):
             temperature = self.hot * (self.cold / self.hot) ** (step / (self.steps - 1))
             cooling.step(run, temperature, f"breeding, step {step + 1} of {self.steps}, ")
         children = to_hypotheses(run, soft, model)
-        return replace(children, origin=adults.origin[parents[0]])
+        return replace(children, lineage=adults.lineage[parents[0]])
 
     def _draw_parents(self, run: Run, adults: Hypotheses) -> tuple[Tensor, Tensor]:
         """Draw two different adults of the same model for each child, int64 [m * children]."""

@@ -48,12 +48,12 @@ def soften(
 
     Args:
         family: what is scaled together.
-        similarity: matrix -> [b, n, n].
+        similarity: variable -> [b, n, n].
         temperature: [], in units of the standard deviation of each group's gains.
         iterations: Sinkhorn iterations.
 
     Returns:
-        matrix -> [b, n, n].
+        variable -> [b, n, n].
     """
     worth, blocks, units = similarity[family.root.group], {}, {}
     for child in family.children:
@@ -70,9 +70,9 @@ def soften(
     for child in family.children:
         soft[child.group] = family.joined(blocks[child.group] * root[..., None, None])
     for member in family.members:
-        for matrix in member.matrices[1:]:
-            lean = torch.tanh(similarity[matrix] / units[member.group])
-            soft[matrix] = soft[member.group] * lean
+        for variable in member.variables[1:]:
+            lean = torch.tanh(similarity[variable] / units[member.group])
+            soft[variable] = soft[member.group] * lean
     return soft
 
 
@@ -86,8 +86,8 @@ def _spread(gains: Tensor) -> Tensor:
 def _logits(member: Member, similarity: Mapping[str, Tensor], unit: Tensor) -> Tensor:
     """Return the logits of a member's plain matrix, [b, n, n]."""
     logits = similarity[member.group] / unit
-    for matrix in member.matrices[1:]:
-        size = (similarity[matrix] / unit).abs()
+    for variable in member.variables[1:]:
+        size = (similarity[variable] / unit).abs()
         logits = logits + size + torch.log1p(torch.exp(-2 * size))
     return logits
 
@@ -95,13 +95,13 @@ def _logits(member: Member, similarity: Mapping[str, Tensor], unit: Tensor) -> T
 def _expected(member: Member, similarity: Mapping[str, Tensor], unit: Tensor) -> Tensor:
     """Return what a pair of units is worth with its signs at this temperature, [b, n, n]."""
     worth = similarity[member.group]
-    for matrix in member.matrices[1:]:
-        worth = worth + similarity[matrix] * torch.tanh(similarity[matrix] / unit)
+    for variable in member.variables[1:]:
+        worth = worth + similarity[variable] * torch.tanh(similarity[variable] / unit)
     return worth
 
 
 def random_soft(run: Run, family: Family, noise: Tensor, owners: Tensor) -> dict[str, Tensor]:
-    """Return the barycentre of a family with noise, matrix -> [b, n, n].
+    """Return the barycentre of a family with noise, variable -> [b, n, n].
 
     Args:
         run: the running search.
@@ -110,9 +110,9 @@ def random_soft(run: Run, family: Family, noise: Tensor, owners: Tensor) -> dict
         owners: int64 [b], whose noise it is.
     """
     draws = {}
-    for matrix in family.matrices:
-        size = run.problem.sizes[matrix]
-        draws[matrix] = run.normal(owners, size, size).mul_(noise[:, None, None])
+    for variable in family.variables:
+        size = run.problem.sizes[variable]
+        draws[variable] = run.normal(owners, size, size).mul_(noise[:, None, None])
     soft = {family.root.group: sinkhorn(draws[family.root.group].clone(), 20)}
     for child in family.children:
         blocks = family.blocks(draws[child.group])
@@ -120,13 +120,13 @@ def random_soft(run: Run, family: Family, noise: Tensor, owners: Tensor) -> dict
         root = soft[family.root.group][..., None, None]
         soft[child.group] = family.joined(inner * root)
     for member in family.members:
-        for matrix in member.matrices[1:]:
-            soft[matrix] = soft[member.group] * torch.tanh(draws[matrix])
+        for variable in member.variables[1:]:
+            soft[variable] = soft[member.group] * torch.tanh(draws[variable])
     return soft
 
 
 def soft_starts(run: Run, slots: Tensor, noise: float, exact_first: bool) -> dict[str, Tensor]:
-    """Return the barycentre with noise for each model, matrix -> [m * k, n, n].
+    """Return the barycentre with noise for each model, variable -> [m * k, n, n].
 
     Args:
         run: the running search.
@@ -149,5 +149,5 @@ def to_hypotheses(run: Run, soft: Mapping[str, Tensor], model: Tensor) -> Hypoth
     """Round doubly stochastic matrices to the nearest permutations, family by family."""
     perms: dict[str, Tensor] = {}
     for family in run.problem.families.values():
-        perms |= family.assign({m: soft[m] for m in family.matrices}, run.match)
+        perms |= family.assign({m: soft[m] for m in family.variables}, run.match)
     return run.problem.hypotheses(perms, model)

@@ -156,8 +156,8 @@ class Run:
             group: root of the family that is moved.
             chosen: int64 [c] on the host.
         """
-        matrices = self.problem.families[group].matrices
-        each = _BYTES * sum(self.problem.sizes[matrix] ** 2 for matrix in matrices)
+        variables = self.problem.families[group].variables
+        each = _BYTES * sum(self.problem.sizes[variable] ** 2 for variable in variables)
         most = max(self._free() // each, 1)
         if len(chosen) > most:
             self.splits[group] = f"{most} of {len(chosen)} hypotheses at a time"
@@ -276,7 +276,7 @@ def run_search(
         best = problem.identity() if start is None else start.best()
         state = State(search.name, best)
         run.clock.begin(state, best)
-        if not problem.groups or (not problem.evidence and _all_equal(problem, best)):
+        if not problem.order or (not problem.evidence and _all_equal(problem, best)):
             return _outcome(run, state, best, Status.TRIVIAL)
     else:
         state, best = _resumed(run, kept)
@@ -319,12 +319,12 @@ def _loop(
 def _keep(run: Run, store: SearchStore | None, state: State, best: Hypotheses) -> None:
     if store is not None:
         splits, history = dict(run.splits), tuple(run.clock.history)
-        spent = (run.random.event, run.assignments, splits, history, run.clock.seconds())
+        spent = (run.random.counter, run.assignments, splits, history, run.clock.seconds())
         store.note(Snapshot(state, best, *spent))
 
 
 def _resumed(run: Run, kept: Snapshot) -> tuple[State, Hypotheses]:
-    run.random.event, run.assignments = kept.event, kept.assignments
+    run.random.counter, run.assignments = kept.counter, kept.assignments
     run.splits = dict(kept.splits)
     run.clock.resume(kept.history, kept.seconds)
     run.clock.begin(kept.state, kept.best)

@@ -103,7 +103,7 @@ class Snapshot:
     Attributes:
         state: of the search.
         best: the best hypothesis of each model so far.
-        event: of the random numbers; with the seed it is their whole state.
+        counter: of the random numbers; with the seed it is their whole state.
         assignments: number of assignment problems given to the solver so far.
         splits: what did not fit into memory at once -> in what parts it was computed.
         history: the progress after every step.
@@ -112,7 +112,7 @@ class Snapshot:
 
     state: State
     best: Hypotheses
-    event: int
+    counter: int
     assignments: int
     splits: Mapping[str, str] = field(default_factory=dict)
     history: tuple[Progress, ...] = ()

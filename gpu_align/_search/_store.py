@@ -219,8 +219,8 @@ def _fits(hypotheses: Hypotheses, problem: AlignmentProblem) -> bool:
         return False
     if hypotheses.models != problem.models or len(hypotheses) % problem.models:
         return False
-    for matrix, size in problem.sizes.items():
-        perm = hypotheses.perms[matrix]
+    for variable, size in problem.sizes.items():
+        perm = hypotheses.perms[variable]
         if not isinstance(perm, Tensor) or perm.shape != (len(hypotheses), size):
             return False
         places = torch.arange(size, device=perm.device).expand_as(perm)

@@ -32,7 +32,7 @@ class _Step:
     """A move of one group for a range of hypotheses.
 
     Attributes:
-        similarity: of the group's matrices, to where `move` looks for them.
+        similarity: of the group's variables, to where `move` looks for them.
         gains: float32 [c, n, n], what is assigned: the similarity, or room for it plus the
             magnitude of the signed one.
         assignment: of the gains.
@@ -60,7 +60,7 @@ class Workspace:
         from gpu_align.kernels.moves import Batch, Select
 
         problem, device = run.problem, run.problem.device
-        self._shapes = {matrix: (batch, size) for matrix, size in problem.sizes.items()}
+        self._shapes = {variable: (batch, size) for variable, size in problem.sizes.items()}
         entries = batch * sum(problem.sizes.values())
         self._perms = torch.empty(entries, dtype=torch.int64, device=device)
         self._duals = torch.empty(entries, dtype=torch.float64, device=device)
@@ -68,7 +68,7 @@ class Workspace:
         self._batch = Batch(
             objective=torch.empty(batch, dtype=torch.float64, device=device),
             tolerance=run.tolerance(self._model),
-            stale=torch.empty(batch, len(problem.groups), dtype=torch.uint8, device=device),
+            stale=torch.empty(batch, len(problem.order), dtype=torch.uint8, device=device),
             active=torch.zeros(batch, dtype=torch.int64, device=device),
             code=run.worst_code,
         )
@@ -76,14 +76,14 @@ class Workspace:
         self._dual_views = _views(self._duals, self._shapes)
         self._steps = self._prepared(run, batch)
         self._selects = {
-            number: Select(self._batch, number, problem.sizes[problem.groups[number]])
+            number: Select(self._batch, number, problem.sizes[problem.order[number]])
             for number in self._steps
         }
         self.forget()
 
     def load(self, hypotheses: Hypotheses, stale: Tensor) -> None:
         """Fill in a batch, and bool [b, groups], which of its groups are stale."""
-        parts = [hypotheses.perms[matrix].reshape(-1) for matrix in self._shapes]
+        parts = [hypotheses.perms[variable].reshape(-1) for variable in self._shapes]
         torch.cat(parts, out=self._perms)
         self._batch.objective.copy_(hypotheses.objective)
         self._batch.stale.copy_(stale)
@@ -123,15 +123,15 @@ class Workspace:
     def _prepared(self, run: Run, batch: int) -> dict[int, list[_Step]]:
         problem = run.problem
         groups = {
-            number: problem.families[group].matrices
-            for number, group in enumerate(problem.groups)
+            number: problem.families[group].variables
+            for number, group in enumerate(problem.order)
             if problem.prepares(group)
         }
         if not groups:
             return {}
         each = max(
-            problem.sizes[matrices[0]] ** 2 * (1 if len(matrices) == 1 else 3)
-            for matrices in groups.values()
+            problem.sizes[variables[0]] ** 2 * (1 if len(variables) == 1 else 3)
+            for variables in groups.values()
         )
         fitting = min(run.fitting(_SHARE, each), max(_ENTRIES // each, 1))
         if fitting < batch:
@@ -139,33 +139,33 @@ class Workspace:
         room = torch.empty(min(fitting, batch) * each, device=problem.device)
         return {
             number: [
-                self._step(run, number, matrices, range(first, min(first + fitting, batch)), room)
+                self._step(run, number, variables, range(first, min(first + fitting, batch)), room)
                 for first in range(0, batch, fitting)
             ]
-            for number, matrices in groups.items()
+            for number, variables in groups.items()
         }
 
     def _step(
-        self, run: Run, number: int, matrices: tuple[str, ...], part: range, room: Tensor
+        self, run: Run, number: int, variables: tuple[str, ...], part: range, room: Tensor
     ) -> _Step:
         """Prepare the move of a group for a range of hypotheses; all moves share the room."""
         from gpu_align.kernels.moves import Accept, Move
 
         problem, here = run.problem, slice(part.start, part.stop)
-        group = problem.groups[number]
-        shape = (len(part), *[problem.sizes[matrices[0]]] * 2)
+        group = problem.order[number]
+        shape = (len(part), *[problem.sizes[variables[0]]] * 2)
         entries = math.prod(shape)
         first, *rest = (
             room[place * entries : (place + 1) * entries].view(shape)
-            for place in range(1 if len(matrices) == 1 else 3)
+            for place in range(1 if len(variables) == 1 else 3)
         )
-        out = [first, *rest[: len(matrices) - 1]]
-        perms = {matrix: self._views[matrix][here] for matrix in problem.seen_from(group)}
+        out = [first, *rest[: len(variables) - 1]]
+        perms = {variable: self._views[variable][here] for variable in problem.seen_from(group)}
         batch = self._batch.part(part.start, part.stop)
         similarity = problem.prepared_similarity(
-            matrices, perms, self._model[here], batch.active, out
+            variables, perms, self._model[here], batch.active, out
         )
-        places = [problem.groups.index(name) for name in problem.neighbours(group)]
+        places = [problem.order.index(name) for name in problem.neighbours(group)]
         move = Move(
             batch=batch,
             similarity=first,
@@ -182,6 +182,6 @@ class Workspace:
 
 
 def _views(flat: Tensor, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
-    """Return the matrices' vectors [b, n], which lie one after another."""
+    """Return the variables' vectors [b, n], which lie one after another."""
     parts = flat.split([batch * size for batch, size in shapes.values()])
     return {m: part.view(shape) for (m, shape), part in zip(shapes.items(), parts, strict=True)}
