@@ -287,6 +287,14 @@ def test_threads_are_checked(solver):
         solver(threads=0)
 
 
+def test_solvers_say_what_solves_on_a_device():
+    limited = AuctionAssignment(max_rounds=7)
+    assert limited.device_solver() is limited
+    assert AutoAssignment().device_solver() == AuctionAssignment()
+    assert ScipyAssignment().device_solver() is None
+    assert LapxAssignment().device_solver() is None
+
+
 def test_costs_may_require_gradients_and_stay_untouched():
     cost = make_cost("gaussian", 2, 20, seed=0).transpose(1, 2).requires_grad_()
     before = cost.detach().clone()

@@ -136,6 +136,10 @@ class AuctionAssignment(AbstractAssignmentSolver):
             duality_gap=found.duality_gap,
         )
 
+    def device_solver(self) -> "AuctionAssignment":
+        """Return itself."""
+        return self
+
     def enqueue(
         self,
         problem: AssignmentProblem,

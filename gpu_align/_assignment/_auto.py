@@ -60,6 +60,10 @@ class AutoAssignment(AbstractAssignmentSolver):
         solution = solver.solve(problem)
         return replace(solution, stats={**solution.stats, "reason": reason})
 
+    def device_solver(self) -> AuctionAssignment:
+        """Return what `select` takes for costs on a device."""
+        return AuctionAssignment()
+
 
 def solve(
     problem: AssignmentProblem,
