@@ -27,11 +27,12 @@ from gpu_align._assignment import (
     AbstractAssignmentSolver,
     AssignmentProblem,
     AuctionAssignment,
+    AuctionResult,
     LapxAssignment,
     ScipyAssignment,
     raise_failures,
 )
-from gpu_align._assignment._auction import QueuedAssignment, find_cupy
+from gpu_align._assignment._auction import find_cupy
 from gpu_align._assignment._lapx import find_lapx
 from gpu_align._errors import AssignmentError
 
@@ -126,10 +127,9 @@ def _ours(solver: AbstractAssignmentSolver) -> Callable[[Tensor], Answer]:
     return run
 
 
-def _queued(cost: Tensor, old: QueuedAssignment | None = None) -> QueuedAssignment:
+def _queued(cost: Tensor, warm_start: tuple[Tensor, Tensor] | None = None) -> AuctionResult:
     """Solve on the device as the searches do: queued, and the statuses read back once."""
-    start = (None, None) if old is None else (old.col_dual, old.col_ind)
-    found = AuctionAssignment().enqueue(AssignmentProblem(cost), *start)
+    found = AuctionAssignment().enqueue(AssignmentProblem(cost), warm_start)
     raise_failures(found.status_codes)
     return found
 
@@ -192,11 +192,12 @@ def measure(task: Task, solver: Solver, cost: Tensor, best: Tensor) -> dict[str,
 def measure_warm(cost: Tensor) -> dict[str, object]:
     """Time a warm start on costs that moved by 1 % of each problem's standard deviation."""
     old = _queued(cost)
+    warm_start = (old.col_dual, old.col_ind)
     moved = cost + 0.01 * cost.std((1, 2), keepdim=True) * torch.randn_like(cost)
-    found = _queued(moved, old)
+    found = _queued(moved, warm_start)
     best = torch.full((len(cost),), torch.inf, dtype=torch.float64)
     excess = gate(moved, (found.col_ind, found.col_dual), best, EXCESS)
-    spent = wall_clock(lambda: _queued(moved, old), SECONDS)
+    spent = wall_clock(lambda: _queued(moved, warm_start), SECONDS)
     return {"problems": len(cost), "ms": spent, "excess": excess}
 
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from gpu_align._assignment import AssignmentProblem, AuctionAssignment
-from gpu_align._assignment._auction import QueuedAssignment
+from gpu_align._assignment import AssignmentProblem, AuctionAssignment, AuctionResult
 from gpu_align._device._backend import Engine
 
 DEVICE = torch.device("meta")
@@ -97,19 +96,18 @@ def _run(func: Any, args: Any, kwargs: Any, mode: PretendDevice | None) -> Any:
 
 def solve_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `AuctionAssignment` solve there; needs the fixture `auction_on_host`."""
-    enqueue: Callable[..., QueuedAssignment] = AuctionAssignment.enqueue
+    enqueue: Callable[..., AuctionResult] = AuctionAssignment.enqueue
 
     def there(
         self: AuctionAssignment,
         problem: AssignmentProblem,
-        dual: Tensor | None = None,
-        col: Tensor | None = None,
-    ) -> QueuedAssignment:
-        inputs = [problem.cost, problem.sizes, dual, col]
+        warm_start: tuple[Tensor, Tensor] | None = None,
+    ) -> AuctionResult:
+        inputs = [problem.cost, problem.sizes, *(warm_start or ())]
         assert all(x is None or isinstance(x, Elsewhere) for x in inputs)
         inner = replace(problem, cost=held(problem.cost), sizes=held(problem.sizes))
         with torch.utils._python_dispatch._disable_current_modes():
-            queued = enqueue(self, inner, held(dual), held(col))
+            queued = enqueue(self, inner, tree_map(held, warm_start))
         return replace(queued, **{k: elsewhere(t) for k, t in vars(queued).items()})
 
     monkeypatch.setattr(AuctionAssignment, "enqueue", there)

@@ -1,6 +1,7 @@
 """The assignment kernels, built for the host: judged by SciPy and by their certificates."""
 
 import math
+import re
 import types
 
 import numpy as np
@@ -25,10 +26,10 @@ from gpu_align._assignment import (
     raise_failures,
     solve,
 )
-from gpu_align._assignment._failures import STATUS_OF_CODE
 from gpu_align._errors import GpuAlignError, InputError, UnavailableError
+from gpu_align._status import Status
 from gpu_align.kernels import auction as launcher
-from gpu_align.kernels.auction import AuctionResult, AuctionStatus, auction
+from gpu_align.kernels.auction import STATS, STATUS_OF_CODE, AuctionResult, auction
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 
@@ -68,10 +69,14 @@ def device(auction_on_host):
     return auction_on_host
 
 
+def statuses(result: AuctionResult) -> list[Status]:
+    return [STATUS_OF_CODE[code] for code in result.status_codes.tolist()]
+
+
 def check(cost: torch.Tensor, result: AuctionResult, p: int, maximize: bool = False) -> None:
     """Problem p is solved: SciPy agrees within the gap, and both certificates hold."""
     n = len(cost)
-    assert AuctionStatus(int(result.status[p])) is AuctionStatus.SOLVED
+    assert statuses(result)[p] is Status.SOLVED
     sign = -1.0 if maximize else 1.0
     c = sign * cost.double().numpy()
     col = result.col_ind[p, :n].numpy()
@@ -194,7 +199,7 @@ def test_padding_has_no_influence(device, maximize, padding, n):
             check(cost[p, :size, :size], result, p, maximize)
         assert result.col_ind[p, size:].tolist() == list(range(size, n))
         assert not torch.cat([result.row_dual[p, size:], result.col_dual[p, size:]]).any()
-    assert (result.status[1], result.objective[1], result.duality_gap[1]) == (0, 0, 0)
+    assert (result.status_codes[1], result.objective[1], result.duality_gap[1]) == (0, 0, 0)
 
 
 @needs_compiler
@@ -208,7 +213,7 @@ def test_a_failed_problem_leaves_the_others_alone(device, bad, n):
     check(cost[0], result, 0)
     check(cost[2], result, 2)
     for p in (1, 3):
-        assert AuctionStatus(int(result.status[p])) is AuctionStatus.NOT_FINITE
+        assert statuses(result)[p] is Status.NOT_FINITE
         assert torch.equal(result.col_ind[p], torch.arange(n))
         values = (result.objective, result.duality_gap, result.row_dual, result.col_dual)
         assert all(bool(value[p].isnan().all()) for value in values)
@@ -221,7 +226,7 @@ def test_a_failed_problem_leaves_the_others_alone(device, bad, n):
 def test_scales_and_offsets(device, n, scale, offset):
     cost = (make_cost("aligned", n) + offset) * scale
     result = auction(cost[None])
-    assert int(result.status[0]) == AuctionStatus.SOLVED
+    assert statuses(result) == [Status.SOLVED]
     best = float(cost.numpy()[linear_sum_assignment(cost.numpy())].sum())
     spread = float(cost.max() - cost.min())
     assert float(result.duality_gap[0]) <= GAP * n * spread
@@ -248,12 +253,12 @@ def test_warm_starts(device, n, maximize):
     work = {}
     for change in (0.0, 0.001, 0.01, 0.2):
         moved = cost + change * noise
-        warm = auction(moved[None], maximize=maximize, col_dual=cold.col_dual, col_ind=cold.col_ind)
+        warm = auction(moved[None], maximize=maximize, warm_start=(cold.col_dual, cold.col_ind))
         check(moved, warm, 0, maximize)
         work[change] = warm.stats[0].tolist()
     assert work[0.0][:3] == [0, 0, 0]
     assert work[0.001][3] < cold.stats[0, 3]
-    prices_only = auction(cost[None], maximize=maximize, col_dual=cold.col_dual)
+    prices_only = auction(cost[None], maximize=maximize, warm_start=(cold.col_dual, None))
     check(cost, prices_only, 0, maximize)
 
 
@@ -266,7 +271,7 @@ def test_a_bad_warm_start_is_forgotten(device, n, with_pairs):
     old, cold = auction(other[None]), auction(cost[None])
     dual = torch.randn(1, n).double() * cost.std()
     for col_dual, col_ind in ((old.col_dual, old.col_ind), (dual, torch.randperm(n)[None])):
-        warm = auction(cost[None], col_dual=col_dual, col_ind=col_ind if with_pairs else None)
+        warm = auction(cost[None], warm_start=(col_dual, col_ind if with_pairs else None))
         check(cost, warm, 0)
         for name in ("col_ind", "row_dual", "col_dual", "objective", "duality_gap"):
             assert torch.equal(getattr(warm, name), getattr(cold, name)), name
@@ -281,7 +286,7 @@ def test_any_warm_start_is_harmless(device, n, dual):
     col_dual = torch.zeros(1, n, dtype=torch.float64)
     col_dual[0, 1::2] = dual  # the first one stays a number: NaN there asks for a cold start
     for columns in ([0] * n, [-5] * n, [2**40] * n, list(range(n))):
-        result = auction(cost[None], col_dual=col_dual, col_ind=torch.tensor([columns]))
+        result = auction(cost[None], warm_start=(col_dual, torch.tensor([columns])))
         check(cost, result, 0)
 
 
@@ -295,11 +300,11 @@ def test_each_problem_starts_warm_or_cold(device, kernel, with_pairs):
     cost = torch.stack([make_cost(kind, 24 if kernel is None else 70) for kind in kinds])
     old = auction(cost + 0.01 * cost.std() * torch.randn_like(cost))
     pairs = old.col_ind if with_pairs else None
-    cold, warm = auction(cost), auction(cost, col_dual=old.col_dual, col_ind=pairs)
+    cold, warm = auction(cost), auction(cost, warm_start=(old.col_dual, pairs))
     starts_cold = torch.tensor([True, False, True, False, False])
     dual = old.col_dual.clone()
     dual[starts_cold, 0] = math.nan
-    mixed = auction(cost, col_dual=dual, col_ind=pairs)
+    mixed = auction(cost, warm_start=(dual, pairs))
     assert not torch.equal(cold.stats, warm.stats)
     for name, found in vars(mixed).items():
         for p, is_cold in enumerate(starts_cold.tolist()):
@@ -313,7 +318,7 @@ def test_a_failed_problem_starts_cold_next_time(device):
     broken = cost.clone()
     broken[1, 2, 3] = math.nan
     failed = auction(broken)
-    again = auction(cost, col_dual=failed.col_dual, col_ind=failed.col_ind)
+    again = auction(cost, warm_start=(failed.col_dual, failed.col_ind))
     assert torch.equal(again.stats[1], auction(cost).stats[1])
     assert again.stats[0, :3].tolist() == [0, 0, 0]
 
@@ -327,13 +332,13 @@ def test_problems_of_size_0_are_not_read(device, kernel):
     cost = torch.full((3, n, n), math.nan)
     cost[1] = make_cost("aligned", n).float()
     sizes, dual = torch.tensor([0, n, 0]), torch.full((3, n), math.nan).double()
-    for options in ({}, {"col_dual": dual, "col_ind": torch.full((3, n), 2**40)}):
+    for options in ({}, {"warm_start": (dual, torch.full((3, n), 2**40))}):
         result = auction(cost, maximize=True, sizes=sizes, **options)
         check(cost[1], result, 1, maximize=True)
         for p in (0, 2):
             assert torch.equal(result.col_ind[p], torch.arange(n))
             assert not result.stats[p].any()
-            parts = (result.status, result.objective, result.duality_gap)
+            parts = (result.status_codes, result.objective, result.duality_gap)
             assert [float(part[p]) for part in parts] == [0, 0, 0]
             assert not torch.stack([result.row_dual[p], result.col_dual[p]]).any()
 
@@ -343,7 +348,7 @@ def test_problems_of_size_0_are_not_read(device, kernel):
 def test_a_wrong_size_is_reported(device, n):
     cost = torch.stack([make_cost("aligned", n)] * 3)
     result = auction(cost, sizes=torch.tensor([n + 1, n, -1]))
-    assert result.status.tolist() == [AuctionStatus.WRONG_SIZE, 0, AuctionStatus.WRONG_SIZE]
+    assert statuses(result) == [Status.WRONG_SIZE, Status.SOLVED, Status.WRONG_SIZE]
     check(cost[1], result, 1)
     assert torch.equal(result.col_ind, torch.stack([torch.arange(n), result.col_ind[1]] * 2)[:3])
     assert result.objective.isnan().tolist() == [True, False, True]
@@ -353,7 +358,7 @@ def test_a_wrong_size_is_reported(device, n):
 def test_rounds_are_bounded(device):
     cost = torch.stack([make_cost("sorted_products", 90), make_cost("planted", 90)])
     result = auction(cost, max_rounds=1)
-    assert result.status.tolist() == [AuctionStatus.ROUND_LIMIT, AuctionStatus.SOLVED]
+    assert statuses(result) == [Status.ROUND_LIMIT, Status.SOLVED]
     assert torch.equal(result.col_ind[0], torch.arange(90))
     assert bool(result.objective[0].isnan())
     check(cost[1], result, 1)
@@ -419,7 +424,7 @@ def host_outputs(device: HostDevice, cost: torch.Tensor, kernel: int) -> np.ndar
     arguments: list[int | float] = [cost.data_ptr(), 1, 0, 0, 0, *cost.shape[:2], 1.0, 10**6]
     arguments += [tensor.data_ptr() for tensor in vars(result).values()]
     launcher._launch(chosen, arguments, cost.device)
-    parts = (result.col_ind, result.col_dual.view(torch.int64), result.status, result.stats)
+    parts = (result.col_ind, result.col_dual.view(torch.int64), result.status_codes, result.stats)
     return torch.cat([part.flatten() for part in parts]).numpy()
 
 
@@ -455,7 +460,7 @@ def test_the_source_is_whole():
 def test_nothing_to_solve(shape):
     result = auction(torch.zeros(shape))
     assert result.col_ind.shape == shape[:2]
-    assert not result.status.any()
+    assert not result.status_codes.any()
     assert not result.objective.any()
 
 
@@ -471,11 +476,21 @@ def test_the_launcher_checks_its_arguments(arguments, message):
         auction(**arguments)
 
 
-@pytest.mark.parametrize("name", ["sizes", "col_dual", "col_ind"])
-def test_the_launcher_checks_its_options(monkeypatch, name):
+WRONG = torch.zeros(3, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sizes", {"sizes": WRONG}),
+        ("col_dual", {"warm_start": (WRONG, None)}),
+        ("col_ind", {"warm_start": (torch.zeros(1, 3).double(), WRONG)}),
+    ],
+)
+def test_the_launcher_checks_its_options(monkeypatch, name, options):
     monkeypatch.setattr(launcher, "_DEVICE", "cpu")
     with pytest.raises(InputError, match=f"{name}: expected torch"):
-        auction(torch.zeros(1, 3, 3), **{name: torch.zeros(3, dtype=torch.int32)})
+        auction(torch.zeros(1, 3, 3), **options)
 
 
 def test_an_explicit_choice_never_falls_back():
@@ -506,7 +521,7 @@ def test_the_solver_class(device):
     solution = solve(problem, AuctionAssignment(), certify=True, throw=False)
     assert [status.name for status in solution.status] == ["SOLVED", "OPTIMAL", "NOT_FINITE"]
     assert solution.stats["solver"] == "auction"
-    again = AuctionAssignment().solve(problem, warm_start=solution)
+    again = AuctionAssignment().solve(problem, warm_start=(solution.col_dual, solution.col_ind))
     assert again.stats["auction_rounds"].tolist()[:2] == [0, 0]
     assert torch.equal(again.col_ind, solution.col_ind)
     hard = AssignmentProblem(make_cost("sorted_products", 90)[None])
@@ -532,7 +547,7 @@ def test_a_queued_call_computes_what_solve_does(device):
         assert torch.equal(counts, solution.stats[name])
     dual = queued.col_dual.clone()
     dual[2, 0] = math.nan
-    again = AuctionAssignment().enqueue(problem, dual, queued.col_ind)
+    again = AuctionAssignment().enqueue(problem, (dual, queued.col_ind))
     assert again.stats[0, :3].tolist() == [0, 0, 0]
     assert torch.equal(again.stats[2], queued.stats[2])
 
@@ -549,7 +564,7 @@ def test_a_queued_call_does_not_wait(device, monkeypatch):
     with monkeypatch.context() as watched:
         for name in names:
             watched.setattr(torch.Tensor, name, refuse)
-        queued = AuctionAssignment().enqueue(problem, torch.zeros(1, 40).double())
+        queued = AuctionAssignment().enqueue(problem, (torch.zeros(1, 40).double(), None))
     assert queued.status_codes.tolist() == [0]
     assert sorted(queued.col_ind[0].tolist()) == list(range(40))
 
@@ -560,7 +575,7 @@ def test_failures_are_raised_in_one_place(device):
     broken[1, 2, 3] = math.inf
     first = AuctionAssignment().enqueue(AssignmentProblem(broken)).status_codes
     hard = AssignmentProblem(torch.stack([make_cost("sorted_products", 90)] * 3))
-    second = AuctionAssignment(max_rounds=1).enqueue(hard, None, None).status_codes
+    second = AuctionAssignment(max_rounds=1).enqueue(hard).status_codes
     raise_failures(torch.zeros(3, dtype=torch.int64))
     with pytest.raises(GpuAlignError, match=r"1 of 3 .*\n.*problem 1 of the batch: .*NaN"):
         raise_failures(first)
@@ -568,5 +583,32 @@ def test_failures_are_raised_in_one_place(device):
         raise_failures(torch.maximum(first, second))
 
 
-def test_every_code_has_a_status():
-    assert [status.name for status in STATUS_OF_CODE] == [code.name for code in AuctionStatus]
+@needs_compiler
+def test_former_forms_of_a_warm_start_warn(device):
+    solver, problem = AuctionAssignment(), AssignmentProblem(make_cost("aligned", 40)[None])
+    cold = solver.enqueue(problem)
+    dual, col = cold.col_dual, cold.col_ind
+    warm = solver.enqueue(problem, (dual, col)).named_stats()
+    assert not torch.equal(warm["row_scans"], cold.named_stats()["row_scans"])
+    for former in (
+        lambda: solver.solve(problem, warm_start=solver.solve(problem)).stats,
+        lambda: solver.enqueue(problem, dual, col).named_stats(),
+        lambda: solver.enqueue(problem, warm_start_dual=dual, warm_start_col=col).named_stats(),
+        lambda: solver.prepare(problem, dual, col).launch().named_stats(),
+    ):
+        with pytest.warns(DeprecationWarning, match=r"warm_start=\(col_dual, col_ind\)") as caught:
+            found = former()
+        assert caught[0].filename == __file__
+        assert torch.equal(found["row_scans"], warm["row_scans"])
+
+
+def enumerators(name: str) -> list[str]:
+    (found,) = re.findall(rf"enum {name} {{(.*?)}}", launcher.source(), re.DOTALL)
+    return [each.strip() for each in found.split(",")]
+
+
+def test_the_kernels_count_and_end_as_the_launcher_says():
+    assert enumerators("Status") == [status.name for status in STATUS_OF_CODE]
+    assert enumerators("Stat")[len(STATS) :] == ["STATS"]
+    (box,) = re.findall(r"constexpr int BOX_BYTES = (\d+);", launcher.source())
+    assert int(box) == launcher._BOX_BYTES

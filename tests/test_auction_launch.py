@@ -114,13 +114,13 @@ def test_arguments_go_by_the_names_of_the_kernel(recorder, kernel):
     sizes = torch.full((batch,), n)
     old = torch.zeros(batch, n, dtype=torch.float64)
     col = torch.zeros(batch, n, dtype=torch.int64)
-    result = auction(cost, maximize=True, sizes=sizes, col_dual=old, col_ind=col, max_rounds=77)
+    result = auction(cost, maximize=True, sizes=sizes, warm_start=(old, col), max_rounds=77)
     (launch,) = recorder.launches
     chosen = launcher.plan(batch, n, *limits(cost.device))
     named = dict(zip(signature(kernel), launch["arguments"], strict=True))
     given = {"cost": cost, "sizes": sizes, "old_dual": old, "old_col": col}
-    given |= vars(result) | {"gap": result.duality_gap}
-    del given["duality_gap"]
+    given |= vars(result)
+    given |= {"gap": given.pop("duality_gap"), "status": given.pop("status_codes")}
     for name, tensor in given.items():
         assert named.pop(name) == tensor.data_ptr(), name
     if kernel >= 2:

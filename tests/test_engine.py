@@ -34,7 +34,7 @@ from gpu_align import (
     UnavailableError,
     run_search,
 )
-from gpu_align._assignment import AssignmentProblem, AuctionAssignment, QueuedAssignment
+from gpu_align._assignment import AssignmentProblem, AuctionAssignment, AuctionResult
 from gpu_align._device._backend import CPU, Engine, choose_engine
 from gpu_align._device._random import RandomStream
 from gpu_align._search import Run
@@ -143,11 +143,11 @@ QUEUED: dict[str, Callable[[Step], None]] = {
 def on_meta(monkeypatch: pytest.MonkeyPatch, name: str) -> Step:
     """Return a problem without values; what the assignment kernels return is of the right shape."""
 
-    def enqueue(self: object, problem: AssignmentProblem) -> QueuedAssignment:
+    def enqueue(self: object, problem: AssignmentProblem) -> AuctionResult:
         cost = problem.cost
         number, index = (cost.new_empty(len(cost), dtype=t) for t in (torch.float64, torch.int64))
         dual = cost.new_empty(cost.shape[:2], dtype=torch.float64)
-        return QueuedAssignment(
+        return AuctionResult(
             col_ind=cost.new_empty(cost.shape[:2], dtype=torch.int64),
             row_dual=dual,
             col_dual=dual,

@@ -18,13 +18,14 @@ import pytest
 import torch
 from auction_host import COMPILER, HostDevice
 from auction_simulator import ADDR2LINE, Layout, Policy, SimulatedDevice, Simulator, build
-from test_auction import KINDS, check, make_cost
+from test_auction import KINDS, check, make_cost, statuses
 
-from gpu_align.kernels.auction import AuctionResult, AuctionStatus, auction
+from gpu_align._status import Status
+from gpu_align.kernels.auction import AuctionResult, auction
 
 pytestmark = pytest.mark.skipif(not (COMPILER and ADDR2LINE), reason="needs g++ and addr2line")
 
-EXACT = ("col_ind", "row_dual", "col_dual", "status", "stats")
+EXACT = ("col_ind", "row_dual", "col_dual", "status_codes", "stats")
 """What one thread on the host computes too, bit for bit."""
 
 Make = Callable[[str], Path]
@@ -229,8 +230,7 @@ def test_sizes_and_failures(device, layout) -> None:
         size = int(sizes[p])
         check(cost[p, :size, :size], found, p, maximize=True)
         assert found.col_ind[p, size:].tolist() == list(range(size, n))
-    expected = [AuctionStatus.SOLVED] * 4 + [AuctionStatus.NOT_FINITE, AuctionStatus.WRONG_SIZE]
-    assert found.status.tolist() == expected
+    assert statuses(found) == [Status.SOLVED] * 4 + [Status.NOT_FINITE, Status.WRONG_SIZE]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -243,7 +243,7 @@ def test_warm_starts(device, layout) -> None:
     dual[1, 0] = math.nan  # starts cold
     dual[2, 1::2] = torch.tensor([math.nan, math.inf, -1e300]).repeat(n)[: n // 2]
     col[2] = torch.randint(-5, n + 5, (n,))
-    found = solve(device, layout, cost, col_dual=dual, col_ind=col)
+    found = solve(device, layout, cost, warm_start=(dual, col))
     for p in range(len(cost)):
         check(cost[p], found, p)
 
@@ -253,7 +253,7 @@ def test_a_limit_of_rounds(device, layout) -> None:
     n = 30 if layout.kernel == "auction_warp" else 50
     cost = torch.stack([make_cost(kind, n) for kind in ("sorted_products", "planted")])
     found = solve(device, layout, cost, max_rounds=1)
-    assert found.status.tolist() == [AuctionStatus.ROUND_LIMIT, AuctionStatus.SOLVED]
+    assert statuses(found) == [Status.ROUND_LIMIT, Status.SOLVED]
     check(cost[1], found, 1)
 
 
@@ -300,7 +300,7 @@ def make_calls(device: SimulatedDevice, n: int):
     device.simulator.set_options()
     cost = torch.stack([make_cost(kind, n) for kind in ("few_integers", "dead_units", "planted")])
     cold = auction(cost)
-    warm = {"col_dual": cold.col_dual, "col_ind": cold.col_ind}
+    warm = {"warm_start": (cold.col_dual, cold.col_ind)}
     moved = cost + 0.05 * torch.randn_like(cost)
     return (cost, {}, cold), (moved, warm, auction(moved, **warm))
 

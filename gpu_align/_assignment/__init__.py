@@ -1,9 +1,9 @@
 """Batched linear assignment problems: exact solvers, certificates and the k best matchings."""
 
-from gpu_align._assignment._auction import AuctionAssignment, PreparedAssignment, QueuedAssignment
+from gpu_align._assignment._auction import AuctionAssignment
 from gpu_align._assignment._auto import AutoAssignment, solve
 from gpu_align._assignment._exact import exact_duals
-from gpu_align._assignment._failures import STATUS_OF_CODE, raise_failures
+from gpu_align._assignment._failures import raise_failures
 from gpu_align._assignment._k_best import k_best
 from gpu_align._assignment._lapx import LapxAssignment
 from gpu_align._assignment._potentials import certify
@@ -13,17 +13,18 @@ from gpu_align._assignment._problem import (
     AssignmentSolution,
 )
 from gpu_align._assignment._scipy import ScipyAssignment
+from gpu_align.kernels.auction import STATUS_OF_CODE, Auction, AuctionResult
 
 __all__ = [
     "STATUS_OF_CODE",
     "AbstractAssignmentSolver",
     "AssignmentProblem",
     "AssignmentSolution",
+    "Auction",
     "AuctionAssignment",
+    "AuctionResult",
     "AutoAssignment",
     "LapxAssignment",
-    "PreparedAssignment",
-    "QueuedAssignment",
     "ScipyAssignment",
     "certify",
     "exact_duals",

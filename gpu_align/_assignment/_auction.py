@@ -1,14 +1,14 @@
 """Assignment on a CUDA device: the auction and shortest-path kernels of `gpu_align.kernels`."""
 
 import importlib.util
+import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from gpu_align._assignment._failures import STATUS_OF_CODE
 from gpu_align._assignment._problem import (
     AbstractAssignmentSolver,
     AssignmentProblem,
@@ -16,11 +16,11 @@ from gpu_align._assignment._problem import (
 )
 from gpu_align._errors import InputError, UnavailableError
 from gpu_align._status import Status
-
-if TYPE_CHECKING:
-    from gpu_align.kernels.auction import Auction
+from gpu_align.kernels.auction import STATUS_OF_CODE, Auction, AuctionResult, WarmStart, auction
 
 _DEVICE = "cuda"
+_EXACT_BITS = 27
+"""The kernels' integers hold costs of so many bits and a sign exactly, whatever their range."""
 
 
 @lru_cache(maxsize=1)
@@ -42,42 +42,12 @@ def missing_for_auction(problem: AssignmentProblem) -> str | None:
         return f"the costs are on {device}, not on a CUDA device: move them there with .cuda()"
     if not find_cupy():
         return (
-            "CuPy isn't installed: pip install 'gpu-align[cuda]', or 'gpu-align[cuda12]' on CUDA 12"
+            "CuPy is not installed: pip install 'gpu-align[cuda]', or 'gpu-align[cuda12]' on "
+            "CUDA 12"
         )
     return None
 
 
-@final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class QueuedAssignment:
-    """What a queued call will have written when the device gets there; all tensors lie on it.
-
-    Attributes:
-        col_ind: [b, n], int64; see `AssignmentSolution`.
-        row_dual: [b, n], float64; see `AssignmentSolution`.
-        col_dual: [b, n], float64; see `AssignmentSolution`. Start the next call from it.
-        objective: [b], float64; NaN on failure.
-        duality_gap: [b], float64; NaN on failure.
-        status_codes: [b], int64; 0 where solved, else a failure for `raise_failures`.
-        stats: [b, 4], int64; the counts named by `gpu_align.kernels.auction.STATS`.
-    """
-
-    col_ind: Tensor
-    row_dual: Tensor
-    col_dual: Tensor
-    objective: Tensor
-    duality_gap: Tensor
-    status_codes: Tensor
-    stats: Tensor
-
-    def named_stats(self) -> dict[str, Tensor]:
-        """Each count, [b], by its name."""
-        from gpu_align.kernels.auction import STATS
-
-        return dict(zip(STATS, self.stats.unbind(1), strict=True))
-
-
-@final
 @dataclass(frozen=True)
 class AuctionAssignment(AbstractAssignmentSolver):
     """A truncated auction and a shortest-path forest, all problems at once on a CUDA device.
@@ -92,10 +62,9 @@ class AuctionAssignment(AbstractAssignmentSolver):
     Raises:
         InputError: `max_rounds` is below 1.
 
-    References:
-        Bertsekas, "The auction algorithm: a distributed relaxation method for the assignment
-        problem", Annals of Operations Research 14, 1988; Burkard, Dell'Amico and Martello,
-        "Assignment Problems", SIAM, 2009, section 4.4 (shortest augmenting paths).
+    Source: Bertsekas, "The auction algorithm: a distributed relaxation method for the assignment
+    problem", Annals of Operations Research 14 (1988); Burkard, Dell'Amico & Martello,
+    "Assignment Problems", SIAM (2009), section 4.4 (shortest augmenting paths).
     """
 
     max_rounds: int = 200_000
@@ -106,7 +75,9 @@ class AuctionAssignment(AbstractAssignmentSolver):
             raise InputError(f"max_rounds: expected at least 1; got {self.max_rounds}.")
 
     def solve(
-        self, problem: AssignmentProblem, warm_start: AssignmentSolution | None = None
+        self,
+        problem: AssignmentProblem,
+        warm_start: WarmStart | AssignmentSolution | None = None,
     ) -> AssignmentSolution:
         """Return an optimal matching of each problem, with duals and certified gap.
 
@@ -114,16 +85,15 @@ class AuctionAssignment(AbstractAssignmentSolver):
 
         Args:
             problem: on a CUDA device.
-            warm_start: solution of a similar batch of the same shape. Each problem judges it, and
-                starts cold where it failed then or where too many rows would change columns.
+            warm_start: `(col_dual, col_ind)` of the solution of a similar batch, or None; see
+                `enqueue`. A solution itself is deprecated.
 
         Raises:
             UnavailableError: the costs are not on a CUDA device, or CuPy is missing.
         """
         if problem.sizes is not None:
             problem = replace(problem, sizes=problem.sizes.to(problem.cost.device))
-        duals = (None, None) if warm_start is None else (warm_start.col_dual, warm_start.col_ind)
-        found = self.enqueue(problem, *duals)
+        found = self.enqueue(problem, _pair(warm_start))
         exact = (found.duality_gap == 0).to(torch.int64)
         codes = torch.stack([found.status_codes, exact]).tolist()
         return AssignmentSolution(
@@ -136,6 +106,10 @@ class AuctionAssignment(AbstractAssignmentSolver):
             duality_gap=found.duality_gap,
         )
 
+    def exact_bits(self, problem: AssignmentProblem) -> int:
+        """Return the bits of the kernels' integers."""
+        return _EXACT_BITS
+
     def device_solver(self) -> "AuctionAssignment":
         """Return itself."""
         return self
@@ -143,9 +117,11 @@ class AuctionAssignment(AbstractAssignmentSolver):
     def enqueue(
         self,
         problem: AssignmentProblem,
-        warm_start_dual: Tensor | None = None,
+        warm_start: WarmStart | Tensor | None = None,
         warm_start_col: Tensor | None = None,
-    ) -> QueuedAssignment:
+        *,
+        warm_start_dual: Tensor | None = None,
+    ) -> AuctionResult:
         """Queue the work on the current stream and return what it will write, without waiting.
 
         The first call for a size class of problems compiles its kernel, and may wait for that.
@@ -153,30 +129,29 @@ class AuctionAssignment(AbstractAssignmentSolver):
         Args:
             problem: on a CUDA device, its `sizes` too. A problem of size 0 is skipped: its rows
                 are matched with themselves, its duals are 0.
-            warm_start_dual: [b, n], float64, on that device: duals of the columns of similar
-                problems, such as `QueuedAssignment.col_dual`; or None. Each problem judges them:
-                one whose first dual is NaN, or where too many rows would change columns, starts
-                cold.
-            warm_start_col: [b, n], int64, on that device: the matchings that belong to the duals,
-                or None.
+            warm_start: `(col_dual, col_ind)` on that device, or None. col_dual: [b, n], float64,
+                duals of the columns of similar problems, such as `AuctionResult.col_dual`. Each
+                problem judges them: one whose first dual is NaN, or where too many rows would
+                change columns, starts cold. col_ind: [b, n], int64, the matchings that belong to
+                them, or None.
+            warm_start_col: deprecated, as is a tensor as `warm_start`.
+            warm_start_dual: deprecated.
 
         Raises:
             UnavailableError: the costs are not on a CUDA device, or CuPy is missing.
             InputError: a tensor has the wrong shape, dtype or device.
         """
-        given = [
-            None if x is None else x.contiguous()
-            for x in (problem.sizes, warm_start_dual, warm_start_col)
-        ]
-        cost = problem.cost.contiguous()
-        return self._prepared(problem, cost, *given).launch()
+        start = _pair(warm_start, warm_start_dual, warm_start_col)
+        return auction(problem.cost, **self._options(problem, start))
 
     def prepare(
         self,
         problem: AssignmentProblem,
-        warm_start_dual: Tensor | None = None,
+        warm_start: WarmStart | Tensor | None = None,
         warm_start_col: Tensor | None = None,
-    ) -> "PreparedAssignment":
+        *,
+        warm_start_dual: Tensor | None = None,
+    ) -> Auction:
         """Prepare what `enqueue` does for many launches; all tensors are contiguous.
 
         They may be overwritten in place between two launches.
@@ -185,59 +160,45 @@ class AuctionAssignment(AbstractAssignmentSolver):
             UnavailableError: the costs are not on a CUDA device, or CuPy is missing.
             InputError: a tensor has the wrong shape, dtype or device.
         """
-        starts = (warm_start_dual, warm_start_col)
-        return self._prepared(problem, problem.cost, problem.sizes, *starts)
+        start = _pair(warm_start, warm_start_dual, warm_start_col)
+        return Auction(problem.cost.detach(), **self._options(problem, start))
 
-    def _prepared(
-        self,
-        problem: AssignmentProblem,
-        cost: Tensor,
-        sizes: Tensor | None,
-        col_dual: Tensor | None,
-        col_ind: Tensor | None,
-    ) -> "PreparedAssignment":
+    def _options(self, problem: AssignmentProblem, warm_start: WarmStart | None) -> dict[str, Any]:
+        """Return what the launcher is given beside the costs, if it can run."""
         missing = missing_for_auction(problem)
         if missing is not None:
             raise UnavailableError(
                 f"AuctionAssignment: {missing}. Or choose ScipyAssignment() or AutoAssignment()."
             )
-        from gpu_align.kernels.auction import Auction
-
-        return PreparedAssignment(
-            Auction(
-                cost.detach(),
-                maximize=problem.maximize,
-                sizes=sizes,
-                col_dual=col_dual,
-                col_ind=col_ind,
-                max_rounds=self.max_rounds,
-            )
-        )
+        return {
+            "maximize": problem.maximize,
+            "sizes": problem.sizes,
+            "warm_start": warm_start,
+            "max_rounds": self.max_rounds,
+        }
 
 
-class PreparedAssignment:
-    """Assignments that are queued again and again, on what is then in the same memory."""
-
-    def __init__(self, auction: "Auction") -> None:
-        """Take a prepared launch."""
-        self._auction, found = auction, auction.result
-        self._queued = QueuedAssignment(
-            col_ind=found.col_ind,
-            row_dual=found.row_dual,
-            col_dual=found.col_dual,
-            objective=found.objective,
-            duality_gap=found.duality_gap,
-            status_codes=found.status,
-            stats=found.stats,
-        )
-
-    def launch(self) -> QueuedAssignment:
-        """Queue them on the current stream; the next launch overwrites what is returned."""
-        self._auction.launch()
-        return self._queued
+def _pair(
+    given: WarmStart | Tensor | AssignmentSolution | None,
+    dual: Tensor | None = None,
+    col: Tensor | None = None,
+) -> WarmStart | None:
+    """Return a warm start that may have been given in a deprecated form, which warns."""
+    if isinstance(given, AssignmentSolution):
+        dual, col = given.col_dual, given.col_ind
+    elif isinstance(given, Tensor):
+        dual = given
+    elif dual is None and col is None:
+        return given
+    warnings.warn(
+        "a warm start is one pair now; pass warm_start=(col_dual, col_ind)",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return None if dual is None else (dual, col)
 
 
 def _status(code: int, zero_gap: bool) -> Status:
-    """Translate an `AuctionStatus`."""
+    """Translate a status code; a gap of zero proves the matching optimal."""
     status = STATUS_OF_CODE[code]
     return Status.OPTIMAL if status is Status.SOLVED and zero_gap else status

@@ -36,8 +36,8 @@ def exact_duals(similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     most = torch.maximum(2 * first.duality_gap, _LEAST_RANGE * peak)
     lacking = first.row_dual[:, :, None] + first.col_dual[:, None, :]
     lacking = torch.minimum(lacking.sub_(similarity).clamp_min_(0), most[:, None, None])
-    start = torch.zeros_like(first.col_dual)
-    second = solver.enqueue(AssignmentProblem(lacking), start, first.col_ind)
+    warm_start = (torch.zeros_like(first.col_dual), first.col_ind)
+    second = solver.enqueue(AssignmentProblem(lacking), warm_start)
     raise_failures(torch.maximum(first.status_codes, second.status_codes))
     column = first.col_dual - second.col_dual
     row = (similarity - column[:, None, :]).amax(2) if similarity.shape[1] else first.row_dual

@@ -6,15 +6,9 @@ from torch import Tensor
 
 from gpu_align._errors import AssignmentError, bullet_list
 from gpu_align._status import Status
+from gpu_align.kernels.auction import STATUS_OF_CODE
 
-STATUS_OF_CODE = (
-    Status.SOLVED,
-    Status.NOT_FINITE,
-    Status.ROUND_LIMIT,
-    Status.INEXACT,
-    Status.WRONG_SIZE,
-)
-"""Status code of a device, an `AuctionStatus` -> status."""
+FAILURES = STATUS_OF_CODE[1:]
 
 
 def raise_failures(status: Sequence[Status] | Tensor) -> None:
@@ -24,8 +18,8 @@ def raise_failures(status: Sequence[Status] | Tensor) -> None:
     the only code of success, and looked at once.
 
     Args:
-        status: one `Status` for each problem, or [b] int64 codes as in `QueuedAssignment`. Reading
-            codes back waits for their device.
+        status: one `Status` for each problem, or [b] int64 codes of `STATUS_OF_CODE`. Reading
+            them back waits for their device.
 
     Raises:
         AssignmentError: at least one problem failed; names the batch indices.
@@ -35,11 +29,11 @@ def raise_failures(status: Sequence[Status] | Tensor) -> None:
     failures = [
         f"problem {index} of the batch: {each.value}"
         for index, each in enumerate(status)
-        if each in STATUS_OF_CODE[1:]
+        if each in FAILURES
     ]
     if failures:
         raise AssignmentError(
             f"{len(failures)} of {len(status)} assignment problems failed; mend them, "
             f"or pass throw=False to `solve` to have the others solved.\n{bullet_list(failures)}",
-            next(each for each in status if each in STATUS_OF_CODE[1:]),
+            next(each for each in status if each in FAILURES),
         )

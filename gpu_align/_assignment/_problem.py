@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gpu_align._assignment._auction import AuctionAssignment
 
 _COST_DTYPES = (torch.float32, torch.float64)
+_FLOAT64_BITS = 53
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +127,10 @@ class AbstractAssignmentSolver(ABC):
     @abstractmethod
     def solve(self, problem: AssignmentProblem) -> AssignmentSolution:
         """Return one matching for each problem of the batch."""
+
+    def exact_bits(self, problem: AssignmentProblem) -> int:
+        """Return how many bits integer costs may have, beside their sign, to be solved exactly."""
+        return _FLOAT64_BITS
 
     def device_solver(self) -> "AuctionAssignment | None":
         """Return what solves on a device without waiting for it, or None: the host solves."""

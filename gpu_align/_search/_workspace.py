@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gpu_align._assignment import AssignmentProblem, PreparedAssignment
+from gpu_align._assignment import AssignmentProblem, Auction
 from gpu_align._problem import Hypotheses, signed_matrix
 from gpu_align._search._search import Run
 
@@ -42,7 +42,7 @@ class _Step:
 
     similarity: "RowDistance"
     gains: Tensor
-    assignment: PreparedAssignment
+    assignment: Auction
     move: "Move"
     accept: "Accept"
 
@@ -177,7 +177,7 @@ class Workspace:
         )
         gains = rest[1] if rest else first
         wanted = AssignmentProblem(gains, maximize=True, sizes=batch.active)
-        assignment = run.device_solver.prepare(wanted, move.col_dual, move.perm)
+        assignment = run.device_solver.prepare(wanted, (move.col_dual, move.perm))
         return _Step(similarity, gains, assignment, move, Accept(move))
 
 

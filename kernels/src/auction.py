@@ -7,7 +7,6 @@ one, and nothing here waits for the device. ``kernels/README.md`` has the method
 import importlib.resources
 import re
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cache
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gpu_align._errors import InputError, UnavailableError
+from gpu_align._status import Status
 
 STATS = ("auction_rounds", "forest_rounds", "forest_phases", "row_scans")
 """What is counted for each problem; ``row_scans / n`` is how often its matrix was read."""
@@ -30,28 +30,31 @@ _MOST_PARTS, _TILE = 8, 128
 _SHARED_THREADS, _BLOCK_THREADS, _GRID_THREADS = 512, 768, 384
 
 
-class AuctionStatus(IntEnum):
-    """How a problem ended, as the kernels write it."""
+WarmStart = tuple[Tensor, Tensor | None]
+"""Where to start: duals of the columns, and the matchings that belong to them. See `auction`."""
 
-    SOLVED = 0
-    NOT_FINITE = 1
-    ROUND_LIMIT = 2
-    INEXACT = 3
-    WRONG_SIZE = 4
+STATUS_OF_CODE = (
+    Status.SOLVED,
+    Status.NOT_FINITE,
+    Status.ROUND_LIMIT,
+    Status.INEXACT,
+    Status.WRONG_SIZE,
+)
+"""Status code -> how a problem ended; only 0 is success. In the order of ``enum Status``."""
 
 
 @dataclass(frozen=True, eq=False)
 class AuctionResult:
-    """What `auction` found; all tensors lie on the device of the costs.
+    """What a launch will have written when the device gets there; all tensors lie on it.
 
     Attributes:
         col_ind: [b, n], int64; a permutation in every line, the identity on padding and where a
             problem failed.
         row_dual: [b, n], float64; feasible with `col_dual`. Zero on padding, NaN on failure.
-        col_dual: [b, n], float64.
+        col_dual: [b, n], float64. Start the next call from it.
         objective: [b], float64; NaN on failure.
         duality_gap: [b], float64; certified on the costs as given, NaN on failure.
-        status: [b], int64; `AuctionStatus`.
+        status_codes: [b], int64; see `STATUS_OF_CODE`.
         stats: [b, 4], int64; see `STATS`.
     """
 
@@ -60,8 +63,12 @@ class AuctionResult:
     col_dual: Tensor
     objective: Tensor
     duality_gap: Tensor
-    status: Tensor
+    status_codes: Tensor
     stats: Tensor
+
+    def named_stats(self) -> dict[str, Tensor]:
+        """Return each count, [b], by its name."""
+        return dict(zip(STATS, self.stats.unbind(1), strict=True))
 
 
 @dataclass(frozen=True)
@@ -161,8 +168,7 @@ def auction(
     *,
     maximize: bool = False,
     sizes: Tensor | None = None,
-    col_dual: Tensor | None = None,
-    col_ind: Tensor | None = None,
+    warm_start: WarmStart | None = None,
     max_rounds: int = 200_000,
 ) -> AuctionResult:
     """Solve every problem of a batch exactly on integers of 28 bits, and certify the result.
@@ -174,13 +180,13 @@ def auction(
         maximize: the largest sum is wanted.
         sizes: [b], int64, 0 to n: problem p is cost[p, :sizes[p], :sizes[p]]; or None. A problem
             of size 0 costs next to nothing: neither its costs nor its old duals are read.
-        col_dual: [b, n], float64: start from these duals of the columns, such as those of a
-            similar problem; or None. Each problem judges them: where over three rows of ten
-            find no column near their cheapest one, it forgets them and starts cold, which then
-            costs one look at the matrix more than a cold start. Any values do; a problem whose
-            first one is NaN, as they are of a problem that failed, starts cold unasked.
-        col_ind: [b, n], int64: the matching that belongs to `col_dual`; or None, and every row
-            starts from its cheapest column.
+        warm_start: `(col_dual, col_ind)`, or None. col_dual: [b, n], float64: start from these
+            duals of the columns, such as those of a similar problem. Each problem judges them:
+            where over three rows of ten find no column near their cheapest one, it forgets them
+            and starts cold, which then costs one look at the matrix more than a cold start. Any
+            values do; a problem whose first one is NaN, as they are of a problem that failed,
+            starts cold unasked. col_ind: [b, n], int64: the matching that belongs to them; or
+            None, and every row starts from its cheapest column.
         max_rounds: bound on the rounds of each stage.
 
     Returns:
@@ -191,13 +197,15 @@ def auction(
         InputError: a tensor has the wrong shape, dtype or device.
         UnavailableError: the device has no room for the blocks that a large problem needs at once.
     """
-    given = [None if x is None else x.detach().contiguous() for x in (sizes, col_dual, col_ind)]
+    dual, pairs = warm_start or (None, None)
+    sizes, dual, pairs = (
+        None if tensor is None else tensor.detach().contiguous() for tensor in (sizes, dual, pairs)
+    )
     return Auction(
         cost.detach().contiguous(),
         maximize=maximize,
-        sizes=given[0],
-        col_dual=given[1],
-        col_ind=given[2],
+        sizes=sizes,
+        warm_start=None if dual is None else (dual, pairs),
         max_rounds=max_rounds,
     ).launch()
 
@@ -215,17 +223,17 @@ class Auction:
         *,
         maximize: bool = False,
         sizes: Tensor | None = None,
-        col_dual: Tensor | None = None,
-        col_ind: Tensor | None = None,
+        warm_start: WarmStart | None = None,
         max_rounds: int = 200_000,
     ) -> None:
         """See `auction`; all tensors are contiguous."""
-        batch, n = _check(cost, sizes, col_dual, col_ind)
+        optional = (sizes, *(warm_start or (None, None)))
+        batch, n = _check(cost, *optional)
         self.result = _empty_result(batch, n, cost.device)
-        self._held, self._device = (cost, sizes, col_dual, col_ind), cost.device
+        self._held, self._device = (cost, *optional), cost.device
         self._plan = plan(batch, n, *_limits(cost.device)) if batch and n else None
-        starts = [0 if x is None else x.data_ptr() for x in (sizes, col_dual, col_ind)]
-        arguments: list[int | float] = [cost.data_ptr(), int(cost.dtype == torch.float64), *starts]
+        given = [0 if x is None else x.data_ptr() for x in optional]
+        arguments: list[int | float] = [cost.data_ptr(), int(cost.dtype == torch.float64), *given]
         arguments += [batch, n, -1.0 if maximize else 1.0, max_rounds]
         arguments += [x.data_ptr() for x in vars(self.result).values()]
         self._arguments = arguments
@@ -278,7 +286,7 @@ def _empty_result(batch: int, n: int, device: torch.device) -> AuctionResult:
         col_dual=empty(batch, n),
         objective=empty(batch),
         duality_gap=empty(batch),
-        status=empty(batch, dtype=torch.int64),
+        status_codes=empty(batch, dtype=torch.int64),
         stats=empty(batch, len(STATS), dtype=torch.int64),
     )
 
