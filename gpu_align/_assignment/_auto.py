@@ -1,7 +1,7 @@
 """The one place which chooses a solver, and the front door of the package."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import ClassVar
 
 from gpu_align._assignment._auction import AuctionAssignment, missing_for_auction
 from gpu_align._assignment._failures import raise_failures
@@ -19,7 +19,6 @@ from gpu_align._assignment._scipy import ScipyAssignment
 _LAPX_MIN_N = 16
 
 
-@final
 @dataclass(frozen=True)
 class AutoAssignment(AbstractAssignmentSolver):
     """The fastest exact solver that is installed; `select` says which and why.
@@ -43,7 +42,7 @@ class AutoAssignment(AbstractAssignmentSolver):
         """The same among the solvers on the CPU."""
         if find_lapx() is None:
             return ScipyAssignment(), (
-                "lapx >= 0.11 isn't installed (pip install gpu-align[fast]): SciPy"
+                "lapx >= 0.11 is not installed (pip install gpu-align[fast]): SciPy"
             )
         if problem.n < _LAPX_MIN_N and problem.batch <= 1:
             return ScipyAssignment(), (
@@ -59,6 +58,10 @@ class AutoAssignment(AbstractAssignmentSolver):
         solver, reason = self.select(problem)
         solution = solver.solve(problem)
         return replace(solution, stats={**solution.stats, "reason": reason})
+
+    def exact_bits(self, problem: AssignmentProblem) -> int:
+        """Return those of the selected solver."""
+        return self.select(problem)[0].exact_bits(problem)
 
     def device_solver(self) -> AuctionAssignment:
         """Return what `select` takes for costs on a device."""
@@ -86,7 +89,7 @@ def solve(
 
     Raises:
         AssignmentError: `throw`, and at least one problem failed; names their batch indices.
-        UnavailableError: the library of an explicitly chosen solver isn't installed.
+        UnavailableError: the library of an explicitly chosen solver is not installed.
     """
     solution = (solver or AutoAssignment()).solve(problem)
     if certify and solution.duality_gap is None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpu_align._assignment._auction import AuctionAssignment
 from gpu_align._assignment._auto import AutoAssignment, solve
 from gpu_align._assignment._problem import AbstractAssignmentSolver, AssignmentProblem
 from gpu_align._errors import GpuAlignError, InputError
@@ -23,19 +22,16 @@ from gpu_align._errors import GpuAlignError, InputError
 _CHUNK_ENTRIES = 2**18
 _KEPT_ENTRIES = 2**24
 
-# The auction's integers hold every integer cost below this many bits, whatever the others are.
-_AUCTION_BITS = 27
-
 
 def k_best(
     problem: AssignmentProblem, k: int, solver: AbstractAssignmentSolver | None = None
 ) -> tuple[Tensor, Tensor]:
     """Find the k best distinct matchings of each problem, in order of their objective.
 
-    Costs are rounded to integers so that every sum and every comparison is exact and ties can't
+    Costs are rounded to integers so that every sum and every comparison is exact and ties cannot
     mislead the search; integer-valued costs are kept as they are. They have 51 - log2(n) bits,
-    but 27 and a sign where `AuctionAssignment` finds the best matching, as it does by default on
-    a CUDA device: its own integers hold these exactly, so that its optimum is theirs. Matchings
+    or fewer where the solver's own integers hold no more: 27 and a sign for `AuctionAssignment`,
+    which finds the best matching by default on a CUDA device. So its optimum is theirs. Matchings
     whose objectives differ by less than n * 2**-bits of the largest absolute cost may therefore
     stand in for each other. Takes O(k n^3) per problem.
 
@@ -54,22 +50,20 @@ def k_best(
 
     Raises:
         InputError: k is below 1.
-        GpuAlignError: a problem has NaN or infinite costs, or `solver` isn't exact.
+        GpuAlignError: a problem has NaN or infinite costs, or `solver` is not exact.
 
-    References:
-        Murty, "An algorithm for ranking all the assignments in order of increasing cost",
-        Operations Research 16(3), 1968; Miller, Stone and Cox, "Optimizing Murty's ranked
-        assignment method", IEEE Transactions on Aerospace and Electronic Systems 33(3), 1997
-        (children share the work of their parent); Floyd, "Algorithm 97: Shortest path",
-        Communications of the ACM 5(6), 1962.
+    Source: Murty, "An algorithm for ranking all the assignments in order of increasing cost",
+    Operations Research 16(3) (1968); Miller, Stone & Cox, "Optimizing Murty's ranked assignment
+    method", IEEE Transactions on Aerospace and Electronic Systems 33(3) (1997) (children share
+    the work of their parent); Floyd, "Algorithm 97: Shortest path", Communications of the ACM
+    5(6) (1962).
     """
     if k < 1:
         raise InputError(f"k: expected at least 1; got {k}.")
-    if solver is None or isinstance(solver, AutoAssignment):
-        solver = AutoAssignment().select(problem)[0]
+    solver = solver or AutoAssignment()
     batch, n, device = problem.batch, problem.n, problem.cost.device
     cost = _without_padding(problem)
-    whole = _round_to_integers(cost, isinstance(solver, AuctionAssignment))
+    whole = _round_to_integers(cost, solver.exact_bits(problem))
     best = solve(AssignmentProblem(whole, sizes=problem.sizes), solver).col_ind
     if problem.sizes is not None:
         # Padding may keep its own column only.
@@ -99,15 +93,13 @@ def _without_padding(problem: AssignmentProblem) -> Tensor:
     return -cost if problem.maximize else cost
 
 
-def _round_to_integers(cost: Tensor, for_auction: bool) -> Tensor:
+def _round_to_integers(cost: Tensor, most_bits: int) -> Tensor:
     """Scale each problem by a power of two and round, so that float64 sums of 4n costs are exact.
 
-    NaN and infinite costs stay what they are.
+    The integers have at most `most_bits` bits and a sign. NaN and infinite costs stay as they are.
     """
     n = cost.shape[1]
-    bits = 51 - math.ceil(math.log2(max(1, n)))
-    if for_auction:
-        bits = min(bits, _AUCTION_BITS)
+    bits = min(most_bits, 51 - math.ceil(math.log2(max(1, n))))
     if cost.numel() == 0:
         return cost.double()
     low, high = torch.aminmax(cost.flatten(1), dim=1)
@@ -201,7 +193,7 @@ class _Ranking:
         cost: [c, n, n]; integer-valued, infinite where padding forbids a match; entry (j, i) is
             the cost of row i and column j.
         splits: a cycle is found by splitting its paths at most this many times. n always do;
-            fewer, on a device which isn't asked whether they did.
+            fewer, on a device that is not asked whether they did.
         problems: [c]; 0 .. c - 1.
         first_rows: [c, 1]; where each matrix begins among all the rows.
         rows: [n]; 0 .. n - 1.
@@ -215,9 +207,9 @@ class _Ranking:
             but not row i itself; infinite if there is none or it is already taken.
         shortest: [c, k - 1, n, n]; for each expanded rank the lengths of the shortest paths from
             row i to row j through rows before both.
-        is_long: [c, k - 1, n, n]; whether the arc from i to j isn't as short; False for i = j.
+        is_long: [c, k - 1, n, n]; whether the arc from i to j is longer; False for i = j.
         work: [c, n, n], where `_eliminate` works, by these views.
-        unfinished: [], whether `splits` didn't do.
+        unfinished: [], whether `splits` did not do.
     """
 
     cost: Tensor
@@ -284,7 +276,7 @@ class _Ranking:
         forbidden = self.banned[:, rank].gather(1, col_ind)
         work.masked_fill_(forbidden[:, :, None] & (rows == last_free)[:, None], math.inf)
         arcs = work.clone()
-        # The rows after all last free ones don't matter; a device isn't asked which they are.
+        # The rows after all last free ones do not matter; a device is not asked which they are.
         end = int(last_free.max()) if _reads_are_free(work.device) else len(rows)
         _eliminate(self.views[: max(0, end)])
         self.shortest[:, rank] = work
