@@ -55,7 +55,7 @@ def to_numpy(problem: AssignmentProblem) -> CostBatch:
     Problems of size 0 are neither read nor, in what is returned, written.
 
     Raises:
-        InputError: a size isn't within 0..n.
+        InputError: a size is not within 0..n.
     """
     batch, n = problem.batch, problem.n
     if problem.sizes is None:

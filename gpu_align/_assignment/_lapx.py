@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,6 @@ def find_lapx() -> ModuleType | None:
     return module
 
 
-@final
 @dataclass(frozen=True)
 class LapxAssignment(AbstractAssignmentSolver):
     """Jonker-Volgenant in float64 potentials, lapx's `lapjvr`; exact for float32 costs too.
@@ -44,9 +43,8 @@ class LapxAssignment(AbstractAssignmentSolver):
     Raises:
         InputError: `threads` is below 1.
 
-    References:
-        Jonker and Volgenant, "A shortest augmenting path algorithm for dense and sparse linear
-        assignment problems", Computing 38, 1987, section 4.
+    Source: Jonker & Volgenant, "A shortest augmenting path algorithm for dense and sparse linear
+    assignment problems", Computing 38 (1987), section 4.
     """
 
     threads: int | None = None
@@ -64,7 +62,7 @@ class LapxAssignment(AbstractAssignmentSolver):
         lapx = find_lapx()
         if lapx is None:
             raise UnavailableError(
-                "LapxAssignment: expected lapx >= 0.11 to be installed; it can't be imported. "
+                "LapxAssignment: expected lapx >= 0.11 to be installed; it cannot be imported. "
                 "Run `pip install gpu-align[fast]`, or choose ScipyAssignment()."
             )
         costs = to_numpy(problem)

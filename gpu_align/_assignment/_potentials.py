@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from gpu_align._assignment._batch import CostBatch, matched_costs, to_numpy
+from gpu_align._assignment._failures import FAILURES
 from gpu_align._assignment._problem import AssignmentProblem, AssignmentSolution
 from gpu_align._errors import InputError
 from gpu_align._status import Status
@@ -40,12 +41,10 @@ def certify(problem: AssignmentProblem, solution: AssignmentSolution) -> Assignm
         problem, which leaves room for rounding only; otherwise OPTIMAL becomes SOLVED.
 
     Raises:
-        InputError: col_ind doesn't hold a permutation of range(n) for each problem which leaves
-            padding in place.
+        InputError: col_ind is no permutation of range(n) in some problem, or moves padding.
 
-    References:
-        Bellman, "On a routing problem", Quarterly of Applied Mathematics 16, 1958; Burkard,
-        Dell'Amico and Martello, "Assignment Problems", SIAM, 2009, section 4.1 (duality).
+    Source: Bellman, "On a routing problem", Quarterly of Applied Mathematics 16 (1958); Burkard,
+    Dell'Amico & Martello, "Assignment Problems", SIAM (2009), section 4.1 (duality).
     """
     costs = to_numpy(problem)
     col_ind = solution.col_ind.cpu().numpy()
@@ -102,7 +101,7 @@ def _check_matching(col_ind: NDArray[np.int64], costs: CostBatch) -> None:
 
 def _certified_status(status: Status, optimal: bool) -> Status:
     """The status of a solution once its gap is known."""
-    if status in (Status.NOT_FINITE, Status.ROUND_LIMIT, Status.INEXACT):
+    if status in FAILURES:
         return status
     if optimal:
         return Status.OPTIMAL
@@ -126,7 +125,7 @@ def _feasible_duals(
     """
     col_dual, converged = _column_duals(cost, col_ind, tolerance)
     for i in np.flatnonzero(~converged):
-        # A negative cycle: the matching isn't optimal. Potentials of an optimal one are
+        # A negative cycle: the matching is not optimal. Potentials of an optimal one are
         # feasible just the same, and none prove a tighter bound.
         optimal: NDArray[np.int64] = linear_sum_assignment(cost[i])[1]
         one = slice(i, i + 1)

@@ -1,7 +1,7 @@
 """Assignment by SciPy, always there."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from gpu_align._assignment._problem import (
 from gpu_align._assignment._threads import check_threads, solve_each, thread_count
 
 
-@final
 @dataclass(frozen=True)
 class ScipyAssignment(AbstractAssignmentSolver):
     """Shortest augmenting paths in float64, `scipy.optimize.linear_sum_assignment`.
@@ -27,9 +26,8 @@ class ScipyAssignment(AbstractAssignmentSolver):
     Raises:
         InputError: `threads` is below 1.
 
-    References:
-        Crouse, "On implementing 2D rectangular assignment algorithms", IEEE Transactions on
-        Aerospace and Electronic Systems 52(4), 2016, section II.
+    Source: Crouse, "On implementing 2D rectangular assignment algorithms", IEEE Transactions on
+    Aerospace and Electronic Systems 52(4) (2016), section II.
     """
 
     threads: int | None = None

@@ -66,7 +66,7 @@ __device__ int solve(
   team.sync();
   auction(team, s, deviation, warm, batch.limit);
   if (!forest(team, s, deviation, batch.limit)) return ROUND_LIMIT;
-  choose_scale(s, costs);  // once more: it isn't kept in registers meanwhile
+  choose_scale(s, costs);  // once more: it is not kept in registers meanwhile
   const bool tight = certify(team, s, costs, batch.row_dual + p * batch.n,
                              batch.col_dual + p * batch.n, batch.objective + p, batch.gap + p);
   return tight ? SOLVED : INEXACT;

@@ -43,7 +43,7 @@ constexpr int NONE = -1;
 enum Stat { BID_ROUNDS, FOREST_ROUNDS, FOREST_PHASES, SCANS, STATS };
 
 // What a round of a forest has found: rows to read next, the nearest column that waits, the nearest
-// one that isn't read next, and how many free columns are final or at least reached.
+// one that is not read next, and how many free columns are final or at least reached.
 struct Wave {
   int count, nearest, beyond, final, reached;
 };
@@ -262,7 +262,7 @@ __device__ __forceinline__ void read_vectors(
 }
 
 // Among equal entries a row takes the first from its own diagonal on, cyclically, so that rows
-// with many ties (dead units) don't all want the same column. Returns that column to all lanes.
+// with many ties (dead units) do not all want the same column. Returns that column to all lanes.
 template <class Team>
 __device__ int first_of_ties(const Team& team, const Problem& s, int i, int low) {
   const int* q = s.q + i * s.row_stride;
