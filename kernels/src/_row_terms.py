@@ -3,23 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._descriptors import (
-    T_INNER,
-    T_LENGTH,
-    T_MODEL_STEP,
-    T_NEGATIVE,
-    T_SOURCE,
-    T_SOURCE_STRIDE,
-    T_TARGET,
-    T_TARGET_STRIDE,
-    T_U,
-    T_U_STEP,
-    T_U_STRIDE,
-    T_V,
-    T_V_SIZE,
-    T_V_STEP,
-    T_V_STRIDE,
-)
+from . import _descriptors as at
 
 
 @triton.jit
@@ -43,20 +27,26 @@ def tile_of(
 
 
 @triton.jit
+def read_index(term: tl.tensor, w: tl.tensor, length: tl.tensor) -> tl.tuple:
+    """Return what `source_rows` needs of a term: index vectors of w, their ends, the strides."""
+    u_ptr = tl.load(term + at.T_U).to(tl.pointer_type(tl.int64))
+    v_ptr = tl.load(term + at.T_V).to(tl.pointer_type(tl.int64))
+    u_end = tl.where(u_ptr.to(tl.int64) != 0, length, 0)
+    v_end = tl.where(v_ptr.to(tl.int64) != 0, length, 0)
+    u_ptr += w * tl.load(term + at.T_U_STEP)
+    v_ptr += w * tl.load(term + at.T_V_STEP)
+    u_stride = tl.load(term + at.T_U_STRIDE).to(tl.int32)
+    v_stride = tl.load(term + at.T_V_STRIDE).to(tl.int32)
+    negative = tl.load(term + at.T_NEGATIVE).to(tl.int32)
+    return u_ptr, v_ptr, u_end, v_end, u_stride, v_stride, negative
+
+
+@triton.jit
 def source_rows(
-    u_ptr: tl.tensor,
-    v_ptr: tl.tensor,
-    p: tl.tensor,
-    q: tl.tensor,
-    r: tl.tensor,
-    k: tl.tensor,
-    u_end: tl.tensor,
-    v_end: tl.tensor,
-    u_stride: tl.tensor,
-    v_stride: tl.tensor,
-    negative: tl.tensor,
+    index: tl.tuple, p: tl.tensor, q: tl.tensor, r: tl.tensor, k: tl.tensor
 ) -> tl.tensor:
     """Return the rows of the source at positions k = (p, q, r); negatives come `negative` later."""
+    u_ptr, v_ptr, u_end, v_end, u_stride, v_stride, negative = index
     u = tl.load(u_ptr + p, mask=k < u_end, other=0).to(tl.int32)
     v = tl.load(v_ptr + q, mask=k < v_end, other=0).to(tl.int32)
     sign = (u ^ v) >> 31
@@ -113,26 +103,19 @@ def add_term(
     BLOCK_K: tl.constexpr,
 ) -> tl.tensor:
     """Return the sum plus the steps [begin, end) of one term."""
-    length, inner = tl.load(term + T_LENGTH).to(tl.int32), tl.load(term + T_INNER).to(tl.int32)
-    a_stride = tl.multiple_of(tl.load(term + T_TARGET_STRIDE), 16)
-    b_stride = tl.multiple_of(tl.load(term + T_SOURCE_STRIDE), 16)
+    length = tl.load(term + at.T_LENGTH).to(tl.int32)
+    inner = tl.load(term + at.T_INNER).to(tl.int32)
+    v_size = tl.load(term + at.T_V_SIZE).to(tl.int32)
+    a_stride = tl.multiple_of(tl.load(term + at.T_TARGET_STRIDE), 16)
+    b_stride = tl.multiple_of(tl.load(term + at.T_SOURCE_STRIDE), 16)
     a_plane = tl.multiple_of(a_stride // PLANES, 16)
     b_plane = tl.multiple_of(b_stride // PLANES, 16)
-    a_ptr = tl.multiple_of(tl.load(term + T_TARGET).to(tl.pointer_type(DTYPE)), 16)
-    b_ptr = tl.multiple_of(tl.load(term + T_SOURCE).to(tl.pointer_type(DTYPE)), 16)
+    a_ptr = tl.multiple_of(tl.load(term + at.T_TARGET).to(tl.pointer_type(DTYPE)), 16)
+    b_ptr = tl.multiple_of(tl.load(term + at.T_SOURCE).to(tl.pointer_type(DTYPE)), 16)
     a_ptr += i[:, None] * a_stride
-    b_ptr += model * tl.multiple_of(tl.load(term + T_MODEL_STEP), 16) + j[None, :]
-    negative = tl.load(term + T_NEGATIVE).to(tl.int32)
-    u_stride = tl.load(term + T_U_STRIDE).to(tl.int32)
-    v_stride = tl.load(term + T_V_STRIDE).to(tl.int32)
-    v_size = tl.load(term + T_V_SIZE).to(tl.int32)
-    u_ptr = tl.load(term + T_U).to(tl.pointer_type(tl.int64))
-    v_ptr = tl.load(term + T_V).to(tl.pointer_type(tl.int64))
-    u_end = tl.where(u_ptr.to(tl.int64) != 0, length, 0)
-    v_end = tl.where(v_ptr.to(tl.int64) != 0, length, 0)
-    u_ptr += w * tl.load(term + T_U_STEP)
-    v_ptr += w * tl.load(term + T_V_STEP)
+    b_ptr += model * tl.multiple_of(tl.load(term + at.T_MODEL_STEP), 16) + j[None, :]
     padded_length = tl.multiple_of(a_plane.to(tl.int32), 16)
+    index = read_index(term, w, length)
     # A position is (p, q, r), digits of radix v_size and inner, counted on without dividing. The
     # index vectors of a step are read a step before.
     r_step, p_step = BLOCK_K % inner, BLOCK_K // inner
@@ -140,7 +123,7 @@ def add_term(
     k = begin * BLOCK_K + tl.arange(0, BLOCK_K)
     r, p = k % inner, k // inner
     q, p = p % v_size, p // v_size
-    row = source_rows(u_ptr, v_ptr, p, q, r, k, u_end, v_end, u_stride, v_stride, negative)
+    row = source_rows(index, p, q, r, k)
     for start in range(begin * BLOCK_K, end * BLOCK_K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         r += r_step
@@ -150,9 +133,7 @@ def add_term(
         carry = q >= v_size
         q = tl.where(carry, q - v_size, q)
         p += p_step + carry.to(tl.int32)
-        next_row = source_rows(
-            u_ptr, v_ptr, p, q, r, k + BLOCK_K, u_end, v_end, u_stride, v_stride, negative
-        )
+        next_row = source_rows(index, p, q, r, k + BLOCK_K)
         total = product(
             total,
             a_ptr + k[None, :],

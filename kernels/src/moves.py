@@ -147,10 +147,8 @@ def accept_kernel(
             total += tl.abs(entry).to(tl.float64)
             old = tl.load(signed_perm_ptr + i, mask=inside, other=0)
             total -= signed_entry(signed_ptr, i, size, old, inside)
-    for start in range(0, size, BLOCK):
-        i = start + tl.arange(0, BLOCK).to(tl.int64)
-        dual = tl.load(found_dual_ptr + w * size + i, mask=i < size, other=0.0)
-        tl.store(col_dual_ptr + w * size + i, dual, mask=i < size)
+        dual = tl.load(found_dual_ptr + w * size + i, mask=inside, other=0.0)
+        tl.store(col_dual_ptr + w * size + i, dual, mask=inside)
     gain = 2 * tl.sum(total, 0)
     if gain > tl.load(tolerance_ptr + w):
         for start in range(0, size, BLOCK):
