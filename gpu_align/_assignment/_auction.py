@@ -25,7 +25,7 @@ _EXACT_BITS = 27
 
 @lru_cache(maxsize=1)
 def find_cupy() -> bool:
-    """Whether CuPy can be imported; imports it only where it is installed."""
+    """Say whether CuPy can be imported; imports it only where it is installed."""
     if importlib.util.find_spec("cupy") is None:
         return False
     try:
@@ -100,7 +100,7 @@ class AuctionAssignment(AbstractAssignmentSolver):
             col_ind=found.col_ind,
             objective=found.objective,
             status=tuple(_status(code, bool(zero)) for code, zero in zip(*codes, strict=True)),
-            stats={"solver": self.name, "threads": 0} | found.named_stats(),
+            stats={"solver": self.name} | found.named_stats(),
             row_dual=found.row_dual,
             col_dual=found.col_dual,
             duality_gap=found.duality_gap,
@@ -199,6 +199,6 @@ def _pair(
 
 
 def _status(code: int, zero_gap: bool) -> Status:
-    """Translate a status code; a gap of zero proves the matching optimal."""
+    """Return the status of a code; a gap of zero proves the matching optimal."""
     status = STATUS_OF_CODE[code]
     return Status.OPTIMAL if status is Status.SOLVED and zero_gap else status

@@ -39,7 +39,7 @@ class AutoAssignment(AbstractAssignmentSolver):
         return self._select_cpu(problem)
 
     def _select_cpu(self, problem: AssignmentProblem) -> tuple[AbstractAssignmentSolver, str]:
-        """The same among the solvers on the CPU."""
+        """Return the same among the solvers on the CPU."""
         if find_lapx() is None:
             return ScipyAssignment(), (
                 "lapx >= 0.11 is not installed (pip install gpu-align[fast]): SciPy"

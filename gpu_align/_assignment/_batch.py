@@ -18,10 +18,10 @@ from gpu_align._status import Status
 
 @dataclass(frozen=True, eq=False)
 class CostBatch:
-    """The costs of a batch as NumPy sees them, always to be minimized.
+    """The costs of a batch as NumPy sees them, always to be minimised.
 
     Attributes:
-        cost: [b, n, n], float32 or float64; the negated costs where the sum is maximized.
+        cost: [b, n, n], float32 or float64; the negated costs where the sum is maximised.
             Padding is zero. May share memory with the problem's tensor: read only.
         sizes: [b], int64; number of rows of each problem.
         peak: [b], float64; largest absolute cost of each problem.
@@ -45,12 +45,12 @@ class CostBatch:
         return self.finite & (self.sizes > 0)
 
     def padding(self) -> NDArray[np.bool_]:
-        """Rows (and columns) that are padding, [b, n]."""
+        """Return which rows (and columns) are padding, [b, n]."""
         return np.arange(self.cost.shape[1]) >= self.sizes[:, None]
 
 
 def to_numpy(problem: AssignmentProblem) -> CostBatch:
-    """Convert the whole batch at once; costs nothing for a CPU tensor to be minimized.
+    """Convert the whole batch at once; costs nothing for a CPU tensor to be minimised.
 
     Problems of size 0 are neither read nor, in what is returned, written.
 
@@ -83,7 +83,7 @@ def to_numpy(problem: AssignmentProblem) -> CostBatch:
 
 
 def _without_padding(cost: NDArray[Any], sizes: NDArray[np.int64]) -> NDArray[Any]:
-    """The costs [c, n, n] with zeros in the place of padding."""
+    """Return the costs [c, n, n] with zeros in the place of padding."""
     n = cost.shape[1]
     if (sizes == n).all():
         return cost
@@ -92,12 +92,12 @@ def _without_padding(cost: NDArray[Any], sizes: NDArray[np.int64]) -> NDArray[An
 
 
 def identity_matching(batch: int, n: int) -> NDArray[np.int64]:
-    """Every row matched with the column of its own index, [batch, n]."""
+    """Match every row with the column of its own index, [batch, n]."""
     return np.tile(np.arange(n), (batch, 1))
 
 
 def matched_costs(cost: NDArray[Any], col_ind: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The costs [b, n] (float64) that a matching picks from [b, n, n]."""
+    """Return the costs [b, n] (float64) that a matching picks from [b, n, n]."""
     batch, n = col_ind.shape
     return cost[np.arange(batch)[:, None], np.arange(n), col_ind].astype(np.float64)
 

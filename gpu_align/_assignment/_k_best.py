@@ -46,7 +46,7 @@ def k_best(
     Returns:
         col_ind [b, k, n], int64, and objective [b, k], float64, best first. Where a problem has
         fewer than k matchings, the remaining objectives are infinite (minus infinity when
-        maximizing) and their col_ind repeats the best.
+        maximising) and their col_ind repeats the best.
 
     Raises:
         InputError: k is below 1.
@@ -78,7 +78,7 @@ def k_best(
 
 
 def _padding(problem: AssignmentProblem) -> Tensor:
-    """Entries [b, n, n] whose row or column is padding."""
+    """Return which entries [b, n, n] have a row or column of padding."""
     assert problem.sizes is not None
     device = problem.cost.device
     beyond = torch.arange(problem.n, device=device) >= problem.sizes.to(device)[:, None]
@@ -86,7 +86,7 @@ def _padding(problem: AssignmentProblem) -> Tensor:
 
 
 def _without_padding(problem: AssignmentProblem) -> Tensor:
-    """Costs [b, n, n] to be minimized, zero on padding."""
+    """Return the costs [b, n, n] to be minimised, zero on padding."""
     cost = problem.cost.detach()
     if problem.sizes is not None:
         cost = cost.masked_fill(_padding(problem), 0)
@@ -114,7 +114,7 @@ def _round_to_integers(cost: Tensor, most_bits: int) -> Tensor:
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    """2**exponent in float64, to the last bit; exponents from -1022 to 1023."""
+    """Return 2**exponent in float64, to the last bit; exponents from -1022 to 1023."""
     return ((exponent + 1023) << 52).view(torch.float64)
 
 
@@ -158,12 +158,12 @@ def _rank(cost: Tensor, best: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _reads_are_free(device: torch.device) -> bool:
-    """Whether a value can be read without waiting for a device."""
+    """Say whether a value can be read without waiting for a device."""
     return device.type == "cpu"
 
 
 def _few_splits(n: int) -> int:
-    """How often paths are split before a device is asked, at the end, whether that did.
+    """Return how often paths are split before a device is asked whether that did.
 
     Random, rank-one, planted and tied costs of n = 8 to 512 needed 10 at most, 8 for n = 24.
     """
@@ -358,7 +358,7 @@ def _eliminate(views: list[tuple[Tensor, Tensor, Tensor]]) -> None:
 
 
 def _in_order(col_ind: Tensor, total: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
-    """Matchings [c, k, n] and unrounded objectives [c, k], sorted by these objectives."""
+    """Return matchings [c, k, n] and unrounded objectives [c, k], sorted by these objectives."""
     picked = cost.gather(2, col_ind.mT).double().sum(1)
     objective, order = picked.masked_fill(total.isinf(), math.inf).sort(dim=1, stable=True)
     col_ind = col_ind.gather(1, order[:, :, None].expand_as(col_ind))

@@ -26,7 +26,7 @@ _CHUNK_ENTRIES = 2**15
 def certify(problem: AssignmentProblem, solution: AssignmentSolution) -> AssignmentSolution:
     """Add feasible potentials and the duality gap to a solution, whoever found it.
 
-    For costs to be minimized, u_i + v_j <= c_ij for all i, j proves that no matching costs less
+    For costs to be minimised, u_i + v_j <= c_ij for all i, j proves that no matching costs less
     than sum(u) + sum(v). The gap is the distance of the objective from this bound, and the
     bound is the tightest there is: the gap of an optimal matching is zero up to rounding, that
     of any other matching is what it lacks.
@@ -70,9 +70,9 @@ def certify(problem: AssignmentProblem, solution: AssignmentSolution) -> Assignm
 
 
 def padded_float64(costs: CostBatch, part: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Costs [len(part), n, n] of some problems; padding is free on the diagonal, else infinite.
+    """Return costs [len(part), n, n] of some problems; padding is free on the diagonal only.
 
-    So the only finite matching of the padding is the identity.
+    Elsewhere it is infinite: the only finite matching of the padding is the identity.
     """
     cost = costs.cost[part].astype(np.float64)
     if costs.is_ragged:
@@ -100,7 +100,7 @@ def _check_matching(col_ind: NDArray[np.int64], costs: CostBatch) -> None:
 
 
 def _certified_status(status: Status, optimal: bool) -> Status:
-    """The status of a solution once its gap is known."""
+    """Return the status of a solution once its gap is known."""
     if status in FAILURES:
         return status
     if optimal:
@@ -118,7 +118,7 @@ def _chunks(indices: NDArray[np.int64], n: int) -> Iterator[NDArray[np.int64]]:
 def _feasible_duals(
     cost: NDArray[np.float64], col_ind: NDArray[np.int64], tolerance: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Optimal potentials for costs [c, n, n] to be minimized, given matchings [c, n].
+    """Return optimal potentials for costs [c, n, n] to be minimised, given matchings [c, n].
 
     Returns:
         row_dual [c, n] and col_dual [c, n], feasible up to the rounding of one subtraction.
@@ -138,11 +138,11 @@ def _feasible_duals(
 def _column_duals(
     cost: NDArray[np.float64], col_ind: NDArray[np.int64], tolerance: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Bellman-Ford over the rows: taking over the column of row k costs row i w_ik.
+    """Find potentials by Bellman-Ford over the rows.
 
-    With w_ik = c[i, m(k)] - c[i, m(i)] for the matching m, potentials with equality on m must
-    have v[m(k)] <= v[m(i)] + w_ik: they are shortest distances, which exist if and only if no
-    cycle is negative, that is if m is optimal.
+    Taking over the column of row k costs row i w_ik = c[i, m(k)] - c[i, m(i)] for the matching m.
+    Potentials with equality on m must have v[m(k)] <= v[m(i)] + w_ik: they are shortest
+    distances, which exist if and only if no cycle is negative, that is if m is optimal.
 
     Returns:
         The potentials [c, n] by column, and [c] whether they settled within `tolerance` [c].

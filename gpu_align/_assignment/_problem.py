@@ -97,9 +97,9 @@ class AssignmentSolution:
             rows of a failed problem: every line is a permutation of range(n).
         objective: [b], float64. Sum of the original costs of the matching; NaN on failure.
         status: one `Status` for each problem.
-        stats: how the solver worked; at least "solver" and "threads".
+        stats: how the solver worked; at least "solver", and "threads" on the CPU.
         row_dual: [b, n], float64, or None where no certificate was asked for. Feasible:
-            row_dual[i] + col_dual[j] <= cost[i, j] (>= when maximizing) up to rounding. Zero on
+            row_dual[i] + col_dual[j] <= cost[i, j] (>= when maximising) up to rounding. Zero on
             padding, NaN on failure.
         col_dual: [b, n], float64, or None; see row_dual.
         duality_gap: [b], float64, or None. Distance from the objective to the bound which the

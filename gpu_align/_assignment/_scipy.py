@@ -44,6 +44,6 @@ class ScipyAssignment(AbstractAssignmentSolver):
 
 
 def _match(cost: NDArray[Any]) -> NDArray[np.int64]:
-    """Columns [m] of an optimal matching of `cost` [m, m]."""
+    """Return the columns [m] of an optimal matching of `cost` [m, m]."""
     col_ind: NDArray[np.int64] = linear_sum_assignment(cost)[1]
     return col_ind

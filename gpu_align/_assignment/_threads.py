@@ -28,7 +28,7 @@ def check_threads(threads: int | None) -> None:
 
 
 def thread_count(threads: int | None) -> int:
-    """`threads`, or where that is None the number of CPUs this process may use."""
+    """Return `threads`, or where that is None the number of CPUs this process may use."""
     if threads is not None:
         return threads
     if sys.platform == "linux":
@@ -43,7 +43,7 @@ def solve_each(
 
     Args:
         costs: the batch.
-        match: takes one cost matrix [m, m] to be minimized and returns the column of each row.
+        match: takes one cost matrix [m, m] to be minimised and returns the column of each row.
         threads: at most this many; fewer are used for small problems.
 
     Returns:
@@ -72,5 +72,5 @@ def solve_each(
 
 @lru_cache(maxsize=8)
 def _pool(workers: int, process: int) -> ThreadPoolExecutor:
-    """One pool for each thread count, kept; a forked `process` has none of its parent's threads."""
+    """Keep one pool for each thread count; a forked `process` has none of its parent's threads."""
     return ThreadPoolExecutor(workers, thread_name_prefix="gpu-align-assignment")
