@@ -16,31 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._descriptors import (
-    P_ACTIVE,
-    P_BATCH,
-    P_CHUNK,
-    P_CHUNKS,
-    P_FIELDS,
-    P_FIRST_TERM,
-    P_LAST_TERM,
-    P_MODEL,
-    P_OUT,
-    P_PART,
-    P_SIZE,
-    P_SOURCE_NORM,
-    P_TARGET_NORM,
-    P_UNARY,
-    P_UNARY_STEP,
-    T_FIELDS,
-    T_LENGTH,
-    ProblemRow,
-    TermRow,
-    fold,
-    outputs,
-    problem_row,
-    term_row,
-)
+from . import _descriptors as at
+from ._descriptors import ProblemRow, TermRow, fold, outputs, problem_row, term_row
 from ._launch import TRITON_DTYPES, Launch, Table, architecture, locate, processors
 from ._row_terms import add_term, tile_of
 from ._tiles import Tile, Work, choose_tile, split
@@ -70,24 +47,25 @@ def finish(
     """Add the unary part to a tile of the products, make it the cost if wanted, write it."""
     wanted = (i[:, None] < size) & (j[None, :] < size)
     position = i[:, None] * size + j[None, :]
-    unary_ptr = tl.load(problem + P_UNARY)
+    unary_ptr = tl.load(problem + at.P_UNARY)
     if unary_ptr != 0:
-        unary = unary_ptr.to(tl.pointer_type(tl.float32)) + model * tl.load(problem + P_UNARY_STEP)
+        step = tl.load(problem + at.P_UNARY_STEP)
+        unary = unary_ptr.to(tl.pointer_type(tl.float32)) + model * step
         total += tl.load(unary + position, mask=wanted, other=0.0)
     if cost != 0:
-        a_norm = tl.load(problem + P_TARGET_NORM).to(tl.pointer_type(tl.float32)) + i
-        b_norm = tl.load(problem + P_SOURCE_NORM).to(tl.pointer_type(tl.float32)) + j
+        a_norm = tl.load(problem + at.P_TARGET_NORM).to(tl.pointer_type(tl.float32)) + i
+        b_norm = tl.load(problem + at.P_SOURCE_NORM).to(tl.pointer_type(tl.float32)) + j
         a_norm = tl.load(a_norm, mask=i < size, other=0.0)
         b_norm = tl.load(b_norm + model * size, mask=j < size, other=0.0)
         total = a_norm[:, None] + b_norm[None, :] - 2 * total
-    out = tl.load(problem + P_OUT).to(tl.pointer_type(tl.float32)) + w * size * size
+    out = tl.load(problem + at.P_OUT).to(tl.pointer_type(tl.float32)) + w * size * size
     tl.store(out + position, total, mask=wanted)
 
 
 @triton.jit
 def is_active(problem: tl.tensor, w: tl.tensor) -> tl.tensor:
     """Say whether a hypothesis is to be computed."""
-    active_ptr = tl.load(problem + P_ACTIVE)
+    active_ptr = tl.load(problem + at.P_ACTIVE)
     active = active_ptr == 0
     if active_ptr != 0:
         active = tl.load(active_ptr.to(tl.pointer_type(tl.int64)) + w) != 0
@@ -118,24 +96,24 @@ def row_distance_kernel(
     Hypotheses run fastest: neighbours read the same rows of A and the same columns of B.
     """
     number, local = locate(first_ptr, problems, steps, tl.program_id(0).to(tl.int64))
-    problem = problem_ptr + number * P_FIELDS
-    size = tl.load(problem + P_SIZE)
-    units, batch = size.to(tl.int32), tl.load(problem + P_BATCH).to(tl.int32)
-    chunks = tl.load(problem + P_CHUNKS).to(tl.int32)
-    chunk_steps = tl.load(problem + P_CHUNK).to(tl.int32)
+    problem = problem_ptr + number * at.P_FIELDS
+    size = tl.load(problem + at.P_SIZE)
+    units, batch = size.to(tl.int32), tl.load(problem + at.P_BATCH).to(tl.int32)
+    chunks = tl.load(problem + at.P_CHUNKS).to(tl.int32)
+    chunk_steps = tl.load(problem + at.P_CHUNK).to(tl.int32)
     tiles = batch * tl.cdiv(units, BLOCK_M) * tl.cdiv(units, BLOCK_N)
     chunk, place = local.to(tl.int32) // tiles, local.to(tl.int32) % tiles
     tile, w = place // batch, (place % batch).to(tl.int64)
     if not is_active(problem, w):
         return
     i, j = tile_of(tile, units, BLOCK_M, BLOCK_N)
-    model = tl.load(tl.load(problem + P_MODEL).to(tl.pointer_type(tl.int64)) + w)
+    model = tl.load(tl.load(problem + at.P_MODEL).to(tl.pointer_type(tl.int64)) + w)
     padded = tl.multiple_of((units + 15) // 16 * 16, 16)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     before = chunk * chunk_steps
-    for t in range(tl.load(problem + P_FIRST_TERM), tl.load(problem + P_LAST_TERM)):
-        term = term_ptr + t * T_FIELDS
-        term_steps = tl.cdiv(tl.load(term + T_LENGTH), BLOCK_K).to(tl.int32)
+    for t in range(tl.load(problem + at.P_FIRST_TERM), tl.load(problem + at.P_LAST_TERM)):
+        term = term_ptr + t * at.T_FIELDS
+        term_steps = tl.cdiv(tl.load(term + at.T_LENGTH), BLOCK_K).to(tl.int32)
         begin = tl.minimum(tl.maximum(before, 0), term_steps)
         end = tl.minimum(tl.maximum(before + chunk_steps, 0), term_steps)
         before -= term_steps
@@ -144,7 +122,7 @@ def row_distance_kernel(
             DTYPE, PLANES, PRECISION, BLOCK_K,
         )  # fmt: skip
     if chunks > 1:
-        slot = tl.load(problem + P_PART) + place.to(tl.int64) * chunks
+        slot = tl.load(problem + at.P_PART) + place.to(tl.int64) * chunks
         within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         part = part_ptr + slot * (BLOCK_M * BLOCK_N) + within
         tl.store(part + chunk * (BLOCK_M * BLOCK_N), total)
