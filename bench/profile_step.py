@@ -83,7 +83,7 @@ def floor_of_sweep(problem: AlignmentProblem, batch: int) -> dict[str, float]:
     flops = moved = 0
     for group in problem.order:
         size = problem.sizes[group]
-        weights = sum(term.target.numel() for term in problem.touching(group))
+        weights = sum(term.target.numel() for term in problem.terms_of(group))
         flops += 2 * batch * size * weights
         moved += 2 * weights + (problem.models + batch) * size**2
     return {"flops": flops, "bytes": moved * problem.dtype.itemsize}

@@ -340,7 +340,9 @@ def test_certificate_of_a_group_on_two_axes_is_a_proof() -> None:
     report = next(r for r in certificates(problem, found)[0].groups if r.name == group)
     reached = [
         float(
-            problem.touched(group, {**others, group: torch.tensor([order])}, torch.zeros(1).long())
+            problem.family_value(
+                group, {**others, group: torch.tensor([order])}, torch.zeros(1).long()
+            )
         )
         for order in itertools.permutations(range(problem.sizes[group]))
     ]

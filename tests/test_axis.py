@@ -15,7 +15,7 @@ from strategies import GROUPS, SIZES, axes, permutations, seeds, tensor_specs
 from gpu_align import Permutation, PermutationSpec, SpecError, chain_spec
 from gpu_align._symmetry import Group, TensorSpec
 from gpu_align._symmetry._axis import Axis, Factor
-from gpu_align._symmetry._move import move, multiply
+from gpu_align._symmetry._move import move, multiply, one_of_each
 
 PERMS = {"g": torch.tensor([2, 0, 1]), "h": torch.tensor([1, 0]), "one": torch.tensor([0])}
 LAYOUTS = {
@@ -39,8 +39,8 @@ LAYOUTS = {
 def test_units_of_a_layout_move(data: object, expected: list[int]) -> None:
     axis = Axis.from_json(data, SIZES)
     groups = {name: Group(name, size) for name, size in SIZES.items()}
-    moved = move(torch.arange(axis.size), TensorSpec((axis,)), groups, PERMS)
-    assert moved.tolist() == expected
+    moved = move(torch.arange(axis.size)[None], TensorSpec((axis,)), groups, one_of_each(PERMS))
+    assert moved[0].tolist() == expected
     assert axis.size == len(expected)
 
 
@@ -68,7 +68,7 @@ def test_entries_are_multiplied_by_powers_of_scales(tensor: TensorSpec, seed: in
     still = symmetry_of(Permutation.identity(spec)).perms
     arrays = {name: scale.numpy() for name, scale in scales.items()}
     expected = moved_array(weight.numpy(), tensor, GROUPS, Symmetry(still, arrays))
-    multiplied = multiply(weight, tensor, GROUPS, scales)
+    multiplied = multiply(weight[None], tensor, GROUPS, one_of_each(scales))[0]
     assert torch.allclose(multiplied, torch.from_numpy(expected), rtol=1e-14)
 
 

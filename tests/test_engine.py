@@ -128,7 +128,7 @@ QUEUED: dict[str, Callable[[Step], None]] = {
     "cool": _cool,
     "round": lambda step: to_hypotheses(step.run, step.soft, step.model),
     "best": lambda step: step.batch.best(2),
-    "objective": lambda step: step.run.problem.soft_objective(step.soft, step.model),
+    "objective": lambda step: step.run.problem.soft_value(step.soft, step.model),
     "frank_wolfe": lambda step: FrankWolfe(starts=2)._advance(
         step.run, FrankWolfe(starts=2).init(step.run, None).memory
     ),

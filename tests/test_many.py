@@ -45,7 +45,7 @@ from gpu_align import (
 from gpu_align._align import _many as many
 from gpu_align._align._batches import batch_ranges, bytes_per_model, hypotheses_per_model
 from gpu_align._device._memory import _left_in_control_group, free_bytes
-from gpu_align._symmetry._permutation import apply_each
+from gpu_align._symmetry._permutation import apply_permutations
 from gpu_align._symmetry._spec import memory_of
 from gpu_align._symmetry._weights import Weights
 
@@ -454,13 +454,13 @@ def side_by_side(vectors: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def apply_all(permutations: list[Permutation], states: list[State]) -> list[State]:
-    """Call `apply_each` with what it takes."""
+    """Call `apply_permutations` with what it takes."""
     perms, signs = (
         side_by_side([getattr(permutation, kind) for permutation in permutations])
         for kind in ("perms", "signs")
     )
     weights = Weights(permutations[0].spec, states, torch.device("cpu"))
-    return apply_each(weights, permutations, perms, signs)
+    return apply_permutations(weights, perms, signs)
 
 
 @pytest.mark.parametrize("name", ["cnn", "heads", "signed", "signed_heads"])

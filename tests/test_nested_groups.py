@@ -371,7 +371,7 @@ def test_pairs_of_coupled_children_are_worth_what_they_contribute(
     assign = run.assign
     monkeypatch.setattr(run, "assign", lambda matrix: solved.append(matrix) or assign(matrix))
     moved, _ = best_move(run, group, batch)
-    contributed = problem.touched(group, {**batch.perms, **moved}, batch.model)
+    contributed = problem.family_value(group, {**batch.perms, **moved}, batch.model)
     assert torch.allclose(picked(solved[-1], moved[group]), contributed)
 
 

@@ -194,7 +194,7 @@ def test_groups_must_agree() -> None:
         Permutation(spec, {"0": torch.arange(3), "extra": torch.arange(3)})
     with pytest.raises(SpecError, match="groups"):
         Permutation(spec, {})
-    with pytest.raises(SpecError, match="composed"):
+    with pytest.raises(SpecError, match="compose permutations of one spec"):
         Permutation.identity(spec).compose(other)
 
 

@@ -41,6 +41,7 @@ from gpu_align._problem import (
     _sibling_term,
     _terms,
     concatenate,
+    is_signed,
     picked,
     to_matrix,
 )
@@ -147,7 +148,7 @@ def test_gain_is_the_difference_of_objectives(networks: Pair, stream: RandomStre
     for group in problem.order:
         similarity = problem.similarities(group, batch.perms, MODEL)
         after = {matrix: other.perms[matrix] for matrix in problem.families[group].variables}
-        gain = problem.gain(group, similarity, after, batch)
+        gain = problem.decrease(group, similarity, after, batch)
         moved = problem.objective({**batch.perms, **after}, MODEL)
         assert torch.allclose(batch.objective - moved, gain, rtol=1e-10, atol=1e-10)
 
@@ -174,7 +175,7 @@ def test_soft_objective_equals_the_dense_form(networks: Pair, generator: torch.G
     fixed = {name: np.eye(networks.spec.units(name)) for name in networks.spec.groups}
     zero = {m: np.zeros((n, n)) for m, n in problem.sizes.items()}
     free = form(networks.spec, fixed | zero, networks.source, networks.target)
-    for index, value in enumerate(problem.soft_objective(soft, MODEL[:2]).tolist()):
+    for index, value in enumerate(problem.soft_value(soft, MODEL[:2]).tolist()):
         matrices = fixed | {m: matrix[index].numpy() for m, matrix in soft.items()}
         whole = form(networks.spec, matrices, networks.source, networks.target)
         assert value == pytest.approx(whole - free, rel=1e-9)
@@ -183,7 +184,7 @@ def test_soft_objective_equals_the_dense_form(networks: Pair, generator: torch.G
 def test_soft_similarity_is_the_gradient(networks: Pair, generator: torch.Generator) -> None:
     problem = problem_of(networks)
     soft = {g: m.requires_grad_() for g, m in random_soft(problem, generator).items()}
-    problem.soft_objective(soft, MODEL).sum().backward()
+    problem.soft_value(soft, MODEL).sum().backward()
     for group, matrix in problem.soft_similarity(soft, MODEL).items():
         assert torch.allclose(matrix, soft[group].grad, rtol=1e-9, atol=1e-9)
 
@@ -192,7 +193,7 @@ def test_soft_permutations_agree_with_hard_ones(networks: Pair, stream: RandomSt
     problem = problem_of(networks)
     batch = problem.random(5, stream)
     soft = {matrix: to_matrix(p, problem.dtype) for matrix, p in batch.perms.items()}
-    value = problem.constant[MODEL] - 2 * problem.soft_objective(soft, MODEL)
+    value = problem.constant[MODEL] - 2 * problem.soft_value(soft, MODEL)
     assert torch.allclose(value, batch.objective, rtol=1e-10)
     for name, matrix in problem.soft_similarity(soft, MODEL).items():
         picked_soft, hard = (
@@ -200,7 +201,7 @@ def test_soft_permutations_agree_with_hard_ones(networks: Pair, stream: RandomSt
             for similarity in (matrix, problem.similarity(name, batch.perms, MODEL))
         )
         assert torch.allclose(picked_soft, hard)
-        if not any(isinstance(term, SiblingTerm) for term in problem.touching(name)):
+        if not any(isinstance(term, SiblingTerm) for term in problem.terms_of(name)):
             assert torch.allclose(matrix, problem.similarity(name, batch.perms, MODEL))
 
 
@@ -215,7 +216,7 @@ def test_several_models_equal_several_problems(
     assert batch.model.tolist() == [0, 0, 1, 1, 2, 2]
     hard = {m: problem.similarity(m, batch.perms, batch.model) for m in problem.sizes}
     gradient = problem.soft_similarity(soft, batch.model)
-    value = problem.soft_objective(soft, batch.model)
+    value = problem.soft_value(soft, batch.model)
     for model, source in enumerate(sources):
         alone = AlignmentProblem(source, one.target, one.spec)
         chosen = batch.model == model
@@ -223,7 +224,7 @@ def test_several_models_equal_several_problems(
         perms = {g: p[chosen] for g, p in batch.perms.items()}
         part = {g: m[chosen] for g, m in soft.items()}
         assert torch.allclose(alone.objective(perms, zeros), batch.objective[chosen])
-        assert torch.allclose(alone.soft_objective(part, zeros), value[chosen])
+        assert torch.allclose(alone.soft_value(part, zeros), value[chosen])
         single = alone.soft_similarity(part, zeros)
         for matrix in problem.sizes:
             assert torch.allclose(alone.similarity(matrix, perms, zeros), hard[matrix][chosen])
@@ -253,6 +254,31 @@ def test_evidence_enters_linearly(generator: torch.Generator, stream: RandomStre
 def test_evidence_that_does_not_fit_is_refused(evidence: dict[str, Tensor]) -> None:
     with pytest.raises(InputError, match="evidence"):
         problem_of(pair("mlp"), evidence=evidence)
+
+
+def test_evidence_for_the_signed_matrix_of_a_group_is_refused() -> None:
+    sizes = problem_of(pair("signed")).sizes
+    variable = next(filter(is_signed, sizes))
+    evidence = torch.zeros(sizes[variable], sizes[variable])
+    with pytest.raises(InputError, match="one of the groups"):
+        problem_of(pair("signed"), evidence={variable: evidence})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("groups", "order"),
+        ("touching", "terms_of"),
+        ("touched", "family_value"),
+        ("gain", "decrease"),
+        ("soft_objective", "soft_value"),
+        ("each_tensor_distance_before", "each_tensor_distance"),
+    ],
+)
+def test_old_names_still_work_and_warn(old: str, new: str) -> None:
+    problem = problem_of(pair("mlp"))
+    with pytest.warns(DeprecationWarning, match=f"AlignmentProblem.{old} is .* called {new} now"):
+        assert getattr(problem, old) == getattr(problem, new)
 
 
 @settings(max_examples=20)

@@ -302,7 +302,7 @@ def test_agrees_with_the_alignment_problem(device: torch.device) -> None:
     for group in problem.order:
         terms = [
             RowTerm(term.target.to(device), term.source.to(device), term.variables, place)
-            for term in problem.touching(group)
+            for term in problem.terms_of(group)
             for place, name in enumerate(term.variables)
             if name == group
         ]

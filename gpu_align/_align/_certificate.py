@@ -11,11 +11,11 @@ from gpu_align._problem import (
     Family,
     Hypotheses,
     Member,
+    add_bound,
     exact_match,
     lower_bound,
     optimistic,
     picked,
-    unsigned,
 )
 from gpu_align._symmetry import Permutation
 
@@ -111,7 +111,7 @@ def certificates(problem: AlignmentProblem, hypotheses: Hypotheses) -> list[Cert
         One certificate per hypothesis.
     """
     model = hypotheses.model
-    before = {name: d[model] for name, d in problem.each_tensor_distance_before().items()}
+    before = {name: d[model] for name, d in problem.each_tensor_distance().items()}
     after = problem.each_tensor_distance(hypotheses)
     bounds = lower_bound(problem)[model]
     reports = [
@@ -135,12 +135,12 @@ def _group_reports(
     name, perms, model = family.root.group, hypotheses.perms, hypotheses.model
     similarity = _bounding_similarity(problem, family, perms, model)
     if problem.is_quadratic(name):
-        primal = problem.touched(name, perms, model)
+        primal = problem.family_value(name, perms, model)
     else:
         primal = torch.stack([picked(s, perms[m]) for m, s in similarity.items()]).sum(0)
     dual = family.bound(similarity, exact_match(problem.engine))
-    members = {member.group for member in family.members}
-    tensors = [t for t in before if not members.isdisjoint(problem.spec.tensors[t].groups)]
+    groups = {member.group for member in family.members}
+    tensors = [t for t in before if not groups.isdisjoint(problem.spec.tensors[t].groups)]
     moved = torch.stack([_moved(member, perms) for member in family.members], dim=1)
     numbers = (
         *(_total((parts[t] for t in tensors), primal) for parts in (before, after)),
@@ -171,17 +171,15 @@ def _bounding_similarity(
     problem: AlignmentProblem, family: Family, perms: Mapping[str, Tensor], index: Tensor
 ) -> dict[str, Tensor]:
     """Return the similarities of a family, with bounds for the terms it is quadratic in."""
-    similarity = {matrix: problem.unary[matrix][index] for matrix in family.variables}
+    similarity = {variable: problem.unary[variable][index] for variable in family.variables}
     for term in problem.family_terms(family.root.group):
-        own = [n for n, matrix in enumerate(term.variables) if matrix in family.variables]
-        for place in own:
-            matrix = term.variables[place]
+        own = [mode for mode, v in enumerate(term.variables) if v in family.variables]
+        for mode in own:
+            variable = term.variables[mode]
             if len(own) == 1:
-                similarity[matrix] += term.similarity(place, perms, index)
+                similarity[variable] += term.similarity(mode, perms, index)
             else:
-                # A bound holds for any sign, so it is not the sign's business.
-                bound = optimistic(term, place)[index] / len(own)
-                similarity[unsigned(matrix)] += bound
+                add_bound(similarity, variable, optimistic(term, mode)[index] / len(own))
     return similarity
 
 
@@ -207,12 +205,11 @@ def cost_matrix(
     index = torch.full((1,), model, device=problem.device)
     similarity = {m: problem.similarity(m, perms, index) for m in member.variables}
     norms = torch.zeros_like(problem.unary[member.group][model])
-    for matrix in member.variables:
-        norms += problem.unary_norms(matrix)[model]
-        for term in problem.touching(matrix):
-            for place in (n for n, name in enumerate(term.variables) if name == matrix):
-                norms += term.squared_norms(place)[model]
-    cost = (norms - 2 * member.gains(similarity)[0]).clamp_min(0).cpu()
+    for variable in member.variables:
+        norms += problem.unary_norms(variable)[model]
+        for term, mode in problem.modes_of(variable):
+            norms += term.squared_norms(mode)[model]
+    cost = (norms - 2 * member.unit_gains(similarity)[0]).clamp_min(0).cpu()
     units = len(cost)
     shown = torch.linspace(0, units - 1, min(units, SHOWN)).round().long()
     return CostMatrix(

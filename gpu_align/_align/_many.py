@@ -36,7 +36,7 @@ from gpu_align._search import (
     run_search,
 )
 from gpu_align._status import Status
-from gpu_align._symmetry import PermutationSpec, StateDict, Weights, apply_each, part_ranges
+from gpu_align._symmetry import PermutationSpec, StateDict, Weights, apply_permutations, part_ranges
 
 FunctionCheck = Callable[[StateDict, StateDict], float]
 _CERTIFIED_ON_HOST, _CERTIFIED_ON_DEVICE = 2**20, 2**27
@@ -281,7 +281,7 @@ class _Task:
         part = best.select(torch.arange(start, stop, device=best.model.device))
         part = replace(part, model=part.model - start, models=stop - start)
         permutations = exact.permutations(part)
-        moved = apply_each(exact.sources, permutations, *exact.group_vectors(part))
+        moved = apply_permutations(exact.sources, *exact.group_vectors(part))
         pictured = len(self.sources) <= PICTURED
         found = zip(permutations, moved, certificates(exact, part), strict=True)
         for model, (permutation, state, certificate) in enumerate(found):

@@ -1,6 +1,6 @@
 """The alignment problem: terms, objective, similarity, metrics and bound."""
 
-from gpu_align._problem._bound import dual_match, exact_match, lower_bound, optimistic
+from gpu_align._problem._bound import add_bound, dual_match, exact_match, lower_bound, optimistic
 from gpu_align._problem._digest import hash_tensors
 from gpu_align._problem._family import Family, Member, families_of
 from gpu_align._problem._form import AnyTerm
@@ -30,6 +30,7 @@ __all__ = [
     "Metric",
     "SiblingTerm",
     "Term",
+    "add_bound",
     "as_metric",
     "check_weights",
     "compute_dtype",

@@ -35,11 +35,9 @@ def lower_bound(problem: AlignmentProblem) -> Tensor:
     for family in problem.families.values():
         similarity = {m: problem.unary[m].to(torch.float64) for m in family.variables}
         for term in problem.family_terms(family.root.group):
-            for place, variable in enumerate(term.variables):
+            for mode, variable in enumerate(term.variables):
                 if variable in similarity:
-                    # A bound holds for any sign, so it is not the sign's business.
-                    share = optimistic(term, place) / len(term.variables)
-                    similarity[unsigned(variable)] = similarity[unsigned(variable)] + share
+                    add_bound(similarity, variable, optimistic(term, mode) / len(term.variables))
         inner += family.bound(similarity, exact_match(problem.engine))
     bound = problem.constant - 2 * inner - _rounding(problem)
     return bound if problem.evidence else bound.clamp_min(0)
@@ -78,25 +76,34 @@ def _device_match(similarity: Tensor) -> tuple[Tensor, Tensor]:
     return columns, row.sum(1) + column.sum(1)
 
 
-def optimistic(term: AnyTerm, place: int) -> Tensor:
+def optimistic(term: AnyTerm, mode: int) -> Tensor:
     """Return the most that a term can add for each pair of units, whatever the others do.
 
-    Where signs are free, magnitudes are compared: the bound then holds for any sign.
+    Where signs are free, magnitudes are compared.
 
     Args:
         term: a term that couples two or more matrices.
-        place: which of its matrices has the rows.
+        mode: the index of the term whose matrix has the rows.
 
     Returns:
         float64 [m, n, n].
     """
-    target, source = term.rows(place)
+    target, source = term.rows(mode)
     if any(is_signed(variable) for variable in term.variables):
         target, source = target.abs(), source.abs()
     size, depth = len(target), target.shape[-1]
     a = _sorted(target.to(torch.float64).reshape(size, -1, depth), 1)
     b = _sorted(source.to(torch.float64).reshape(len(source), size, -1, depth), 2)
     return a.reshape(size, -1) @ b.reshape(len(source), size, -1).transpose(1, 2)
+
+
+def add_bound(similarity: dict[str, Tensor], variable: str, bound: Tensor) -> None:
+    """Add what a term can add at most for each pair of units, [b, n, n], to a family's similarity.
+
+    The bound holds for any sign, so it is not the sign's business: the plain matrix gets it.
+    """
+    plain = unsigned(variable)
+    similarity[plain] = similarity[plain] + bound.to(similarity[plain])
 
 
 def _sorted(values: Tensor, axis: int) -> Tensor:

@@ -37,8 +37,8 @@ class Member:
         """
         return (self.group, signed_matrix(self.group)) if self.signed else (self.group,)
 
-    def gains(self, similarity: Mapping[str, Tensor]) -> Tensor:
-        """Return what each pair of units gains with its best sign, [b, n, n].
+    def unit_gains(self, similarity: Mapping[str, Tensor]) -> Tensor:
+        """Return by how much F grows with each pair of units and its best sign, [b, n, n].
 
         Args:
             similarity: variable -> [b, n, n].
@@ -76,14 +76,6 @@ class Family:
         """Return the number of units of a member, over all units of the root."""
         return member.size if member is self.root else member.size * self.root.size
 
-    def identity(self) -> dict[str, Tensor]:
-        """Return the vectors that move nothing, variable -> int64 [n]."""
-        return {
-            variable: torch.arange(self.units(member))
-            for member in self.members
-            for variable in member.variables
-        }
-
     def random(self, owners: Tensor, random: RandomStream) -> dict[str, Tensor]:
         """Draw vectors uniformly, variable -> int64 [b, n].
 
@@ -116,7 +108,7 @@ class Family:
             similarity: variable -> [b, n, n], the gradient of F.
             match: solves assignments.
         """
-        outer, inner = self.outer(self.gains(similarity), match)
+        outer, inner = self.outer(self.unit_gains(similarity), match)
         return self.vectors(match(outer)[0], inner, similarity)
 
     def bound(self, similarity: Mapping[str, Tensor], match: Matcher) -> Tensor:
@@ -124,29 +116,29 @@ class Family:
 
         With a `match` that returns upper bounds for values, it is one for the whole family.
         """
-        outer, _ = self.outer(self.gains(similarity), match)
+        outer, _ = self.outer(self.unit_gains(similarity), match)
         return match(outer)[1]
 
-    def gains(self, similarity: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what each pair of units gains with its best sign, group -> [b, n, n]."""
-        return {member.group: member.gains(similarity) for member in self.members}
+    def unit_gains(self, similarity: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return `Member.unit_gains` of every member, group -> [b, n, n]."""
+        return {member.group: member.unit_gains(similarity) for member in self.members}
 
     def outer(
-        self, gains: Mapping[str, Tensor], match: Matcher
+        self, unit_gains: Mapping[str, Tensor], match: Matcher
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Solve the children inside each pair of units of the root.
 
         Args:
-            gains: group -> [b, n, n].
+            unit_gains: group -> [b, n, n].
             match: solves assignments.
 
         Returns:
             What each pair of root units gains, [b, R, R] with R = root.size, and for each child
             the assignments inside each pair, int64 [b, R, R, child.size].
         """
-        total, inner = gains[self.root.group], {}
+        total, inner = unit_gains[self.root.group], {}
         for child in self.children:
-            blocks = self.blocks(gains[child.group])
+            blocks = self.blocks(unit_gains[child.group])
             columns, values = match(blocks.flatten(0, 2))
             inner[child.group] = columns.reshape(blocks.shape[:-1])
             total = total + values.reshape(blocks.shape[:3]).to(total.dtype)
@@ -179,7 +171,8 @@ class Family:
         cut = matrix.reshape(len(matrix), self.root.size, size, self.root.size, size)
         return cut.transpose(2, 3)
 
-    def joined(self, blocks: Tensor) -> Tensor:
+    @staticmethod
+    def joined(blocks: Tensor) -> Tensor:
         """Undo `blocks`: [b, R, R, s, s] -> [b, n, n]."""
         size = blocks.shape[1] * blocks.shape[3]
         return blocks.transpose(2, 3).reshape(len(blocks), size, size)
@@ -189,15 +182,15 @@ class Family:
         return (root[..., None] * inner.shape[2] + inner).flatten(1)
 
 
-def gain_of(
+def value_increase(
     similarity: Mapping[str, Tensor], before: Mapping[str, Tensor], after: Mapping[str, Tensor]
 ) -> Tensor:
     """Return by how much F grows for a family with these similarities, float64 [b].
 
     Exact where no term couples two matrices of the family.
     """
-    gains = [picked(s, after[m]) - picked(s, before[m]) for m, s in similarity.items()]
-    return torch.stack(gains).sum(0)
+    parts = [picked(s, after[m]) - picked(s, before[m]) for m, s in similarity.items()]
+    return torch.stack(parts).sum(0)
 
 
 def families_of(spec: PermutationSpec, signs: bool) -> tuple[Family, ...]:

@@ -36,13 +36,13 @@ class Metric:
 
     def scaled(self, tensor: Tensor) -> Tensor:
         """Return `sqrt(w_t) f(tensor)` in float64, so that D is a plain squared distance."""
-        tensor = tensor.to(torch.float64)
-        return self.transform(tensor) * self.weight(tensor) ** 0.5
+        return self.scaled_each(tensor[None])[0]
 
     def scaled_each(self, tensors: Tensor) -> Tensor:
         """Return `scaled` of every tensor of a stack, [m, *shape] with m >= 1."""
         if self.batched is None:
-            return torch.stack([self.scaled(tensor) for tensor in tensors])
+            each = (tensor.to(torch.float64) for tensor in tensors)
+            return torch.stack([self.transform(t) * self.weight(t) ** 0.5 for t in each])
         tensors = tensors.to(torch.float64)
         if self.is_plain:
             return tensors
@@ -72,7 +72,10 @@ def _standardize(tensors: Tensor) -> Tensor:
 
 
 def _unit_rows(tensors: Tensor) -> Tensor:
-    """Scale each slice of the first axis to unit norm; vectors and zero rows stay as they are."""
+    """Scale each slice of a tensor's first axis, the stack's second, to unit norm.
+
+    Vectors and zero rows stay as they are.
+    """
     if tensors.ndim < 3:
         return tensors
     norms = tensors.flatten(2).norm(dim=2).reshape(*tensors.shape[:2], *[1] * (tensors.ndim - 2))

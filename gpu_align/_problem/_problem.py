@@ -1,7 +1,6 @@
 """The alignment problem: one multilinear form that every search works on."""
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,32 +10,26 @@ from torch import Tensor
 
 from gpu_align._device import CPU, Engine, RandomStream
 from gpu_align._errors import InputError
-from gpu_align._problem._digest import hash_tensors
-from gpu_align._problem._family import families_of, gain_of
+from gpu_align._problem._coupling import Coupling
+from gpu_align._problem._exact import ExactEvaluation
+from gpu_align._problem._family import families_of, value_increase
 from gpu_align._problem._form import AnyTerm, build_form
-from gpu_align._problem._hypotheses import Hypotheses, in_chunks
-from gpu_align._problem._kernel_products import kernel_products
+from gpu_align._problem._hypotheses import Hypotheses
+from gpu_align._problem._kernel_similarity import KernelSimilarity
 from gpu_align._problem._metric import Metric, as_metric
+from gpu_align._problem._renamed import Renamed
 from gpu_align._problem._sibling_term import SiblingTerm
-from gpu_align._problem._signed import is_signed, picked, sign_of, unsigned, with_sign
-from gpu_align._problem._stack import check_weights, compute_dtype, squared_norms, unusable
+from gpu_align._problem._signed import is_signed, picked, unsigned
+from gpu_align._problem._soft import SoftEvaluation
+from gpu_align._problem._stack import check_weights, compute_dtype, unusable
 from gpu_align._problem._terms import Term
-from gpu_align._symmetry import (
-    Permutation,
-    PermutationSpec,
-    StateDict,
-    TensorSpec,
-    Weights,
-    move_each,
-    multiply_each,
-    part_elements,
-)
+from gpu_align._symmetry import PermutationSpec, StateDict, TensorSpec, Weights
 
 if TYPE_CHECKING:
     from gpu_align.kernels.row_distance import RowDistance
 
 
-class AlignmentProblem:
+class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
     """Minimise `D(pi) = sum_t w_t || A_t - pi.B_t ||_F^2` over the symmetries of a spec.
 
     `D(pi) = constant - 2 F(pi)`, where F is a sum of terms `<A, pi.B>`, linear in each permutation
@@ -62,6 +55,13 @@ class AlignmentProblem:
     Source: Ainsworth et al., Git Re-Basin (ICLR 2023), section 3.2, equation 1; the sum of
     bilinear assignment problems.
     """
+
+    groups = Renamed("order")
+    touching = Renamed("terms_of")
+    touched = Renamed("family_value")
+    gain = Renamed("decrease")
+    soft_objective = Renamed("soft_value")
+    each_tensor_distance_before = Renamed("each_tensor_distance")
 
     def __init__(
         self,
@@ -142,34 +142,25 @@ class AlignmentProblem:
             for member in family.members
             for variable in member.variables
         }
-        self._neighbours: dict[str, tuple[str, ...]] = {}
-        self._root_of = {m: root for root, f in self.families.items() for m in f.variables}
         form = build_form(spec, families, target, sources, metric, dtype)
         self.constant, self._all_terms = form.constant, form.terms
         self.terms = tuple(term for term in form.terms if len(term.variables) > 1)
         self.unary = {variable: self._unary(variable) for variable in self.sizes}
         self.evidence = dict(evidence)
+        self._add_evidence()
+        by_kernels = engine.kernels and dtype == torch.float32
+        self._kernels = KernelSimilarity(self.unary, self.terms) if by_kernels else None
+
+    def _add_evidence(self) -> None:
+        groups = {name: size for name, size in self.sizes.items() if not is_signed(name)}
         for name, extra in self.evidence.items():
-            size = self.sizes.get(name)
+            size = groups.get(name)
             if size is None or extra.shape != (size, size):
                 raise InputError(
                     f"evidence for {name!r} has shape {list(extra.shape)}, expected [n, n] for one "
-                    f"of the groups {self.sizes}"
+                    f"of the groups {groups}"
                 )
-            self.unary[name] = self.unary[name] + extra.to(engine.device, dtype)
-        self._kernels = kernel_products(self) if engine.kernels else None
-
-    @property
-    def groups(self) -> list[str]:
-        """Deprecated name of `order`."""
-        message = "AlignmentProblem.groups is deprecated: it is called order now"
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
-        return self.order
-
-    @property
-    def device(self) -> torch.device:
-        """Where terms and hypotheses lie."""
-        return self.engine.device
+            self.unary[name] = self.unary[name] + extra.to(self.device, self.dtype)
 
     def _unary(self, variable: str) -> Tensor:
         size = self.sizes[variable]
@@ -200,55 +191,6 @@ class AlignmentProblem:
         rest = (as_metric(metric), self.evidence, self.dtype, self.engine)
         problem._build(self.sources, self._target, spec, *rest)
         return problem
-
-    def touching(self, variable: str) -> tuple[AnyTerm, ...]:
-        """Return the coupling terms in which a matrix takes part."""
-        return tuple(term for term in self.terms if variable in term.variables)
-
-    def roots(self, term: AnyTerm) -> tuple[str, ...]:
-        """Return the group that each matrix of a term is decided with."""
-        return tuple(self._root_of[variable] for variable in term.variables)
-
-    def family_terms(self, group: str) -> tuple[AnyTerm, ...]:
-        """Return the coupling terms in which any matrix of a family takes part."""
-        variables = self.families[group].variables
-        return tuple(term for term in self.terms if not set(variables).isdisjoint(term.variables))
-
-    def sibling_terms(self, group: str) -> tuple[SiblingTerm, ...]:
-        """Return the terms that couple children of a family with each other."""
-        variables = self.families[group].variables
-        siblings = (term for term in self.terms if isinstance(term, SiblingTerm))
-        return tuple(term for term in siblings if term.variables[0] in variables)
-
-    def neighbours(self, group: str) -> tuple[str, ...]:
-        """Return the groups whose similarity changes when `group` moves; itself if quadratic."""
-        if group not in self._neighbours:
-            own = self.families[group].variables
-            found: dict[str, None] = {}
-            for term in self.family_terms(group):
-                others = list(term.variables)
-                others.remove(next(variable for variable in others if variable in own))
-                found.update((self._root_of[variable], None) for variable in others)
-            self._neighbours[group] = tuple(found)
-        return self._neighbours[group]
-
-    @cached_property
-    def coupling(self) -> Tensor:
-        """Which groups share a term, bool [groups, groups] on the host."""
-        coupled = torch.zeros(len(self.order), len(self.order), dtype=torch.bool)
-        for number, group in enumerate(self.order):
-            for neighbour in self.neighbours(group):
-                coupled[number, self.order.index(neighbour)] = True
-        return coupled
-
-    def seen_from(self, group: str) -> frozenset[str]:
-        """Return the matrices of a family and those that its similarities depend on."""
-        terms = self.family_terms(group)
-        return frozenset(self.families[group].variables).union(*(term.variables for term in terms))
-
-    def is_quadratic(self, group: str) -> bool:
-        """Say whether a term couples two matrices of a family, or one with itself."""
-        return group in self.neighbours(group)
 
     # Hard permutations
 
@@ -297,12 +239,7 @@ class AlignmentProblem:
 
     def objective(self, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return D of each hypothesis, less twice its evidence, float64 [b], from all terms."""
-        inner = self.constant.new_zeros(len(model))
-        for variable in self.sizes:
-            inner += picked(self.unary[variable], perms[variable], model)
-        for term in self.terms:
-            inner += term.inner(perms, model)
-        return self.constant[model] - 2 * inner
+        return self.constant[model] - 2 * self._value(self.sizes, self.terms, perms, model)
 
     def similarity(self, variable: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return `S = dF/dP` of a matrix with the others fixed.
@@ -318,14 +255,12 @@ class AlignmentProblem:
             changes D by `-2 sum_i (S[i, q_i] - S[i, p_i])`.
         """
         if self._kernels is None:
-            total, terms = self.unary[variable][model], self.touching(variable)
+            total = self.unary[variable][model]
         else:
             total = self._kernels.similarity(variable, perms, model)
-            terms = tuple(t for t in self.touching(variable) if isinstance(t, SiblingTerm))
-        for term in terms:
-            for place, name in enumerate(term.variables):
-                if name == variable:
-                    total += term.similarity(place, perms, model)
+        for term, mode in self.modes_of(variable):
+            if self._kernels is None or isinstance(term, SiblingTerm):
+                total += term.similarity(mode, perms, model)
         return total
 
     def updated_similarity(
@@ -346,18 +281,17 @@ class AlignmentProblem:
             before, after: variable -> int64 [b, n].
             model: int64 [b].
         """
-        terms = self.touching(variable)
-        siblings = any(isinstance(term, SiblingTerm) for term in terms)
+        modes = list(self.modes_of(variable))
+        siblings = any(isinstance(term, SiblingTerm) for term, _ in modes)
         if siblings or self._kernels is not None or not self.engine.waits:
             return self.similarity(variable, after, model)
         total = similarity
-        for term in terms:
+        for term, mode in modes:
             assert isinstance(term, Term)
-            for place in (n for n, name in enumerate(term.variables) if name == variable):
-                change = term.change(place, before, after, model)
-                if change is None:
-                    return self.similarity(variable, after, model)
-                total = total + change
+            change = term.change(mode, before, after, model)
+            if change is None:
+                return self.similarity(variable, after, model)
+            total = total + change
         return total
 
     @cached_property
@@ -404,7 +338,7 @@ class AlignmentProblem:
             for variable in self.families[group].variables
         }
 
-    def gain(
+    def decrease(
         self,
         group: str,
         similarity: Mapping[str, Tensor],
@@ -424,162 +358,25 @@ class AlignmentProblem:
         """
         before = hypotheses.perms
         if not self.is_quadratic(group):
-            return 2 * gain_of(similarity, before, after)
+            return 2 * value_increase(similarity, before, after)
         model = hypotheses.model
-        moved = self.touched(group, {**before, **after}, model)
-        return 2 * (moved - self.touched(group, before, model))
+        moved = self.family_value(group, {**before, **after}, model)
+        return 2 * (moved - self.family_value(group, before, model))
 
-    def touched(self, group: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
+    def family_value(self, group: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return the part of F that depends on a family, float64 [b]."""
-        inner = self.constant.new_zeros(len(model))
-        for variable in self.families[group].variables:
-            inner += picked(self.unary[variable], perms[variable], model)
-        for term in self.family_terms(group):
-            inner += term.inner(perms, model)
-        return inner
+        return self._value(self.families[group].variables, self.family_terms(group), perms, model)
 
-    # Soft permutations
-
-    def soft_objective(self, soft: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        """Return F of doubly stochastic matrices, float64 [b].
-
-        Args:
-            soft: variable -> [b, n, n].
-            model: int64 [b].
-        """
-        total = self.constant.new_zeros(len(model))
-        for variable, unary in self.unary.items():
-            product = unary[model] * soft[variable]
-            total += product.sum((1, 2), dtype=torch.float64)
-        for term in self.terms:
-            gradient = term.soft_similarity(0, soft, model)
-            total += (gradient * soft[term.variables[0]]).sum((1, 2), dtype=torch.float64)
-        return total
-
-    def soft_similarity(
+    def _value(
         self,
-        soft: Mapping[str, Tensor],
-        model: Tensor,
-        out: Mapping[str, Tensor] | None = None,
-        beat: Callable[[str], None] | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the gradient of F at doubly stochastic matrices, variable -> [b, n, n].
-
-        Args:
-            soft: variable -> [b, n, n].
-            model: int64 [b].
-            out: variable -> [b, n, n] to write to; default new memory.
-            beat: told before each product how many are done.
-        """
-        gradient = {
-            variable: torch.index_select(
-                unary, 0, model, out=None if out is None else out[variable]
-            )
-            for variable, unary in self.unary.items()
-        }
-        places = [(t, place, m) for t in self.terms for place, m in enumerate(t.variables)]
-        for number, (term, place, variable) in enumerate(places):
-            if beat is not None:
-                beat(f"product {number + 1} of {len(places)}")
-            gradient[variable] += term.soft_similarity(place, soft, model)
-        return gradient
-
-    # Exact evaluation
-
-    def distance(self, permutation: Permutation, model: int = 0) -> float:
-        """Return D of one permutation in float64, from the checkpoints themselves."""
-        return sum(self.tensor_distances(permutation, model).values())
-
-    def tensor_distances(self, permutation: Permutation, model: int = 0) -> dict[str, float]:
-        """Return what each counted tensor contributes to `distance`."""
-        perms, signs = (
-            {name: vector[None].to(self.device) for name, vector in found.items()}
-            for found in (permutation.perms, permutation.signs)
-        )
-        index = torch.full((1,), model, device=self.device)
-        found = self._tensor_distances(perms, signs, index)
-        values = torch.cat([*found.values(), self.constant.new_empty(0)]).cpu().tolist()
-        return dict(zip(found, values, strict=True))
-
-    def each_tensor_distance(self, hypotheses: Hypotheses) -> dict[str, Tensor]:
-        """Return `tensor_distances` of every hypothesis at once, tensor -> float64 [b]."""
-        return self._tensor_distances(*self.group_vectors(hypotheses), hypotheses.model)
-
-    def each_tensor_distance_before(self) -> dict[str, Tensor]:
-        """Return what each counted tensor of every source is away as given, float64 [m]."""
-        return self._tensor_distances({}, {}, torch.arange(self.models, device=self.device))
-
-    def _tensor_distances(
-        self, perms: Mapping[str, Tensor], signs: Mapping[str, Tensor], model: Tensor
-    ) -> dict[str, Tensor]:
-        """Return the distances of sources by number, int64 [b]; without `perms` as they lie."""
-        names = (name for name, tensor in self.spec.tensors.items() if tensor.counted)
-        return {name: self._distances_of(name, perms, signs, model) for name in names}
-
-    def _distances_of(
-        self,
-        name: str,
+        variables: Iterable[str],
+        terms: Iterable[AnyTerm],
         perms: Mapping[str, Tensor],
-        signs: Mapping[str, Tensor],
         model: Tensor,
     ) -> Tensor:
-        """Return what one tensor contributes, float64 [b]."""
-        stack, a = self.sources[name], self.metric.scaled_each(self._target[name])
-        layout, groups = self.spec.tensors[name], self.spec.groups
-
-        def of(part: slice) -> Tensor:
-            b = stack.index_select(0, model[part])
-            if perms:
-                b = move_each(b, layout, groups, {g: perms[g][part] for g in layout.groups})
-            b = multiply_each(b, layout, groups, {g: sign[part] for g, sign in signs.items()})
-            return squared_norms(self.metric.scaled_each(b).sub_(a))
-
-        return in_chunks(of, len(model), part_elements(self.device) // max(a.numel(), 1))
-
-    def digests(self) -> dict[str, str]:
-        """Return hashes of the weights that the spec names: of all sources, and of the target."""
-
-        def named(state: StateDict) -> dict[str, Tensor]:
-            return {name: self.spec.tensor_of(name, state) for name in self.spec.tensors}
-
-        return {
-            "the weights of the source": hash_tensors(map(named, self.sources.states)),
-            "the weights of the target": hash_tensors(map(named, self._target.states)),
-        }
-
-    def permutation(self, hypotheses: Hypotheses, index: int = 0) -> Permutation:
-        """Return one hypothesis as a Permutation of all groups of the spec."""
-        chosen = torch.full((1,), index, device=hypotheses.model.device)
-        return self.permutations(hypotheses.select(chosen))[0]
-
-    def permutations(self, hypotheses: Hypotheses) -> list[Permutation]:
-        """Return every hypothesis as a Permutation of all groups of the spec."""
-        vectors = self.group_vectors(hypotheses)
-        perms, signs = ({name: v.cpu() for name, v in found.items()} for found in vectors)
-        return Permutation.each(self.spec, perms, signs, len(hypotheses))
-
-    def group_vectors(self, hypotheses: Hypotheses) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return vectors and signs of every group of the spec, group -> int64 [b, units]."""
-        found, device = hypotheses.perms, hypotheses.model.device
-        signs = {unsigned(m): sign_of(perm) for m, perm in found.items() if is_signed(m)}
-        perms = {}
-        for name in self.spec.groups:
-            still = torch.arange(self.spec.units(name), device=device)
-            perms[name] = found.get(name, still.expand(len(hypotheses), -1))
-        for name, group in self.spec.groups.items():
-            if group.parent is not None and group.size == 1:
-                perms[name] = perms[group.parent]
-        return perms, signs
-
-    def vectors(self, permutation: Permutation) -> dict[str, Tensor]:
-        """Return a Permutation as a batch of one, variable -> int64 [1, n]."""
-        found = {}
-        for variable in self.sizes:
-            perm = permutation.perms[unsigned(variable)]
-            if (
-                is_signed(variable)
-                and (sign := permutation.signs.get(unsigned(variable))) is not None
-            ):
-                perm = with_sign(perm, sign < 0)
-            found[variable] = perm[None].to(self.device)
-        return found
+        total = self.constant.new_zeros(len(model))
+        for variable in variables:
+            total += picked(self.unary[variable], perms[variable], model)
+        for term in terms:
+            total += term.inner(perms, model)
+        return total

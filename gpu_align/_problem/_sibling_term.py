@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gpu_align._problem._family import Family
 from gpu_align._problem._hypotheses import in_chunks
 from gpu_align._problem._signed import index_of, sign_of
 from gpu_align._problem._terms import CHUNK_ELEMENTS
@@ -34,17 +35,17 @@ class SiblingTerm:
         """Return the term on a device."""
         return replace(self, target=self.target.to(device), source=self.source.to(device))
 
-    def rows(self, place: int) -> tuple[Tensor, Tensor]:
-        """Return target [n, ..., d] and source [m, n, ..., d] with the units at `place` leading."""
+    def rows(self, mode: int) -> tuple[Tensor, Tensor]:
+        """Return target [n, ..., d] and source [m, n, ..., d] with the units at `mode` leading."""
         target, source = self.target[None], self.source
-        if place >= self.siblings:
-            return target.movedim(place + 2, 1)[0], source.movedim(place + 2, 1)
-        target, source = (t.movedim(place + 2, 2).flatten(1, 2) for t in (target, source))
+        if mode >= self.siblings:
+            return target.movedim(mode + 2, 1)[0], source.movedim(mode + 2, 1)
+        target, source = (t.movedim(mode + 2, 2).flatten(1, 2) for t in (target, source))
         return target[0], source
 
-    def squared_norms(self, place: int) -> Tensor:
-        """Return `|a_i|^2 + |b_j|^2` of the rows of units at `place`, [m, n, n]."""
-        target, source = self.rows(place)
+    def squared_norms(self, mode: int) -> Tensor:
+        """Return `|a_i|^2 + |b_j|^2` of the rows of units at `mode`, [m, n, n]."""
+        target, source = self.rows(mode)
         a, b = target.flatten(1).square().sum(1), source.flatten(2).square().sum(2)
         return a[None, :, None] + b[:, None, :]
 
@@ -58,8 +59,8 @@ class SiblingTerm:
 
         return in_chunks(of, len(model), self._chunk(pairs=False))
 
-    def similarity(self, place: int, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        """Return `d<A, pi.B> / dP` of the matrix at `place`, the others permuted, [b, n, n].
+    def similarity(self, mode: int, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
+        """Return `d<A, pi.B> / dP` of the matrix at `mode`, the others permuted, [b, n, n].
 
         For a sibling only the blocks at the root's present assignment are not zero, as elsewhere
         it does not meet the other siblings; `pair_similarity` looks beyond.
@@ -68,27 +69,27 @@ class SiblingTerm:
         def of(part: slice) -> Tensor:
             vectors = self._vectors(perms, part)
             root = self._root(vectors)
-            still = torch.arange(self.target.shape[place + 1], device=root.device)
-            if place >= self.siblings:
-                vectors[place] = still.expand_as(vectors[place])
-                moved = self._moved(model[part], root, vectors).movedim(place + 2, 1)
-                target = self.target.movedim(place + 1, 0).flatten(1)
+            still = torch.arange(self.target.shape[mode + 1], device=root.device)
+            if mode >= self.siblings:
+                vectors[mode] = still.expand_as(vectors[mode])
+                moved = self._moved(model[part], root, vectors).movedim(mode + 2, 1)
+                target = self.target.movedim(mode + 1, 0).flatten(1)
                 return target @ moved.flatten(2).transpose(1, 2)
             size = len(still)
-            vectors[place] = (root[..., None] * size + still).flatten(1)
-            moved = self._moved(model[part], root, vectors).movedim(place + 2, 2)
-            target = self.target.movedim(place + 1, 1).flatten(2)
+            vectors[mode] = (root[..., None] * size + still).flatten(1)
+            moved = self._moved(model[part], root, vectors).movedim(mode + 2, 2)
+            target = self.target.movedim(mode + 1, 1).flatten(2)
             blocks = target @ moved.flatten(3).transpose(2, 3)
             spread = blocks.new_zeros(len(root), len(target), len(target), size, size)
             where = root[:, :, None, None, None].expand(-1, -1, 1, size, size)
             spread.scatter_(2, where, blocks[:, :, None])
-            return _join(spread)
+            return Family.joined(spread)
 
         return in_chunks(of, len(model), self._chunk(pairs=False))
 
     def pair_similarity(
         self,
-        place: int,
+        mode: int,
         guess: Sequence[Tensor],
         perms: Mapping[str, Tensor],
         model: Tensor,
@@ -96,7 +97,7 @@ class SiblingTerm:
         """Return the similarity of a sibling as it would be if any pair of root units were matched.
 
         Args:
-            place: which of the siblings.
+            mode: which of the siblings.
             guess: [b, n, n] of each sibling: its matrix inside every pair of root units at once.
             perms: variable -> int64 [b, n] of the other axes.
             model: int64 [b].
@@ -114,24 +115,24 @@ class SiblingTerm:
             ]
             others = [perms[name][part] for name in self.variables[self.siblings :]]
             source = self._moved(model[part], root, [*vectors, *others])
-            return self._of_pairs(place, [matrix[part] for matrix in guess], source)
+            return self._of_pairs(mode, [matrix[part] for matrix in guess], source)
 
         return in_chunks(of, len(model), self._chunk(pairs=True))
 
-    def soft_similarity(self, place: int, soft: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        """Return the gradient at doubly stochastic matrices, variable -> [b, n, n]."""
+    def soft_similarity(self, mode: int, soft: Mapping[str, Tensor], model: Tensor) -> Tensor:
+        """Return the gradient of the matrix at `mode` at doubly stochastic matrices, [b, n, n]."""
 
         def of(part: slice) -> Tensor:
             matrices = [soft[name][part] for name in self.variables]
             source = self.source[model[part]]
             for number in range(self.siblings, len(matrices)):
-                if number != place:
+                if number != mode:
                     source = _mix(matrices[number], source, number + 2)
             siblings = matrices[: self.siblings]
-            if place < self.siblings:
-                return self._of_pairs(place, siblings, source)
-            moved = self._in_pairs(siblings, source, skip=None).sum(2).movedim(place + 2, 1)
-            target = self.target.movedim(place + 1, 0).flatten(1)
+            if mode < self.siblings:
+                return self._of_pairs(mode, siblings, source)
+            moved = self._in_pairs(siblings, source, skip=None).sum(2).movedim(mode + 2, 1)
+            target = self.target.movedim(mode + 1, 0).flatten(1)
             return target @ moved.flatten(2).transpose(1, 2)
 
         return in_chunks(of, len(model), self._chunk(pairs=True))
@@ -157,11 +158,11 @@ class SiblingTerm:
         moved = self.source.reshape(-1, depth).index_select(0, rows.flatten())
         return (moved * signs.reshape(-1, 1)).reshape(len(model), *self.target.shape)
 
-    def _of_pairs(self, place: int, siblings: Sequence[Tensor], source: Tensor) -> Tensor:
+    def _of_pairs(self, mode: int, siblings: Sequence[Tensor], source: Tensor) -> Tensor:
         """Contract target [R, ...] and source [b, R', ...] in every pair of root units."""
-        moved = self._in_pairs(siblings, source, skip=place).movedim(place + 3, 3)
-        target = self.target.movedim(place + 1, 1).flatten(2)[:, None]
-        return _join(target @ moved.flatten(4).transpose(3, 4))
+        moved = self._in_pairs(siblings, source, skip=mode).movedim(mode + 3, 3)
+        target = self.target.movedim(mode + 1, 1).flatten(2)[:, None]
+        return Family.joined(target @ moved.flatten(4).transpose(3, 4))
 
     def _in_pairs(self, siblings: Sequence[Tensor], source: Tensor, skip: int | None) -> Tensor:
         """Apply the siblings' blocks of each pair: [b, R', s_1, ...] -> [b, R, R', s_1, ...]."""
@@ -184,9 +185,3 @@ def _mix(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
     leading = tensor.movedim(axis, batch)
     mixed = matrix @ leading.flatten(batch + 1)
     return mixed.reshape(leading.shape).movedim(batch, axis)
-
-
-def _join(blocks: Tensor) -> Tensor:
-    """Lay out blocks as a matrix: [b, R, R, s, s] -> [b, R * s, R * s]."""
-    size = blocks.shape[1] * blocks.shape[3]
-    return blocks.transpose(2, 3).reshape(len(blocks), size, size)

@@ -19,14 +19,16 @@ _FEW = 0.25
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A term laid out for one of its groups, so that the others are re-indexed by whole rows.
+class Matricization:
+    """A term as matrices with one mode apart, so that the others are re-indexed by whole rows.
 
-    With K the combined extent of the other groups:
+    With K the combined extent of the other modes that have variables:
 
     Attributes:
         target: [n, K * d].
         source: [m * K, d * n]; row k holds all that the units see of unit k of the others.
+
+    Source: Kolda & Bader, "Tensor decompositions and applications" (2009), section 2.4.
     """
 
     target: Tensor
@@ -43,8 +45,8 @@ class Term:
     """`<A, pi.B>` of all blocks of weights that lie on the same groups.
 
     Attributes:
-        variables: the permutation matrix of each leading axis, in the spec's order: the name of a
-            group, or of its signed matrix where its signs are seen. One may come twice.
+        variables: the permutation matrix of each mode (leading axis), in the spec's order: the name
+            of a group, or of its signed matrix where its signs are seen. One may come twice.
         target: [n_1, ..., n_k, d], the fixed axes flattened into the last one.
         source: [m, n_1, ..., n_k, d], one slice per source model.
     """
@@ -52,7 +54,9 @@ class Term:
     variables: tuple[str, ...]
     target: Tensor
     source: Tensor
-    _layouts: dict[int, Layout] = field(default_factory=dict, repr=False, compare=False)
+    _matricizations: dict[int, Matricization] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def to(self, device: torch.device) -> "Term":
         """Return the term on a device; itself if it lies there."""
@@ -60,13 +64,13 @@ class Term:
             return self
         return Term(self.variables, self.target.to(device), self.source.to(device))
 
-    def rows(self, place: int) -> tuple[Tensor, Tensor]:
-        """Return target [n, ..., d] and source [m, n, ..., d] with axis `place` leading."""
-        return self.target.movedim(place, 0), self.source.movedim(place + 1, 1)
+    def rows(self, mode: int) -> tuple[Tensor, Tensor]:
+        """Return target [n, ..., d] and source [m, n, ..., d] with `mode` leading."""
+        return self.target.movedim(mode, 0), self.source.movedim(mode + 1, 1)
 
-    def squared_norms(self, place: int) -> Tensor:
-        """Return `|a_i|^2 + |b_j|^2` of the rows along axis `place`, [m, n, n]."""
-        target, source = self.rows(place)
+    def squared_norms(self, mode: int) -> Tensor:
+        """Return `|a_i|^2 + |b_j|^2` of the rows along `mode`, [m, n, n]."""
+        target, source = self.rows(mode)
         a = target.flatten(1).square().sum(1)
         b = source.flatten(2).square().sum(2)
         return a[None, :, None] + b[:, None, :]
@@ -76,20 +80,20 @@ class Term:
 
         def of(part: slice) -> Tensor:
             others = [(variable, perms[variable][part]) for variable in self.others(0)]
-            moved = gather_rows(layout.source, model[part][:, None], others)
-            moved = moved.reshape(-1, layout.target.shape[1], len(layout.target))
+            moved = gather_rows(flat.source, model[part][:, None], others)
+            moved = moved.reshape(-1, flat.target.shape[1], len(flat.target))
             perm = perms[self.variables[0]][part]
-            moved = moved.take_along_dim(index_of(perm)[:, None], 2).mul_(layout.target.T)
+            moved = moved.take_along_dim(index_of(perm)[:, None], 2).mul_(flat.target.T)
             return (moved.sum(1, dtype=torch.float64) * sign_of(perm)).sum(1)
 
-        layout = self._layout(0)
+        flat = self._matricization(0)
         return in_chunks(of, len(model), self._chunk)
 
-    def similarity(self, place: int, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        """Return `d<A, pi.B> / dP` of the matrix at `place`, the others permuted.
+    def similarity(self, mode: int, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
+        """Return `d<A, pi.B> / dP` of the matrix at `mode`, the others permuted.
 
         Args:
-            place: which of the term's matrices.
+            mode: which index of the term the matrix has.
             perms: variable -> int64 [b, n].
             model: int64 [b].
 
@@ -98,42 +102,42 @@ class Term:
         """
 
         def of(part: slice) -> Tensor:
-            others = [(variable, perms[variable][part]) for variable in self.others(place)]
-            moved = gather_rows(layout.source, model[part][:, None], others)
-            return layout.target @ moved.reshape(-1, layout.target.shape[1], len(layout.target))
+            others = [(variable, perms[variable][part]) for variable in self.others(mode)]
+            moved = gather_rows(flat.source, model[part][:, None], others)
+            return flat.target @ moved.reshape(-1, flat.target.shape[1], len(flat.target))
 
-        layout = self._layout(place)
+        flat = self._matricization(mode)
         return in_chunks(of, len(model), self._chunk)
 
     def change(
         self,
-        place: int,
+        mode: int,
         before: Mapping[str, Tensor],
         after: Mapping[str, Tensor],
         model: Tensor,
     ) -> Tensor | None:
         """Return by how much `similarity` differs between two states of the other matrices.
 
-        Only the rows of the layout that have changed are multiplied. Looks at the values of the
+        Only the rows that have changed are multiplied. Looks at the values of the
         index vectors, so on a device it would wait.
 
         Returns:
             [b, n, n]; None where so much has changed that computing it anew is faster.
         """
-        layout, names = self._layout(place), self.others(place)
+        flat, names = self._matricization(mode), self.others(mode)
         old, new = (_numbered([perms[name] for name in names]) for perms in (before, after))
         moved = old != new
         most = int(moved.sum(1).max()) if len(model) else 0
         if most > _FEW * moved.shape[1]:
             return None
         places = moved.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
-        size, units = len(layout.target), moved.shape[1]
-        columns = layout.columns.reshape(units, -1, size)
+        size, units = len(flat.target), moved.shape[1]
+        columns = flat.columns.reshape(units, -1, size)
         depth = columns.shape[1]
 
         def of(part: slice) -> Tensor:
             chosen, first = places[part], model[part][:, None] * units
-            rows = layout.source.reshape(-1, depth, size)
+            rows = flat.source.reshape(-1, depth, size)
             difference = _signed_rows(rows, first, new[part].gather(1, chosen))
             difference -= _signed_rows(rows, first, old[part].gather(1, chosen))
             target = columns[chosen].reshape(len(chosen), -1, size)
@@ -142,40 +146,46 @@ class Term:
         chunk = CHUNK_ELEMENTS // max(most * depth * size, 1)
         return in_chunks(of, len(model), chunk)
 
-    def soft_similarity(self, place: int, soft: Mapping[str, Tensor], model: Tensor) -> Tensor:
-        """Return the same at doubly stochastic matrices, variable -> [b, n, n]."""
+    def soft_similarity(self, mode: int, soft: Mapping[str, Tensor], model: Tensor) -> Tensor:
+        """Return the gradient of the matrix at `mode` at doubly stochastic matrices, [b, n, n].
+
+        Args:
+            mode: which index of the term the matrix has.
+            soft: variable -> [b, n, n].
+            model: int64 [b].
+        """
 
         def of(part: slice) -> Tensor:
-            sizes = [soft[variable].shape[1] for variable in self.others(place)]
-            moved = layout.source.reshape(len(self.source), *sizes, -1)
+            sizes = [soft[variable].shape[1] for variable in self.others(mode)]
+            moved = flat.source.reshape(len(self.source), *sizes, -1)
             moved = moved if len(moved) == 1 else moved[model[part]]
-            for axis, variable in enumerate(self.others(place), start=1):
+            for axis, variable in enumerate(self.others(mode), start=1):
                 leading = moved.movedim(axis, 1)
                 mixed = soft[variable][part] @ leading.flatten(2)
                 moved = mixed.reshape(-1, *leading.shape[1:]).movedim(1, axis)
-            return layout.target @ moved.reshape(-1, layout.target.shape[1], len(layout.target))
+            return flat.target @ moved.reshape(-1, flat.target.shape[1], len(flat.target))
 
-        layout = self._layout(place)
+        flat = self._matricization(mode)
         return in_chunks(of, len(model), self._chunk)
 
     @property
     def _chunk(self) -> int:
         return CHUNK_ELEMENTS // max(self.target.numel(), 1)
 
-    def others(self, place: int) -> tuple[str, ...]:
-        """Return the matrices of the axes other than `place`."""
-        return (*self.variables[:place], *self.variables[place + 1 :])
+    def others(self, mode: int) -> tuple[str, ...]:
+        """Return the variables of the other modes."""
+        return (*self.variables[:mode], *self.variables[mode + 1 :])
 
-    def _layout(self, place: int) -> Layout:
-        if place not in self._layouts:
-            target, source = self.rows(place)
+    def _matricization(self, mode: int) -> Matricization:
+        if mode not in self._matricizations:
+            target, source = self.rows(mode)
             size = len(target)
             last = source.movedim(1, -1)
             rows = last.shape[1:-2].numel() * len(source)
-            self._layouts[place] = Layout(
+            self._matricizations[mode] = Matricization(
                 target.reshape(size, -1).contiguous(), last.reshape(rows, -1).contiguous()
             )
-        return self._layouts[place]
+        return self._matricizations[mode]
 
 
 def _numbered(perms: Sequence[Tensor]) -> Tensor:
@@ -196,7 +206,7 @@ def _signed_rows(rows: Tensor, first: Tensor, perm: Tensor) -> Tensor:
 
 
 def gather_rows(source: Tensor, rows: Tensor, perms: Sequence[tuple[str, Tensor]]) -> Tensor:
-    """Gather the rows of a layout that permutations name, with their signs.
+    """Gather the rows of a matricization that permutations name, with their signs.
 
     Args:
         source: [m * K, ...], rows numbered (model, unit of the first matrix, of the second, ...).

@@ -92,7 +92,7 @@ class FrankWolfe(Search):
         run.random.counter = counter
         soft = soft_starts(run, waves[0], self.noise, exact_first=True)
         model = run.problem.model_index(len(waves[0]))
-        objective = run.problem.soft_objective(soft, model)
+        objective = run.problem.soft_value(soft, model)
         moving = torch.ones_like(model, dtype=torch.bool)
         return _Polytope(soft, model, objective, moving, 0, waves, rounded, counter)
 
@@ -128,12 +128,12 @@ class FrankWolfe(Search):
         degree = max((len(term.variables) for term in problem.terms), default=1)
         nodes = torch.linspace(0, 1, degree + 1, dtype=torch.float64)
         later = [
-            problem.soft_objective(along(torch.full_like(point.objective, node)), model)
+            problem.soft_value(along(torch.full_like(point.objective, node)), model)
             for node in nodes[1:].tolist()
         ]
         step = maximize_polynomial(nodes, torch.stack([point.objective, *later], dim=1))
         soft = along(torch.where(point.moving, step, 0.0))
-        objective = problem.soft_objective(soft, model)
+        objective = problem.soft_value(soft, model)
         gain = (objective - point.objective) / objective.abs().clamp_min(1e-30)
         return replace(
             point,

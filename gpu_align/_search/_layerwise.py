@@ -207,7 +207,7 @@ class LayerwiseBeam(Search):
         costs = {}
         for member in family.members:
             total = torch.stack([norms[variable] for variable in member.variables]).sum(0)
-            squared = total - 2 * member.gains(similarity)
+            squared = total - 2 * member.unit_gains(similarity)
             euclidean = self.row_distance == "euclidean"
             costs[member.group] = squared.clamp_min(0).sqrt() if euclidean else squared
         return similarity, costs

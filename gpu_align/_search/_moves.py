@@ -49,7 +49,7 @@ def best_move(
         moved = problem.families[group].assign(noisy, run.match)
     else:
         moved = problem.families[group].assign(noisy, partial(run.match, active=active))
-    return moved, problem.gain(group, similarity, moved, hypotheses)
+    return moved, problem.decrease(group, similarity, moved, hypotheses)
 
 
 def _shaken(run: Run, similarity: Tensor, noise: float, owners: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def _assign_siblings(
             full = {m: alone[m] + _in_pairs(terms, m, guess, perms, model) for m in child.variables}
             inner[child.group], found = _match_pairs(run, family, child, full)
             guess |= found
-    outer = family.gains(alone)[family.root.group].clone()
+    outer = family.unit_gains(alone)[family.root.group].clone()
     for child in family.children:
         for variable in child.variables:
             outer += family.blocks(alone[variable] * guess[variable]).sum((3, 4))
@@ -109,7 +109,7 @@ def _match_pairs(
     Returns:
         The assignments [b, R, R, s], and the child's similarities with all these blocks at once.
     """
-    gains = child.gains(similarity)
+    gains = child.unit_gains(similarity)
     blocks = family.blocks(gains)
     columns = run.assign(blocks.flatten(0, 2)).reshape(blocks.shape[:-1])
     plain = torch.zeros_like(blocks).scatter_(4, columns[..., None], 1)

@@ -91,7 +91,7 @@ class Recall:
 def _begin(run: Run, family: Family, batch: int) -> _Kept | None:
     """Return room for the looks at a family; None where keeping them does not pay."""
     problem, group = run.problem, family.root.group
-    size, terms = problem.sizes[group], problem.touching(group)
+    size, terms = problem.sizes[group], problem.terms_of(group)
     work = size * sum(term.target.numel() for term in terms)
     if len(family.variables) > 1 or work < _WORTH or run.fitting(_SHARE, size**2) < batch:
         return None

@@ -57,14 +57,14 @@ def soften(
     """
     worth, blocks, units = similarity[family.root.group], {}, {}
     for child in family.children:
-        unit = temperature * _spread(child.gains(similarity))
+        unit = temperature * _spread(child.unit_gains(similarity))
         logits = family.blocks(_logits(child, similarity, unit))
         inner = sinkhorn(logits.flatten(0, 2), iterations).reshape(logits.shape)
         expected = family.blocks(_expected(child, similarity, unit))
         worth = worth + (expected * inner).sum((3, 4))
         blocks[child.group], units[child.group] = inner, unit
     whole = {**similarity, family.root.group: worth}
-    units[family.root.group] = temperature * _spread(family.root.gains(whole))
+    units[family.root.group] = temperature * _spread(family.root.unit_gains(whole))
     root = sinkhorn(_logits(family.root, whole, units[family.root.group]), iterations)
     soft = {family.root.group: root}
     for child in family.children:

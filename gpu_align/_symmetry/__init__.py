@@ -4,7 +4,7 @@ from gpu_align._symmetry._axis import Factor
 from gpu_align._symmetry._chain import chain_spec
 from gpu_align._symmetry._gauge._apply import rescale
 from gpu_align._symmetry._gauge._balance import balance
-from gpu_align._symmetry._move import move_each, multiply_each, stack
+from gpu_align._symmetry._move import move, multiply, stack
 from gpu_align._symmetry._outline import (
     Module,
     Outline,
@@ -14,7 +14,7 @@ from gpu_align._symmetry._outline import (
     outline,
     pins_by_reason,
 )
-from gpu_align._symmetry._permutation import Permutation, apply_each
+from gpu_align._symmetry._permutation import Permutation, apply_permutations
 from gpu_align._symmetry._spec import Block, Group, PermutationSpec, Pin, StateDict, TensorSpec
 from gpu_align._symmetry._trace import discover
 from gpu_align._symmetry._verify import output_difference, tied_names
@@ -33,13 +33,13 @@ __all__ = [
     "StateDict",
     "TensorSpec",
     "Weights",
-    "apply_each",
+    "apply_permutations",
     "balance",
     "chain_spec",
     "discover",
     "member_names",
-    "move_each",
-    "multiply_each",
+    "move",
+    "multiply",
     "ops_without_rule",
     "outline",
     "output_difference",

@@ -1,4 +1,4 @@
-"""Moving the units of one tensor, and multiplying their entries by signs or scales."""
+"""Moving the units of tensors, and multiplying their entries by signs or scales."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,26 +11,19 @@ from gpu_align._symmetry._spec import Group, TensorSpec
 Groups = Mapping[str, Group]
 
 
-def move(tensor: Tensor, spec: TensorSpec, groups: Groups, perms: Mapping[str, Tensor]) -> Tensor:
-    """Return a tensor with the units of its groups reordered.
+def move(tensors: Tensor, spec: TensorSpec, groups: Groups, perms: Mapping[str, Tensor]) -> Tensor:
+    """Return a stack of tensors with the units of its groups reordered.
 
     Args:
-        tensor: as `spec` describes it.
-        spec: the layout of its axes.
+        tensors: [m, *shape], each as `spec` describes it.
+        spec: the axes of one of them.
         groups: of the PermutationSpec.
-        perms: group -> int64 [units], `perm[i] = j` puts unit j at place i; units of a group with
-            a parent are numbered (unit of the parent, unit inside it).
+        perms: group -> int64 [m, units], `perm[i] = j` puts unit j at place i; units of a group
+            with a parent are numbered (unit of the parent, unit inside it).
 
     Returns:
-        A new tensor, or the same one if no group lies on it.
+        A new stack, or the same one if no group lies on it.
     """
-    return move_each(tensor[None], spec, groups, _one_of_each(perms))[0] if spec.groups else tensor
-
-
-def move_each(
-    tensors: Tensor, spec: TensorSpec, groups: Groups, perms: Mapping[str, Tensor]
-) -> Tensor:
-    """Return the same for a stack of tensors, [m, *shape], and vectors [m, units]."""
     if not spec.groups:
         return tensors
     moved = torch.empty_like(tensors, memory_format=torch.contiguous_format)
@@ -97,29 +90,21 @@ def _take(tensors: Tensor, axis: int, index: Tensor) -> Tensor:
 
 
 def multiply(
-    tensor: Tensor, spec: TensorSpec, groups: Groups, multipliers: Mapping[str, Tensor]
-) -> Tensor:
-    """Return a tensor with the entries of each unit multiplied by its factor's power.
-
-    Args:
-        tensor: floating point; computed in float64 and rounded once to its own dtype.
-        spec: the layout of its axes.
-        groups: of the PermutationSpec.
-        multipliers: group -> [units], signs or positive scales; groups left out are not scaled.
-
-    Returns:
-        A new tensor, or the same one if no factor has a power of these groups.
-    """
-    if not _has_power(spec, multipliers):
-        return tensor
-    return multiply_each(tensor[None], spec, groups, _one_of_each(multipliers))[0]
-
-
-def multiply_each(
     tensors: Tensor, spec: TensorSpec, groups: Groups, multipliers: Mapping[str, Tensor]
 ) -> Tensor:
-    """Return the same for a stack of tensors, [m, *shape], and multipliers [m, units]."""
-    if not _has_power(spec, multipliers):
+    """Return a stack of tensors with the entries of each unit multiplied by its factor's power.
+
+    Args:
+        tensors: [m, *shape], floating point; computed in float64 and rounded once to their dtype.
+        spec: the axes of one of them.
+        groups: of the PermutationSpec.
+        multipliers: group -> [m, units], signs or positive scales; groups left out are not scaled.
+
+    Returns:
+        A new stack, or the same one if no factor has a power of these groups.
+    """
+    seen = {factor.group for axis in spec.axes for factor in axis.factors() if factor.power}
+    if seen.isdisjoint(multipliers):
         return tensors
     wide = tensors.to(
         _product_dtype(tensors, multipliers), memory_format=torch.contiguous_format, copy=True
@@ -141,12 +126,8 @@ def _product_dtype(tensors: Tensor, multipliers: Mapping[str, Tensor]) -> torch.
     return tensors.dtype if exact else torch.float64
 
 
-def _has_power(spec: TensorSpec, multipliers: Mapping[str, Tensor]) -> bool:
-    seen = {f.group for axis in spec.axes for f in axis.factors() if f.power}
-    return not seen.isdisjoint(multipliers)
-
-
-def _one_of_each(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def one_of_each(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return vectors as a batch of one, name -> [1, units]."""
     return {name: vector[None] for name, vector in vectors.items()}
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpu_align._checkpoint import atomic_write
 from gpu_align._errors import CheckpointError, SpecError
-from gpu_align._symmetry._move import move, move_each, multiply, multiply_each
+from gpu_align._symmetry._move import move, multiply, one_of_each
 from gpu_align._symmetry._spec import Group, PermutationSpec, StateDict, TensorSpec, memory_of
 from gpu_align._symmetry._weights import Weights, apart
 
@@ -46,16 +46,15 @@ class Permutation:
         if set(self.perms) != set(self.spec.groups):
             raise SpecError(
                 f"expected index vectors for the groups {sorted(self.spec.groups)}, "
-                f"got {sorted(self.perms)}"
+                f"got {sorted(self.perms)}; a group that stays as it is has torch.arange(units)"
             )
         for name, perm in self.perms.items():
             if not isinstance(perm, Tensor):
-                raise SpecError(f"group {name!r}: expected a tensor, got {type(perm).__name__}")
-        one_of_each = (
-            {name: vector[None] for name, vector in found.items()}
-            for found in (self.perms, self.signs)
-        )
-        _check(self.spec, *one_of_each)
+                raise SpecError(
+                    f"group {name!r}: expected an int64 tensor [units], got {type(perm).__name__}; "
+                    "make one by torch.tensor"
+                )
+        _check(self.spec, one_of_each(self.perms), one_of_each(self.signs))
 
     @classmethod
     def each(
@@ -118,8 +117,13 @@ class Permutation:
         Raises:
             SpecError: the two are permutations of different groups.
         """
-        if self.spec.groups != other.spec.groups:
-            raise SpecError("the two permutations have different groups and cannot be composed")
+        mine, others = self.spec.groups, other.spec.groups
+        if mine != others:
+            unlike = sorted(n for n in {**mine, **others} if mine.get(n) != others.get(n))
+            raise SpecError(
+                f"expected two permutations of the same groups, got other ones for {unlike}; "
+                "compose permutations of one spec"
+            )
         perms = {name: other.perms[name][perm] for name, perm in self.perms.items()}
         signs = {
             name: self._sign(name) * other._sign(name)[self.perms[name]]
@@ -153,19 +157,7 @@ class Permutation:
             SpecError: names or shapes do not fit the spec.
         """
         self.spec.validate(state_dict)
-        permuted: dict[object, Tensor] = {}
-        result = {}
-        for name, tensor in state_dict.items():
-            # Names may share memory and still be permuted apart, where the spec does not tie them.
-            identity = memory_of(tensor), self.spec.lookup(name).axes
-            if identity not in permuted:
-                permuted[identity] = self._permute(tensor, self.spec.lookup(name))
-            result[name] = permuted[identity]
-        return result
-
-    def _permute(self, tensor: Tensor, tensor_spec: TensorSpec) -> Tensor:
-        moved = move(tensor, tensor_spec, self.spec.groups, self.perms)
-        return multiply(moved, tensor_spec, self.spec.groups, self.signs)
+        return _applied(self.spec, state_dict, one_of_each(self.perms), one_of_each(self.signs))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index vectors, the signs and the spec to a safetensors file.
@@ -247,16 +239,19 @@ def _check_parent(name: str, group: Group, perms: Mapping[str, Tensor]) -> None:
 
 def _check_signs(spec: PermutationSpec, name: str, sign: Tensor) -> None:
     if name not in spec.groups or not spec.groups[name].signed:
-        raise SpecError(f"signs are given for {name!r}, which is not a signed group")
+        signed = sorted(n for n, group in spec.groups.items() if group.signed)
+        raise SpecError(
+            f"{name!r} is not a signed group; expected signs for the groups {signed} only"
+        )
     if sign.shape[1:] != (spec.units(name),) or not bool((sign.abs() == 1).all()):
-        raise SpecError(f"group {name!r}: expected a sign of 1 or -1 for each unit")
+        raise SpecError(
+            f"group {name!r}: expected a sign of 1 or -1 for each unit, [{spec.units(name)}], got "
+            f"{sign.dtype} of shape {list(sign.shape[1:])}"
+        )
 
 
-def apply_each(
-    weights: Weights,
-    permutations: Sequence[Permutation],
-    perms: Mapping[str, Tensor],
-    signs: Mapping[str, Tensor],
+def apply_permutations(
+    weights: Weights, perms: Mapping[str, Tensor], signs: Mapping[str, Tensor]
 ) -> list[dict[str, Tensor]]:
     """Return the state dict of every model with its units reordered by its own permutation.
 
@@ -264,27 +259,59 @@ def apply_each(
 
     Args:
         weights: m models.
-        permutations: as many.
-        perms: the same, group -> int64 [m, units], on the device of the weights.
+        perms: group -> int64 [m, units], on the device of the weights.
         signs: signed group -> int64 [m, units].
     """
+    spec = weights.spec
     results: list[dict[str, Tensor]] = []
     together = []
     for number, state in enumerate(weights.states):
-        if len(weights) > 1 and _is_plain(weights.spec, state):
+        if len(weights) > 1 and _is_plain(spec, state):
             results.append(dict(state))
             together.append(number)
         else:
-            results.append(permutations[number].apply(state))
-    for name, tensor_spec in weights.spec.tensors.items() if together else ():
+            own = ({g: v[number, None].cpu() for g, v in found.items()} for found in (perms, signs))
+            results.append(_applied(spec, state, *own))
+    for name, tensor_spec in spec.tensors.items() if together else ():
         if tensor_spec.groups:
-            moved = move_each(weights[name], tensor_spec, weights.spec.groups, perms)
-            moved = multiply_each(moved, tensor_spec, weights.spec.groups, signs).cpu()
-            rows = apart(moved)
+            rows = apart(_permuted(weights[name], tensor_spec, spec, perms, signs).cpu())
             for number in together:
                 given = results[number][name]
                 results[number][name] = rows[number].to(given.device, given.dtype)
     return results
+
+
+def _applied(
+    spec: PermutationSpec,
+    state: StateDict,
+    perms: Mapping[str, Tensor],
+    signs: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Return one state dict with its units reordered; perms and signs [1, units]."""
+    done: dict[object, Tensor] = {}
+    result = {}
+    for name, tensor in state.items():
+        # Names may share memory and still be permuted apart, where the spec does not tie them.
+        tensor_spec = spec.lookup(name)
+        identity = memory_of(tensor), tensor_spec.axes
+        if identity not in done:
+            done[identity] = tensor
+            if tensor_spec.groups:
+                done[identity] = _permuted(tensor[None], tensor_spec, spec, perms, signs)[0]
+        result[name] = done[identity]
+    return result
+
+
+def _permuted(
+    tensors: Tensor,
+    tensor_spec: TensorSpec,
+    spec: PermutationSpec,
+    perms: Mapping[str, Tensor],
+    signs: Mapping[str, Tensor],
+) -> Tensor:
+    """Return a stack of tensors with their units reordered and negated."""
+    moved = move(tensors, tensor_spec, spec.groups, perms)
+    return multiply(moved, tensor_spec, spec.groups, signs)
 
 
 def _is_plain(spec: PermutationSpec, state: StateDict) -> bool:

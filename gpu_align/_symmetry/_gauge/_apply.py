@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gpu_align._symmetry._move import multiply
+from gpu_align._symmetry._move import multiply, one_of_each
 from gpu_align._symmetry._spec import NormScale, PermutationSpec, StateDict, memory_of
 
 Multipliers = Mapping[str, Tensor]
@@ -64,7 +64,8 @@ def _rescaled(
     powers = {factor.group for axis in axes for factor in axis.factors() if factor.power}
     if row is None and powers.isdisjoint(units):
         return tensor
-    wide = multiply(tensor.to(torch.float64), spec.tensors[name], spec.groups, units)
+    wide = tensor.to(torch.float64)[None]
+    wide = multiply(wide, spec.tensors[name], spec.groups, one_of_each(units))[0]
     if row is not None:
         wide = _row_scaled(wide, name, *row)
     return wide.to(tensor.dtype)

@@ -4,38 +4,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from gpu_align._problem._form import AnyTerm
 from gpu_align._problem._signed import is_signed
 from gpu_align._problem._terms import Term
 
 if TYPE_CHECKING:
-    from gpu_align._problem._problem import AlignmentProblem
     from gpu_align.kernels.row_distance import RowDistance
     from gpu_align.kernels.rows import PackedRows, RowProblem
 
 
-def kernel_products(problem: "AlignmentProblem") -> "KernelProducts | None":
-    """Return the products of a problem by kernels; None for float64, which they do not have."""
-    return KernelProducts(problem) if problem.dtype == torch.float32 else None
-
-
-class KernelProducts:
-    """Computes what the unary similarity and the plain terms of a problem make up.
+class KernelSimilarity:
+    """Computes what the unary similarity and the plain terms of a problem make up, in float32.
 
     The weights are laid out for the kernels when a matrix is first asked for.
     """
 
-    def __init__(self, problem: "AlignmentProblem") -> None:
-        self._problem = problem
+    def __init__(self, unary: Mapping[str, Tensor], terms: Sequence[AnyTerm]) -> None:
+        """Keep what is summed.
+
+        Args:
+            unary: variable -> float32 [m, n, n].
+            terms: those that couple matrices.
+        """
+        self._unary, self._terms = unary, terms
         self._packed: dict[str, PackedRows | None] = {}
 
     def similarity(self, variable: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """See `AlignmentProblem.similarity`; terms of siblings are left out."""
         from gpu_align.kernels.row_distance import row_distance
 
-        rows, unary = self._rows(variable), self._problem.unary[variable]
+        rows, unary = self._rows(variable), self._unary[variable]
         if rows is None:
             return unary[model]
         return row_distance([self._row_problem(rows, perms, model, unary)])[0]
@@ -43,7 +43,7 @@ class KernelProducts:
     def prepares(self, variable: str) -> bool:
         """Say whether `prepared` takes a matrix: its terms have at most two others each."""
         rows = self._rows(variable)
-        terms = self._problem.touching(variable)
+        terms = (term for term in self._terms if variable in term.variables)
         plain = all(isinstance(term, Term) for term in terms)
         return rows is not None and plain and all(len(t.others) <= 2 for t in rows.terms)
 
@@ -62,7 +62,7 @@ class KernelProducts:
         for variable in variables:
             rows = self._rows(variable)
             assert rows is not None
-            problem = self._row_problem(rows, perms, model, self._problem.unary[variable])
+            problem = self._row_problem(rows, perms, model, self._unary[variable])
             problems.append(replace(problem, active=active))
         return RowDistance(problems, out=out)
 
@@ -71,10 +71,10 @@ class KernelProducts:
 
         if variable not in self._packed:
             terms = [
-                RowTerm(term.target, term.source, term.variables, place)
-                for term in self._problem.touching(variable)
+                RowTerm(term.target, term.source, term.variables, mode)
+                for term in self._terms
                 if isinstance(term, Term)
-                for place, name in enumerate(term.variables)
+                for mode, name in enumerate(term.variables)
                 if name == variable
             ]
             signed = any(is_signed(name) for term in terms for name in term.others)
