@@ -38,8 +38,8 @@ from gpu_align._assignment import AssignmentProblem, AuctionAssignment, QueuedAs
 from gpu_align._device._backend import CPU, Engine, choose_engine
 from gpu_align._device._random import RandomStream
 from gpu_align._search import Run
+from gpu_align._search._annealing_step import AnnealingState, AnnealingStep
 from gpu_align._search._beam import perturb
-from gpu_align._search._cooling import Cooling
 from gpu_align._search._descent import draw_order, queue_sweep, start_descent
 from gpu_align._search._relaxed import soft_starts, to_hypotheses
 from gpu_align._search._workspace import Workspace
@@ -92,8 +92,8 @@ class Step:
 
     def __post_init__(self) -> None:
         self.batch = self.run.problem.random(3, self.run.random)
-        slots = torch.arange(2, device=self.run.problem.device)
-        self.soft = soft_starts(self.run, slots, 1.0, exact_first=True)
+        self.owners = torch.arange(2, device=self.run.problem.device)
+        self.soft = soft_starts(self.run, self.owners, 1.0, exact_first=True)
         self.model = self.run.problem.model_index(2)
 
 
@@ -107,17 +107,17 @@ def _perturb(step: Step) -> None:
         perturb(step.run, step.batch, group, torch.tensor([0, 2]), 0.2)
 
 
-def _cool(step: Step) -> None:
-    cooling = Cooling(step.soft, step.model, 0.5, 5)
-    cooling.step(step.run, 0.3)
-    cooling.step(step.run, 0.2)
+def _anneal(step: Step) -> None:
+    annealing = AnnealingStep(step.run, AnnealingState(step.soft, step.model), 0.5, 5)
+    annealing.take(step.run, 0.3)
+    annealing.take(step.run, 0.2)
 
 
 def _steps_of(search: Search, steps: int = 1) -> Callable[[Step], None]:
     def take(step: Step) -> None:
         state = search.init(step.run, None)
-        for sweep in range(steps):
-            state = search.step(step.run, replace(state, sweep=sweep + 1))
+        for _ in range(steps):
+            state = search.step(step.run, state)
 
     return take
 
@@ -125,12 +125,12 @@ def _steps_of(search: Search, steps: int = 1) -> Callable[[Step], None]:
 QUEUED: dict[str, Callable[[Step], None]] = {
     "sweep": _sweep,
     "perturb": _perturb,
-    "cool": _cool,
+    "anneal": _anneal,
     "round": lambda step: to_hypotheses(step.run, step.soft, step.model),
     "best": lambda step: step.batch.best(2),
     "objective": lambda step: step.run.problem.soft_objective(step.soft, step.model),
-    "frank_wolfe": lambda step: FrankWolfe(starts=2)._advance(
-        step.run, FrankWolfe(starts=2).init(step.run, None).memory
+    "frank_wolfe": lambda step: FrankWolfe(starts=2).relax(
+        step.run, FrankWolfe(starts=2).begin(step.run, step.owners), 0
     ),
     "breed": lambda step: Recombination(4, 4, 1)._breed(step.run, step.batch),
     "layerwise_greedy": _steps_of(LayerwiseBeam(lookahead=True)),
@@ -275,7 +275,7 @@ def test_a_failed_assignment_is_an_error_between_sweeps() -> None:
     run = Run(problem, RandomStream(0), solver=AuctionAssignment(max_rounds=1))
     run.assign(torch.rand(2, 40, 40))
     with pytest.raises(Exception, match="rounds"):
-        run.check()
+        run.executor.check()
 
 
 def test_an_explicit_device_is_never_replaced() -> None:

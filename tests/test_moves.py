@@ -137,7 +137,7 @@ def swept(problem_engine: object, name: str, sweeps: int) -> Hypotheses:
     for _ in range(sweeps):
         descent = queue_sweep(run, descent, draw_order(run, 2, "random"))
         descent = replace(descent, alive=descent.stale.any(1).cpu())
-        run.check()
+        run.executor.check()
     exact = problem.objective(descent.hypotheses.perms, descent.hypotheses.model)
     torch.testing.assert_close(descent.hypotheses.objective, exact, rtol=1e-6, atol=1e-4)
     return descent.hypotheses

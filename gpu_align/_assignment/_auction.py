@@ -105,6 +105,10 @@ class AuctionAssignment(AbstractAssignmentSolver):
         if self.max_rounds < 1:
             raise InputError(f"max_rounds: expected at least 1; got {self.max_rounds}.")
 
+    def queueing(self) -> "AuctionAssignment":
+        """See `AbstractAssignmentSolver.queueing`."""
+        return self
+
     def solve(
         self, problem: AssignmentProblem, warm_start: AssignmentSolution | None = None
     ) -> AssignmentSolution:

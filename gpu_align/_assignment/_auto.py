@@ -54,6 +54,10 @@ class AutoAssignment(AbstractAssignmentSolver):
             "lapx is installed: faster than SciPy on all but nearly rank-one costs",
         )
 
+    def queueing(self) -> AuctionAssignment:
+        """See `AbstractAssignmentSolver.queueing`."""
+        return AuctionAssignment()
+
     def solve(self, problem: AssignmentProblem) -> AssignmentSolution:
         """Solve with the selected solver; its reason is added to the stats."""
         solver, reason = self.select(problem)

@@ -3,13 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from gpu_align._errors import InputError
 from gpu_align._status import Status
+
+if TYPE_CHECKING:
+    from gpu_align._assignment._auction import AuctionAssignment
 
 _COST_DTYPES = (torch.float32, torch.float64)
 
@@ -123,3 +126,7 @@ class AbstractAssignmentSolver(ABC):
     @abstractmethod
     def solve(self, problem: AssignmentProblem) -> AssignmentSolution:
         """Return one matching for each problem of the batch."""
+
+    def queueing(self) -> "AuctionAssignment | None":
+        """Return what solves on a device without waiting for it; None if this solver cannot."""
+        return None
