@@ -40,9 +40,15 @@ from gpu_align import (
     save_checkpoint,
 )
 from gpu_align._align import _many
+from gpu_align._assignment import (
+    AbstractAssignmentSolver,
+    AssignmentProblem,
+    AssignmentSolution,
+    ScipyAssignment,
+)
 from gpu_align._cli import _outputs, _terminal, app
 from gpu_align._device._random import RandomStream
-from gpu_align._search import Outcome, Run, SearchStore, State, _annealing_step, _descent, _store
+from gpu_align._search import Outcome, Run, SearchStore, State, _annealing_step, _store
 from gpu_align._search._clock import Clock
 from gpu_align._search._loop import run_to_end
 
@@ -254,40 +260,39 @@ def test_seconds_before_the_interruption_count(
     assert outcome.status is Status.CONVERGED
 
 
-def test_time_that_runs_out_within_a_sweep_keeps_its_moves(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    problem, moved = problem_named("deep"), []
-    move = _descent._move
+class Slow(AbstractAssignmentSolver):
+    """Takes 30 seconds for each batch of a clock that nothing else moves."""
 
-    def slow(run: Run, *args: object) -> object:
-        moved.append(None)
-        if len(moved) == 2:
-            run.clock._started -= 100
-        return move(run, *args)
+    name = "slow"
 
-    monkeypatch.setattr(_descent, "_move", slow)
-    outcome = run_search(CoordinateDescent(order="forward"), problem, budget=Budget(seconds=50))
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def solve(self, problem: AssignmentProblem) -> AssignmentSolution:
+        self.now += 30
+        return ScipyAssignment().solve(problem)
+
+    def run_of_50_seconds(self, problem: AlignmentProblem) -> Run:
+        clock = Clock(Budget(seconds=50), now=lambda: self.now)
+        return Run(problem, RandomStream(0), self, clock=clock)
+
+
+def test_time_that_runs_out_within_a_sweep_keeps_its_moves() -> None:
+    problem, slow = problem_named("deep"), Slow()
+    outcome = run_to_end(slow.run_of_50_seconds(problem), CoordinateDescent(order="forward"))
     assert outcome.status is Status.TIME_BUDGET
-    assert len(moved) == 2 < len(problem.order)
+    assert outcome.assignments == 2 < len(problem.order)
     assert float(outcome.best.objective) < float(problem.identity().objective)
     again = problem.objective(outcome.best.perms, outcome.best.model)
     assert torch.allclose(again, outcome.best.objective)
 
 
 def test_time_that_runs_out_within_a_step_of_all_groups() -> None:
-    problem, steps = problem_named("deep"), []
-
-    class Slow(Annealing):
-        def step(self, run: Run, state: State) -> State:
-            steps.append(None)
-            if len(steps) == 3:
-                run.clock._started -= 100
-            return super().step(run, state)
-
-    outcome = run_search(Slow(starts=2), problem, budget=Budget(seconds=50))
+    slow = Slow()
+    outcome = run_to_end(slow.run_of_50_seconds(problem_named("deep")), FrankWolfe(starts=2))
     assert outcome.status is Status.TIME_BUDGET
-    assert len(outcome.history) == 2
+    assert outcome.assignments == 2 * 2
+    assert outcome.history[-1].step == 0
 
 
 @pytest.mark.parametrize("search", ["descent_starts", "annealing", "recombination", "frank_wolfe"])

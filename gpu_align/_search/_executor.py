@@ -166,8 +166,8 @@ class DeviceExecutor:
             return _solved(similarity, self._solver)
         sizes = None
         if wanted is not None:
-            in_a_row = len(similarity) // max(len(wanted), 1)
-            sizes = wanted.long().repeat_interleave(in_a_row) * similarity.shape[1]
+            each = len(similarity) // max(len(wanted), 1)
+            sizes = (wanted.long() * similarity.shape[1])[:, None].expand(-1, each).flatten()
         queued = self.queue.enqueue(AssignmentProblem(similarity, maximize=True, sizes=sizes))
         codes = torch.cat([self.worst_code, queued.status_codes])
         self.worst_code.copy_(codes.amax(0, keepdim=True))

@@ -57,14 +57,7 @@ class SimilarityCache:
     def similarities(
         self, group: str, chosen: Tensor, part: Hypotheses, batch: int
     ) -> Mapping[str, Tensor]:
-        """Return the similarities of a family for some hypotheses, variable -> [c, n, n].
-
-        Args:
-            group: root of the family.
-            chosen: int64 [c], which hypotheses.
-            part: these hypotheses.
-            batch: number of all hypotheses.
-        """
+        """See `Executor.similarities`."""
         if (group, batch) not in self._entries:
             self._entries[group, batch] = self._room(group, batch)
         entry = self._entries[group, batch]
