@@ -13,7 +13,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -144,9 +144,9 @@ def count_sweeps(network: Network, sweeps: int = SWEEPS) -> dict[str, object]:
             problem = AlignmentProblem(state, state, spec, engine=ENGINE)
         run, search = Run(problem, RandomStream(0)), CoordinateDescent()
         current = search.init(run, None)
-        for sweep in range(sweeps):
+        for _ in range(sweeps):
             count.operations, count.launches, count.reads = Counter(), Counter(), 0
-            current = search.step(run, replace(current, sweep=sweep + 1))
+            current = search.step(run, current)
             each.append(count.total())
     return {
         "network": network.name,

@@ -38,7 +38,8 @@ from gpu_align._assignment import (
 from gpu_align._device._backend import Engine
 from gpu_align._device._random import RandomStream
 from gpu_align._search import Run
-from gpu_align._search._search import compute_threads
+from gpu_align._search._annealing_step import AnnealingStep
+from gpu_align._search._loop import compute_threads
 
 PAIRS = ("mnist_mlp_128x3", "mnist_mlp_512x3")
 LARGE = "ResNet50"
@@ -121,9 +122,9 @@ def annealing_of(problem: AlignmentProblem) -> Callable[[], object]:
     """Return one step of Annealing, after it has begun."""
     run = _run(problem)
     search = Annealing(starts=HYPOTHESES)
-    state = search.init(run, None)
-    cooling = state.memory.cooling  # type: ignore[attr-defined]
-    return lambda: cooling.step(run, search.hot)
+    present = search.begin(run, torch.arange(HYPOTHESES, device=problem.device))
+    step = AnnealingStep(run, present, search.damping, search.iterations)
+    return lambda: step.take(run, search.hot)
 
 
 def _run(problem: AlignmentProblem) -> Run:

@@ -118,7 +118,7 @@ def _result() -> dict[str, Any]:
     networks = [mlp(seed, 6, 12, 9, 4) for seed in (0, 1)]
     spec = chain_spec(networks[0].state_dict())
     torch.manual_seed(2)
-    found = align(*networks, spec=spec, example_inputs=torch.randn(3, 6), budget=Budget(sweeps=25))
+    found = align(*networks, spec=spec, example_inputs=torch.randn(3, 6), budget=Budget(steps=25))
     data = json.loads(json.dumps(found.to_json()))
     problem = AlignmentProblem(*(net.state_dict() for net in networks), spec)
     data["studies"] = {

@@ -192,7 +192,7 @@ def test_tied_weights_stay_tied() -> None:
 
 def test_same_seed_same_result() -> None:
     networks = pair("deep")
-    options = {"spec": networks.spec, "seed": 3, "budget": Budget(sweeps=40)}
+    options = {"spec": networks.spec, "seed": 3, "budget": Budget(steps=40)}
     first, same = (align(networks.source, networks.target, **options) for _ in range(2))
     assert first.distance == same.distance
     assert first.seed == 3

@@ -24,7 +24,6 @@ from gpu_align import (
 )
 from gpu_align._cli import _align, _terminal, app
 from gpu_align._cli._searches import NAMES
-from gpu_align._search import _search
 
 Cli = Callable[..., Result]
 
@@ -391,6 +390,6 @@ def test_demo_and_the_commands_it_names(
 def test_a_search_that_was_split_says_so(
     cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_search, "free_bytes", lambda device: 1)
+    monkeypatch.setattr("gpu_align._device._memory.free_bytes", lambda device: 1)
     result = cli("align", "1.safetensors", "0.safetensors", "--search", "descent", "--starts", "3")
     assert "1 of 3 hypotheses at a time" in " ".join(result.stdout.split())

@@ -34,12 +34,18 @@ from gpu_align import (
     UnavailableError,
     run_search,
 )
-from gpu_align._assignment import AssignmentProblem, AuctionAssignment, AuctionResult
+from gpu_align._assignment import (
+    AbstractAssignmentSolver,
+    AssignmentProblem,
+    AssignmentSolution,
+    AuctionAssignment,
+    AuctionResult,
+)
 from gpu_align._device._backend import CPU, Engine, choose_engine
 from gpu_align._device._random import RandomStream
 from gpu_align._search import Run
+from gpu_align._search._annealing_step import AnnealingState, AnnealingStep
 from gpu_align._search._beam import perturb
-from gpu_align._search._cooling import Cooling
 from gpu_align._search._descent import draw_order, queue_sweep, start_descent
 from gpu_align._search._relaxed import soft_starts, to_hypotheses
 from gpu_align._search._workspace import Workspace
@@ -92,8 +98,8 @@ class Step:
 
     def __post_init__(self) -> None:
         self.batch = self.run.problem.random(3, self.run.random)
-        slots = torch.arange(2, device=self.run.problem.device)
-        self.soft = soft_starts(self.run, slots, 1.0, exact_first=True)
+        self.owners = torch.arange(2, device=self.run.problem.device)
+        self.soft = soft_starts(self.run, self.owners, 1.0, exact_first=True)
         self.model = self.run.problem.model_index(2)
 
 
@@ -107,17 +113,17 @@ def _perturb(step: Step) -> None:
         perturb(step.run, step.batch, group, torch.tensor([0, 2]), 0.2)
 
 
-def _cool(step: Step) -> None:
-    cooling = Cooling(step.soft, step.model, 0.5, 5)
-    cooling.step(step.run, 0.3)
-    cooling.step(step.run, 0.2)
+def _anneal(step: Step) -> None:
+    annealing = AnnealingStep(step.run, AnnealingState(step.soft, step.model), 0.5, 5)
+    annealing.take(step.run, 0.3)
+    annealing.take(step.run, 0.2)
 
 
 def _steps_of(search: Search, steps: int = 1) -> Callable[[Step], None]:
     def take(step: Step) -> None:
         state = search.init(step.run, None)
-        for sweep in range(steps):
-            state = search.step(step.run, replace(state, sweep=sweep + 1))
+        for _ in range(steps):
+            state = search.step(step.run, state)
 
     return take
 
@@ -125,12 +131,12 @@ def _steps_of(search: Search, steps: int = 1) -> Callable[[Step], None]:
 QUEUED: dict[str, Callable[[Step], None]] = {
     "sweep": _sweep,
     "perturb": _perturb,
-    "cool": _cool,
+    "anneal": _anneal,
     "round": lambda step: to_hypotheses(step.run, step.soft, step.model),
     "best": lambda step: step.batch.best(2),
     "objective": lambda step: step.run.problem.soft_value(step.soft, step.model),
-    "frank_wolfe": lambda step: FrankWolfe(starts=2)._advance(
-        step.run, FrankWolfe(starts=2).init(step.run, None).memory
+    "frank_wolfe": lambda step: FrankWolfe(starts=2).relax(
+        step.run, FrankWolfe(starts=2).begin(step.run, step.owners), 0
     ),
     "breed": lambda step: Recombination(4, 4, 1)._breed(step.run, step.batch),
     "layerwise_greedy": _steps_of(LayerwiseBeam(lookahead=True)),
@@ -140,10 +146,18 @@ QUEUED: dict[str, Callable[[Step], None]] = {
 }
 
 
-def on_meta(monkeypatch: pytest.MonkeyPatch, name: str) -> Step:
-    """Return a problem without values; what the assignment kernels return is of the right shape."""
+class Shapes(AbstractAssignmentSolver):
+    """Queues nothing; what it returns is of the right shape."""
 
-    def enqueue(self: object, problem: AssignmentProblem) -> AuctionResult:
+    name = "shapes"
+
+    def solve(self, problem: AssignmentProblem) -> AssignmentSolution:
+        raise AssertionError("the host was asked to solve")
+
+    def device_solver(self) -> "Shapes":
+        return self
+
+    def enqueue(self, problem: AssignmentProblem) -> AuctionResult:
         cost = problem.cost
         number, index = (cost.new_empty(len(cost), dtype=t) for t in (torch.float64, torch.int64))
         dual = cost.new_empty(cost.shape[:2], dtype=torch.float64)
@@ -157,26 +171,26 @@ def on_meta(monkeypatch: pytest.MonkeyPatch, name: str) -> Step:
             stats=index,
         )
 
-    monkeypatch.setattr(AuctionAssignment, "enqueue", enqueue)
+
+def on_meta(name: str) -> Step:
+    """Return a problem without values."""
     networks = pair(name)
     sources = [networks.source, networks.target]
     problem = AlignmentProblem(sources, networks.target, networks.spec, engine=META)
-    return Step(Run(problem, RandomStream(0)))
+    return Step(Run(problem, RandomStream(0), Shapes()))
 
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("queued", QUEUED.values(), ids=QUEUED)
-def test_nothing_is_read_back_within_a_sweep(
-    queued: Callable[[Step], None], name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = on_meta(monkeypatch, name)
+def test_nothing_is_read_back_within_a_sweep(queued: Callable[[Step], None], name: str) -> None:
+    step = on_meta(name)
     with OneDevice() as watched:
         queued(step)
     assert watched.seen > 3
 
 
-def test_a_look_at_a_value_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = on_meta(monkeypatch, "mlp")
+def test_a_look_at_a_value_would_be_noticed() -> None:
+    step = on_meta("mlp")
     with pytest.raises((RuntimeError, NotImplementedError)), OneDevice():
         bool(step.batch.objective.any())
     with pytest.raises(AssertionError, match="of tensors on"), OneDevice():
@@ -275,7 +289,7 @@ def test_a_failed_assignment_is_an_error_between_sweeps() -> None:
     run = Run(problem, RandomStream(0), solver=AuctionAssignment(max_rounds=1))
     run.assign(torch.rand(2, 40, 40))
     with pytest.raises(Exception, match="rounds"):
-        run.check()
+        run.executor.check()
 
 
 def test_an_explicit_device_is_never_replaced() -> None:

@@ -79,7 +79,7 @@ def test_nothing_waits_within_a_sweep(
     torch.cuda.synchronize()
     with no_waits():
         QUEUED[queued](step)
-    step.run.check()
+    step.run.executor.check()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -43,7 +43,7 @@ from gpu_align import (
     discover,
 )
 from gpu_align._align import _many as many
-from gpu_align._align._batches import batch_ranges, bytes_per_model, hypotheses_per_model
+from gpu_align._align._batches import batch_ranges, bytes_per_model
 from gpu_align._device._memory import _left_in_control_group, free_bytes
 from gpu_align._symmetry._permutation import apply_permutations
 from gpu_align._symmetry._spec import memory_of
@@ -339,9 +339,9 @@ def test_the_default_search_does_not_depend_on_the_batches(monkeypatch: pytest.M
 
     run = many.run_search
     monkeypatch.setattr(many, "run_search", noted)
-    align(sources, target, spec=spec, budget=Budget(sweeps=1))
+    align(sources, target, spec=spec, budget=Budget(steps=1))
     with_memory(monkeypatch, 1, 4, 2**30)
-    align(sources, target, spec=spec, budget=Budget(sweeps=1))
+    align(sources, target, spec=spec, budget=Budget(steps=1))
     assert len(chosen) == 5
     assert all(search == chosen[0] for search in chosen)
 
@@ -422,8 +422,8 @@ def test_hypotheses_are_counted_for_every_search() -> None:
         *(FrankWolfe(starts=3), BeamDescent(width=3), Recombination(population=3), Own()),
     ]
     for search in searches:
-        assert hypotheses_per_model(search) >= 3
-    assert hypotheses_per_model(Portfolio()) >= Portfolio().width
+        assert search.hypotheses_per_model >= 3
+    assert Portfolio().hypotheses_per_model >= Portfolio().width
 
 
 # What is done for all models at once

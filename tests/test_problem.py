@@ -431,7 +431,7 @@ def test_best_keeps_distinct_hypotheses_of_each_model() -> None:
     assert batch.best().objective.tolist() == [1.0, 4.0]
     joined = concatenate([batch, best])
     assert joined.lineage.tolist() == [0, 1, 2, 3, 0, 3, 1, 4, 5, 6, 7, 5, 6, 4]
-    assert joined.slots.tolist() == [*range(7), *range(7)]
+    assert joined.owners.tolist() == [*range(7), *range(7)]
 
 
 @given(st.lists(st.permutations(range(4)), min_size=1, max_size=30), st.data())

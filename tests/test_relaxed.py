@@ -109,12 +109,12 @@ def test_frank_wolfe_never_falls(name: str) -> None:
     search = FrankWolfe(starts=3)
     state, heights = search.init(run, None), []
     for _ in range(5):
-        heights.append(state.memory.objective)
+        heights.append(state.memory.present.value)
         state = search.step(run, state)
-        if not hasattr(state.memory, "soft"):
+        if state.memory.present is None:
             break
-        assert_soft(state.memory.soft)
-        assert (state.memory.objective >= heights[-1] - 1e-9).all()
+        assert_soft(state.memory.present.soft)
+        assert (state.memory.present.value >= heights[-1] - 1e-9).all()
 
 
 def test_frank_wolfe_of_one_group_is_exact() -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from gpu_align import (
     Budget,
     CheckpointError,
     CoordinateDescent,
+    FrankWolfe,
     InputError,
     Progress,
     Search,
@@ -39,8 +40,17 @@ from gpu_align import (
     save_checkpoint,
 )
 from gpu_align._align import _many
+from gpu_align._assignment import (
+    AbstractAssignmentSolver,
+    AssignmentProblem,
+    AssignmentSolution,
+    ScipyAssignment,
+)
 from gpu_align._cli import _outputs, _terminal, app
-from gpu_align._search import Outcome, Run, SearchStore, State, _cooling, _descent, _store
+from gpu_align._device._random import RandomStream
+from gpu_align._search import Outcome, Run, SearchStore, State, _annealing_step, _store
+from gpu_align._search._clock import Clock
+from gpu_align._search._loop import run_to_end
 
 KINDS = ("deep", "signed_heads")
 
@@ -55,6 +65,22 @@ def whole(search: str, name: str) -> Outcome:
     return run_search(SEARCHES[search], problem_named(name), seed=3)
 
 
+@contextlib.contextmanager
+def interrupted_at(search: Search, step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Interrupt a search when step `step` is done, but not yet taken note of."""
+    kind, taken = type(search), type(search).step
+
+    def interrupted(self: Search, run: Run, state: State) -> State:
+        after = taken(self, run, state)
+        if self is search and state.step == step - 1:
+            raise KeyboardInterrupt
+        return after
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "step", interrupted)
+        yield
+
+
 def interrupt(
     search: Search,
     problem: AlignmentProblem,
@@ -62,17 +88,8 @@ def interrupt(
     store: SearchStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Outcome:
-    """Run a search that is interrupted when step `step` is done, but not yet taken note of."""
-    taken = type(search).step
-
-    def interrupted(self: Search, run: Run, state: State) -> State:
-        after = taken(self, run, state)
-        if self is search and state.sweep == step:
-            raise KeyboardInterrupt
-        return after
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(search), "step", interrupted)
+    """Run a search that is interrupted at a step."""
+    with interrupted_at(search, step, monkeypatch):
         return run_search(search, problem, seed=3, store=store)
 
 
@@ -82,7 +99,7 @@ def assert_same(resumed: Outcome, expected: Outcome) -> None:
         assert torch.equal(one.objective, other.objective)
         assert torch.equal(one.lineage, other.lineage)
     told = [
-        [(e.stage, e.sweep, e.sweeps, e.best_distance) for e in outcome.history]
+        [(e.stage, e.step, e.steps, e.best_distance) for e in outcome.history]
         for outcome in (resumed, expected)
     ]
     assert told[0] == told[1]
@@ -125,7 +142,7 @@ def test_however_often_it_is_interrupted(
     for step in sorted(steps):
 
         def stop(progress: Progress, last: int = step) -> None:
-            if progress.sweep >= last:
+            if progress.step >= last:
                 raise KeyboardInterrupt
 
         store = SearchStore(path, resume=resume)
@@ -144,7 +161,7 @@ def test_interrupted_within_a_step_in_place(
 ) -> None:
     """Interrupt an annealing within its step, and right after it has moved in place."""
     problem, search, calls = problem_named(name), SEARCHES["annealing"], []
-    soften, step = _cooling.soften, _cooling.Cooling.step
+    soften, take = _annealing_step.soften, _annealing_step.AnnealingStep.take
 
     def broken(*args: object) -> object:
         calls.append(None)
@@ -153,7 +170,7 @@ def test_interrupted_within_a_step_in_place(
         return soften(*args)
 
     def broken_after(*args: object) -> None:
-        step(*args)
+        take(*args)
         calls.append(None)
         if len(calls) == 20:
             raise KeyboardInterrupt
@@ -161,23 +178,28 @@ def test_interrupted_within_a_step_in_place(
     store = SearchStore(tmp_path / "s")
     with monkeypatch.context() as patch:
         if at:
-            patch.setattr(_cooling, "soften", broken)
+            patch.setattr(_annealing_step, "soften", broken)
         else:
-            patch.setattr(_cooling.Cooling, "step", broken_after)
+            patch.setattr(_annealing_step.AnnealingStep, "take", broken_after)
         run_search(search, problem, seed=3, store=store)
     resumed = run_search(search, problem, seed=3, store=SearchStore(store.path, resume=True))
     assert_same(resumed, whole("annealing", name))
 
 
-def test_waves_of_an_annealing_are_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem, search = problem_named("deep"), Annealing(starts=3, steps=4)
-    monkeypatch.setattr(Run, "waves", lambda self, count: iter(torch.arange(count).split(1)))
-    expected = run_search(search, problem, seed=3)
+@pytest.mark.parametrize("search", [Annealing(starts=3, steps=4), FrankWolfe(starts=3, steps=3)])
+def test_waves_are_resumed(search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_named("deep")
+
+    def tight() -> Run:
+        return Run(problem, RandomStream(3), free=lambda device: 1)
+
+    expected = run_to_end(tight(), search)
     for step in range(1, len(expected.history) + 1):
-        path = tmp_path / str(step)
-        interrupt(search, problem, step, SearchStore(path), monkeypatch)
-        again = SearchStore(path, resume=True)
-        assert_same(run_search(search, problem, seed=3, store=again), expected)
+        store = SearchStore(tmp_path / str(step))
+        with interrupted_at(search, step, monkeypatch):
+            run_to_end(tight(), search, store=store)
+        again = SearchStore(store.path, resume=True)
+        assert_same(run_to_end(tight(), search, store=again), expected)
 
 
 def test_several_models_are_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,27 +215,27 @@ def test_several_models_are_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # Budgets
 
 
-def stop_at(sweep: int) -> Callable[[Progress], None]:
+def stop_at(step: int) -> Callable[[Progress], None]:
     def stop(progress: Progress) -> None:
-        if progress.sweep == sweep:
+        if progress.step == step:
             raise KeyboardInterrupt
 
     return stop
 
 
-def interrupted_store(path: Path, sweep: int = 5, **changes: object) -> SearchStore:
+def interrupted_store(path: Path, step: int = 5, **changes: object) -> SearchStore:
     store = SearchStore(path)
     arguments = {"search": SEARCHES["annealing"], "problem": problem_named("deep"), "seed": 3}
-    run_search(**(arguments | changes), store=store, progress=stop_at(sweep))  # type: ignore
+    run_search(**(arguments | changes), store=store, progress=stop_at(step))  # type: ignore
     return SearchStore(path, resume=True)
 
 
 def test_budgets_hold_for_both_parts_and_may_be_raised(tmp_path: Path) -> None:
     problem, search = problem_named("deep"), SEARCHES["annealing"]
-    store = interrupted_store(tmp_path / "s", budget=Budget(sweeps=8))
-    part = run_search(search, problem, seed=3, store=store, budget=Budget(sweeps=8))
+    store = interrupted_store(tmp_path / "s", budget=Budget(steps=8))
+    part = run_search(search, problem, seed=3, store=store, budget=Budget(steps=8))
     assert (part.status, len(part.history)) == (Status.SWEEP_BUDGET, 8)
-    best = run_search(search, problem, seed=3, store=store, budget=Budget(sweeps=1))
+    best = run_search(search, problem, seed=3, store=store, budget=Budget(steps=1))
     assert (best.status, len(best.history)) == (Status.SWEEP_BUDGET, 5)
     assert_same(run_search(search, problem, seed=3, store=store), whole("annealing", "deep"))
 
@@ -222,7 +244,7 @@ def test_seconds_before_the_interruption_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slow(progress: Progress) -> None:
-        if progress.sweep == 2:
+        if progress.step == 2:
             store.note(replace(store._newest, seconds=1000.0))
             raise KeyboardInterrupt
 
@@ -238,50 +260,47 @@ def test_seconds_before_the_interruption_count(
     assert outcome.status is Status.CONVERGED
 
 
-def test_time_that_runs_out_within_a_sweep_keeps_its_moves(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    problem, moved = problem_named("deep"), []
-    move = _descent._move
+class Slow(AbstractAssignmentSolver):
+    """Takes 30 seconds for each batch of a clock that nothing else moves."""
 
-    def slow(run: Run, *args: object) -> object:
-        moved.append(None)
-        if len(moved) == 2:
-            run.clock._started -= 100
-        return move(run, *args)
+    name = "slow"
 
-    monkeypatch.setattr(_descent, "_move", slow)
-    outcome = run_search(CoordinateDescent(order="forward"), problem, budget=Budget(seconds=50))
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def solve(self, problem: AssignmentProblem) -> AssignmentSolution:
+        self.now += 30
+        return ScipyAssignment().solve(problem)
+
+    def run_of_50_seconds(self, problem: AlignmentProblem) -> Run:
+        clock = Clock(Budget(seconds=50), now=lambda: self.now)
+        return Run(problem, RandomStream(0), self, clock=clock)
+
+
+def test_time_that_runs_out_within_a_sweep_keeps_its_moves() -> None:
+    problem, slow = problem_named("deep"), Slow()
+    outcome = run_to_end(slow.run_of_50_seconds(problem), CoordinateDescent(order="forward"))
     assert outcome.status is Status.TIME_BUDGET
-    assert len(moved) == 2 < len(problem.order)
+    assert outcome.assignments == 2 < len(problem.order)
     assert float(outcome.best.objective) < float(problem.identity().objective)
     again = problem.objective(outcome.best.perms, outcome.best.model)
     assert torch.allclose(again, outcome.best.objective)
 
 
 def test_time_that_runs_out_within_a_step_of_all_groups() -> None:
-    problem, steps = problem_named("deep"), []
-
-    class Slow(Annealing):
-        def step(self, run: Run, state: State) -> State:
-            steps.append(None)
-            if len(steps) == 3:
-                run.clock._started -= 100
-            return super().step(run, state)
-
-    outcome = run_search(Slow(starts=2), problem, budget=Budget(seconds=50))
+    slow = Slow()
+    outcome = run_to_end(slow.run_of_50_seconds(problem_named("deep")), FrankWolfe(starts=2))
     assert outcome.status is Status.TIME_BUDGET
-    assert len(outcome.history) == 2
+    assert outcome.assignments == 2 * 2
+    assert outcome.history[-1].step == 0
 
 
 @pytest.mark.parametrize("search", ["descent_starts", "annealing", "recombination", "frank_wolfe"])
-def test_long_steps_give_signs_of_life(search: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpu_align._search import _clock
-
-    monkeypatch.setattr(_clock, "_BEAT", 0.0)
+def test_long_steps_give_signs_of_life(search: str) -> None:
     shown: list[Progress] = []
-    problem = problem_named("deep")
-    outcome = run_search(SEARCHES[search], problem, seed=3, progress=shown.append)
+    clock = Clock(progress=shown.append, silence=0.0)
+    run = Run(problem_named("deep"), RandomStream(3), clock=clock)
+    outcome = run_to_end(run, SEARCHES[search])
     assert [entry for entry in shown if not entry.part] == list(outcome.history)
     parts = [entry.part for entry in shown if entry.part]
     assert len(parts) > len(outcome.history)
@@ -355,6 +374,18 @@ def test_damaged_file(place: float, mask: int, tmp_path_factory: pytest.TempPath
         assert_same(resumed_from(path), whole("annealing", "deep"))
 
 
+@pytest.mark.parametrize("schema", ["gpu-align/search/1", "gpu-align/search/99"])
+def test_a_search_of_another_release_is_refused_by_name(schema: str, tmp_path: Path) -> None:
+    path = interrupted_store(tmp_path / "s").path
+    torch.save({"schema": schema, "identity": {}, "snapshot": OfAnotherRelease()}, path)
+    with pytest.raises(InputError, match=f"kept by another release .{schema}; this one reads"):
+        resumed_from(path)
+
+
+class OfAnotherRelease:
+    """A class that this release does not have, as far as it knows."""
+
+
 class Hostile:
     def __init__(self, code: str) -> None:
         self.code = code
@@ -392,7 +423,7 @@ def test_incomplete_file(part: str, tmp_path: Path) -> None:
     if part == "perms":
         next(iter(document["snapshot"].best.perms.values()))[0, 0] += 1
     elif part == "state":
-        object.__delattr__(document["snapshot"].state, "sweep")
+        object.__delattr__(document["snapshot"].state, "step")
     else:
         document[part] = None
     torch.save(document, path)
@@ -415,9 +446,8 @@ def test_it_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def step(progress: Progress) -> None:
         now[0] += 7.0
 
-    monkeypatch.setattr(_store.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(SearchStore, "_write", slow)
-    store = SearchStore(tmp_path / "s")
+    store = SearchStore(tmp_path / "s", now=lambda: now[0])
     run_search(SEARCHES["annealing"], problem_named("deep"), seed=3, store=store, progress=step)
     assert 30 <= saves[0] < 30 + 7
     assert all(84 <= later - earlier < 84 + 7 for earlier, later in itertools.pairwise(saves))
@@ -443,10 +473,9 @@ def test_the_search_goes_on_where_its_state_cannot_be_kept(
         raise failure
 
     monkeypatch.setattr(_store.torch, "save", full)
-    monkeypatch.setattr(_store, "_INTERVAL", 0.0)
-    monkeypatch.setattr(_store, "_SHARE", 1e9)
     told: list[str] = []
     store = SearchStore(tmp_path / "s", on_failure=told.append)
+    store.interval, store.share = 0.0, 1e9
     outcome = run_search(SEARCHES["annealing"], problem_named("deep"), seed=3, store=store)
     assert_same(outcome, whole("annealing", "deep"))
     assert len(told) == 1  # not after every step
@@ -467,15 +496,19 @@ def test_a_warning_tells_of_a_folder_that_is_gone(tmp_path: Path) -> None:
 
 
 def test_caches_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpu_align._search import _recall
+    search = CoordinateDescent(starts=8, initial="random")
 
-    monkeypatch.setattr(_recall, "_WORTH", 0)
-    problem, search = problem_named("deep"), CoordinateDescent(starts=8, initial="random")
-    expected = run_search(search, problem, seed=3)
-    interrupt(search, problem, 3, SearchStore(tmp_path / "s"), monkeypatch)
+    def cached() -> Run:
+        run = Run(problem_named("deep"), RandomStream(3))
+        run.executor.cache.least_work = 0
+        return run
+
+    expected = run_to_end(cached(), search)
+    with interrupted_at(search, 3, monkeypatch):
+        run_to_end(cached(), search, store=SearchStore(tmp_path / "s"))
     with zipfile.ZipFile(tmp_path / "s") as archive:
         assert sum(entry.file_size for entry in archive.infolist()) < 100_000
-    resumed = run_search(search, problem, seed=3, store=SearchStore(tmp_path / "s", resume=True))
+    resumed = run_to_end(cached(), search, store=SearchStore(tmp_path / "s", resume=True))
     assert torch.allclose(resumed.best.objective, expected.best.objective)
 
 
@@ -494,7 +527,7 @@ def write_networks(folder: Path, width: int) -> None:
         save_checkpoint(folder / f"{seed}.safetensors", state)
 
 
-SLOW = "import gpu_align._search._store as s; s._INTERVAL = {interval}; "
+SLOW = "from gpu_align import SearchStore; SearchStore.interval = {interval}; "
 """Python that has a search kept more often."""
 
 
@@ -650,7 +683,7 @@ def invoke(*options: str) -> Result:
 
 def invoke_interrupted(monkeypatch: pytest.MonkeyPatch, *options: str) -> Result:
     def stop(self: object, progress: Progress) -> None:
-        if progress.sweep == 7:
+        if progress.step == 7:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

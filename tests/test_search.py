@@ -183,11 +183,11 @@ def test_planted_permutation_is_found(search: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
-def test_budget_of_sweeps_ends_the_search(search: Search) -> None:
+def test_budget_of_steps_ends_the_search(search: Search) -> None:
     networks = pair("deep")
     problem = problem_of(networks)
     whole = run_search(search, problem, seed=3)
-    part = run_search(search, problem, seed=3, budget=Budget(sweeps=1))
+    part = run_search(search, problem, seed=3, budget=Budget(steps=1))
     assert len(part.history) == 1
     if len(whole.history) > 1:
         assert part.status is Status.SWEEP_BUDGET
@@ -205,10 +205,21 @@ def test_budget_of_seconds_ends_the_search() -> None:
     assert_honest(outcome, problem, networks)
 
 
-@pytest.mark.parametrize("limit", [{"sweeps": 0}, {"seconds": 0.0}, {"seconds": -1.0}], ids=str)
+@pytest.mark.parametrize("limit", [{"steps": 0}, {"seconds": 0.0}, {"seconds": -1.0}], ids=str)
 def test_budget_of_nothing_is_refused(limit: dict[str, float]) -> None:
     with pytest.raises(InputError, match="above 0"):
         Budget(**limit)
+
+
+def test_sweeps_are_the_old_name_of_steps() -> None:
+    with pytest.warns(DeprecationWarning, match="use Budget"):
+        budget = Budget(sweeps=3)
+    assert budget == Budget(steps=3) == Budget(3)
+    progress = Progress("Any", 2, 5, 1.0, 0.1, None)
+    for value, old in ((budget, "sweeps"), (progress, "sweep"), (progress, "sweeps")):
+        with pytest.warns(DeprecationWarning, match="is deprecated: use"):
+            assert getattr(value, old) == getattr(value, old.replace("sweep", "step"))
+    assert Progress.from_json(progress.to_json()) == progress
 
 
 @pytest.mark.parametrize("after", [1, 4])
@@ -333,13 +344,13 @@ def test_search_is_never_worse_than_its_start(search: Search) -> None:
     assert float(outcome.best.objective) <= float(start.objective) * (1 + 1e-12)
 
 
-class Idle(Search):
+class Idle(Search[None]):
     """Finds nothing but the identity."""
 
     name = "Idle"
 
     def init(self, run: Run, start: Hypotheses | None) -> State:
-        return State(self.name, run.problem.identity() if start is None else start)
+        return State(self.name, run.problem.identity() if start is None else start, None)
 
     def step(self, run: Run, state: State) -> State:
         return replace(state, finished=Status.COMPLETED)

@@ -91,7 +91,7 @@ def align(
         metric: "l2", "normalized", "standardized", "row" or a Metric.
         device: "auto", "cpu" or "cuda".
         seed: of the search; same seed, same result, unless a budget of seconds ends it.
-        budget: of sweeps or seconds; several batches share the seconds.
+        budget: of steps or seconds; several batches share the seconds.
         progress: called after every step of the search; of several batches its stage says which.
 
     Returns:

@@ -6,20 +6,10 @@ import math
 import torch
 
 from gpu_align._problem import CHUNK_ELEMENTS, Metric, families_of
-from gpu_align._search import (
-    Annealing,
-    BeamDescent,
-    CoordinateDescent,
-    FrankWolfe,
-    LayerwiseBeam,
-    Portfolio,
-    Recombination,
-    Search,
-)
+from gpu_align._search import Search
 from gpu_align._symmetry import PermutationSpec
 
 _SHARE = 0.5  # of the free memory that is planned with: the estimates are rough
-_UNKNOWN = 32  # hypotheses per model of a search that is not ours
 
 
 def batch_ranges(models: int, bytes_per_model: int, free: int) -> list[range]:
@@ -53,7 +43,7 @@ def bytes_per_model(
             axes = sum(len(axis.groups) for axis in tensor.axes)
             sizes.append(math.prod(tensor.shape))
             terms += sizes[-1] * (1 + (axes if axes > 1 else 0))
-    width = hypotheses_per_model(search)
+    width = search.hypotheses_per_model
     entries = terms + (1 + 4 * width) * matrices + width * min(max(sizes), CHUNK_ELEMENTS)
     searching = entries * dtype.itemsize + width * 4 * 8 * sum(units)
     certifying = 8 * (terms + 2 * sum(sizes) + 6 * matrices)
@@ -64,21 +54,3 @@ def largest_elements(spec: PermutationSpec) -> int:
     """Return the number of elements of the largest tensor or similarity of a model."""
     tensors = (math.prod(tensor.shape) for tensor in spec.tensors.values() if tensor.counted)
     return max([1, *tensors, *(spec.units(name) ** 2 for name in spec.groups)])
-
-
-def hypotheses_per_model(search: Search) -> int:
-    """Return how many hypotheses of each model a search holds at most; a guess for others' own."""
-    match search:
-        case Portfolio():
-            parts = (*search.searches, *search.refinements)
-            return search.width + max(map(hypotheses_per_model, parts))
-        case CoordinateDescent() | FrankWolfe() | Annealing():
-            return search.starts
-        case Recombination():
-            return search.population + search.children
-        case BeamDescent():
-            return search.width * (1 + search.expansions)
-        case LayerwiseBeam():
-            return search.width * (1 + search.candidates.count)
-        case _:
-            return _UNKNOWN

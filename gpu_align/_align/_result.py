@@ -153,7 +153,7 @@ class AlignmentFailure:
 
 def _plain_step(entry: Progress) -> dict[str, Any]:
     # The history has whole steps only.
-    return {name: value for name, value in asdict(entry).items() if name != "part"}
+    return {name: value for name, value in entry.to_json().items() if name != "part"}
 
 
 def _plain(value: Any) -> Any:

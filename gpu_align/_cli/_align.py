@@ -159,7 +159,7 @@ def align(
     outputs = Outputs(out=out, permutation=permutation, json_file=json_file, report=report)
     chosen_search = make_search(search, width, starts)
     chosen_metric = as_metric(metric)
-    budget = Budget(sweeps=sweeps, seconds=seconds)
+    budget = Budget(steps=sweeps, seconds=seconds)
     engine = choose_engine(device)
     store = make_store(outputs, resume)
     with display(quiet=quiet) as screen, stdout_to_stderr():

@@ -108,15 +108,15 @@ class Display:
 
     def search(self, step: SearchProgress) -> None:
         """Show a step of a search, or what has been done of the next one."""
-        total = f"/{step.sweeps}" if step.sweeps else ""
+        total = f"/{step.steps}" if step.steps else ""
         part = f" ({step.part})" if step.part else ""
         left = "" if step.seconds_left is None else f", {duration(step.seconds_left)} left"
         self._progress.update(
             self._task,
             description=step.stage,
-            total=step.sweeps,
-            completed=step.sweep,
-            detail=f"sweep {step.sweep}{total}{part}, distance {number(step.best_distance)}{left}",
+            total=step.steps,
+            completed=step.step,
+            detail=f"sweep {step.step}{total}{part}, distance {number(step.best_distance)}{left}",
         )
 
 

@@ -9,7 +9,7 @@ from gpu_align._device._backend import (
     version,
     versions,
 )
-from gpu_align._device._memory import free_bytes
+from gpu_align._device._memory import FreeMemory, free_bytes
 from gpu_align._device._random import RandomStream
 from gpu_align._device._replay import Replay
 
@@ -17,6 +17,7 @@ __all__ = [
     "CPU",
     "Backend",
     "Engine",
+    "FreeMemory",
     "RandomStream",
     "Replay",
     "backends",

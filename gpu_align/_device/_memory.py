@@ -2,12 +2,33 @@
 
 import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 _GIB = 2**30
+_FRESH = 1.0
+"""Seconds for which a measurement of free memory is trusted."""
+
+
+class FreeMemory:
+    """The free memory of one device, and how much fits into it."""
+
+    def __init__(
+        self, device: torch.device, measure: Callable[[torch.device], int] | None = None
+    ) -> None:
+        """Take a device; `measure` returns its free bytes, by default `free_bytes`."""
+        self._device, self._measure = device, measure or free_bytes
+        self._measured = (-math.inf, 0)
+
+    def fitting(self, each: int, share: float = 1.0) -> int:
+        """Return how often `each` bytes fit into a share of the free memory, at least once."""
+        now = time.monotonic()
+        if now > self._measured[0] + _FRESH:
+            self._measured = now, self._measure(self._device)
+        return max(int(share * self._measured[1]) // max(each, 1), 1)
 
 
 def free_bytes(device: torch.device) -> int:

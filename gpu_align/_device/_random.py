@@ -22,7 +22,7 @@ _DEVICE_CHUNK = 2**24
 
 
 class RandomStream:
-    """Draws for the owners of numbers: `ids` says whose they are, and equal ids draw alike.
+    """Draws for the owners of numbers; equal owners draw alike.
 
     Attributes:
         seed: of the stream.
@@ -32,49 +32,49 @@ class RandomStream:
     def __init__(self, seed: int, counter: int = 0) -> None:
         self.seed, self.counter = seed, counter
 
-    def uniform(self, ids: Tensor, *shape: int) -> Tensor:
+    def uniform(self, owners: Tensor, *shape: int) -> Tensor:
         """Draw float64 in [0, 1) with 53 bits.
 
         Args:
-            ids: int64 [c], at least 0.
+            owners: int64 [c], at least 0.
             shape: of each one's numbers, fewer than 2^32.
 
         Returns:
-            [c, *shape] on the device of `ids`.
+            [c, *shape] on the device of `owners`.
         """
-        words = self.words(ids, math.prod(shape))
-        return _shifted(words, 11).double().mul_(2.0**-53).reshape(len(ids), *shape)
+        words = self.words(owners, math.prod(shape))
+        return _shifted(words, 11).double().mul_(2.0**-53).reshape(len(owners), *shape)
 
-    def normal(self, ids: Tensor, *shape: int, dtype: torch.dtype) -> Tensor:
+    def normal(self, owners: Tensor, *shape: int, dtype: torch.dtype) -> Tensor:
         """Draw standard normal numbers by the method of Box and Muller; see `uniform`."""
         count = math.prod(shape)
-        out = torch.empty(len(ids), count, dtype=dtype, device=ids.device)
+        out = torch.empty(len(owners), count, dtype=dtype, device=owners.device)
         half = -(-count // 2)
         start = self._start()
-        chunk = _CHUNK.get(ids.device.type, _DEVICE_CHUNK)
-        step = max(chunk // max(len(ids), 1), 1)
+        chunk = _CHUNK.get(owners.device.type, _DEVICE_CHUNK)
+        step = max(chunk // max(len(owners), 1), 1)
         for first in range(0, half, step):
             last = min(first + step, half)
-            words = _hashed(start, ids, first, last)
+            words = _hashed(start, owners, first, last)
             radius = _shifted(words, 32).double().add_(1).mul_(2.0**-32).log_().mul_(-2).sqrt_()
             angle = words.bitwise_and_(0xFFFFFFFF).double().mul_(2.0**-31 * math.pi)
             out[:, first:last] = radius * angle.cos()
             rest = min(half + last, count) - (half + first)
             out[:, half + first : half + first + rest] = (radius * angle.sin_())[:, :rest]
-        return out.reshape(len(ids), *shape)
+        return out.reshape(len(owners), *shape)
 
-    def permutation(self, ids: Tensor, *shape: int) -> Tensor:
+    def permutation(self, owners: Tensor, *shape: int) -> Tensor:
         """Draw permutations of the last axis, int64 [c, *shape]; see `uniform`."""
-        words = self.words(ids, math.prod(shape))
-        return words.reshape(len(ids), *shape).argsort(dim=-1, stable=True)
+        words = self.words(owners, math.prod(shape))
+        return words.reshape(len(owners), *shape).argsort(dim=-1, stable=True)
 
-    def below(self, high: int, ids: Tensor) -> Tensor:
+    def below(self, high: int, owners: Tensor) -> Tensor:
         """Draw one integer from 0 to `high - 1` for each owner, int64 [c]."""
-        return self.uniform(ids).mul(high).long()
+        return self.uniform(owners).mul(high).long()
 
-    def words(self, ids: Tensor, count: int) -> Tensor:
+    def words(self, owners: Tensor, count: int) -> Tensor:
         """Draw 64 random bits, int64 [c, count]; see `uniform`."""
-        return _hashed(self._start(), ids, 0, count)
+        return _hashed(self._start(), owners, 0, count)
 
     def _start(self) -> int:
         """Begin a draw: return where its numbers begin."""
@@ -83,10 +83,10 @@ class RandomStream:
         return start
 
 
-def _hashed(start: int, ids: Tensor, first: int, last: int) -> Tensor:
+def _hashed(start: int, owners: Tensor, first: int, last: int) -> Tensor:
     """Return the words `first` to `last` of each owner, int64 [c, last - first]."""
-    counter = torch.arange(first, last, device=ids.device)
-    z = ((ids[:, None] << 32) + counter).mul_(_signed(_GOLDEN)).add_(_signed(start))
+    counter = torch.arange(first, last, device=owners.device)
+    z = ((owners[:, None] << 32) + counter).mul_(_signed(_GOLDEN)).add_(_signed(start))
     z ^= _shifted(z, 30)
     z *= _signed(_FIRST)
     z ^= _shifted(z, 27)

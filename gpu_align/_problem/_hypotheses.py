@@ -39,8 +39,8 @@ class Hypotheses:
         return len(self) // max(self.models, 1)
 
     @property
-    def slots(self) -> Tensor:
-        """Number of each hypothesis within its model, int64 [b]."""
+    def owners(self) -> Tensor:
+        """Whose random numbers each hypothesis gets: its number within its model, int64 [b]."""
         return torch.arange(self.each, device=self.model.device).repeat(self.models)
 
     def only(self, variables: Collection[str]) -> "Hypotheses":

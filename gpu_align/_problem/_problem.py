@@ -231,10 +231,10 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
     def random(self, width: int, random: RandomStream) -> Hypotheses:
         """Return `width` hypotheses per model drawn uniformly, the same ones for each model."""
         model = self.model_index(width)
-        slots = torch.arange(width, device=self.device).repeat(self.models)
+        owners = torch.arange(width, device=self.device).repeat(self.models)
         perms: dict[str, Tensor] = {}
         for family in self.families.values():
-            perms |= family.random(slots, random)
+            perms |= family.random(owners, random)
         return self.hypotheses(perms, model)
 
     def objective(self, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:

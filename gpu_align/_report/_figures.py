@@ -59,7 +59,7 @@ def convergence(
         bound: lower bound, a line; None leaves it out.
     """
     if before is not None:
-        first = replace(history[0], sweep=0, best_distance=before)
+        first = replace(history[0], step=0, best_distance=before)
         history = [first, *history]
     values = [entry.best_distance for entry in history]
     zoom = _zoom(values, before, bound)
@@ -94,7 +94,7 @@ def _draw_stages(axes: Axes, history: Sequence[Progress]) -> None:
         if is_new:
             names.append(stage)
         axes.step(
-            [entry.sweep for entry in drawn],
+            [entry.step for entry in drawn],
             [entry.best_distance for entry in drawn],
             where="post",
             color=STAGES[names.index(stage) % len(STAGES)],

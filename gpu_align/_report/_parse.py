@@ -110,7 +110,7 @@ def _convert(data: Mapping[str, Any], name: str) -> ParsedResult:
         log10_symmetries=_finite(data.get("log10_symmetries")),
         groups=tuple(_group(entry) for entry in data.get("groups") or ()),
         outline=None if outline is None else Outline.from_json(outline),
-        history=tuple(Progress(**entry) for entry in data.get("history") or ()),
+        history=tuple(Progress.from_json(entry) for entry in data.get("history") or ()),
         cost_matrix=None if matrix is None else _matrix(CostMatrix(**matrix)),
         function_difference=None if difference is None else float(difference),
         function_note=str(data.get("function_note") or "not checked"),

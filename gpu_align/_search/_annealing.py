@@ -1,39 +1,19 @@
 """Deterministic annealing: all groups at once as doubly stochastic matrices that harden slowly."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from gpu_align._errors import InputError
-from gpu_align._problem import Hypotheses, concatenate
-from gpu_align._search._cooling import Cooling
-from gpu_align._search._descent import Descent, descend, start_descent
-from gpu_align._search._relaxed import soft_starts, to_hypotheses
-from gpu_align._search._search import Run, Search, State
-from gpu_align._search._state import stored
-
-
-@stored
-@dataclass(frozen=True)
-class _Wave:
-    """The starts that cool at present; all of them, where they fit into memory.
-
-    Attributes:
-        slots: int64 [k] of each wave, the numbers of its starts.
-        cooling: the present wave.
-        rounded: what the waves before it have become.
-        counter: of the random numbers of all starts.
-    """
-
-    slots: list[Tensor]
-    cooling: Cooling
-    rounded: tuple[Hypotheses, ...]
-    counter: int
+from gpu_align._search._annealing_step import AnnealingState, AnnealingStep
+from gpu_align._search._relaxation import RelaxedSearch
+from gpu_align._search._relaxed import soft_starts
+from gpu_align._search._run import Run
 
 
 @dataclass(frozen=True)
-class Annealing(Search):
+class Annealing(RelaxedSearch[AnnealingState]):
     """Graduated assignment: `P <- (1 - d) P + d Sinkhorn(S / (T std S))` while T falls.
 
     No assignment problem is solved on the way; at the end the matrices are rounded and descend.
@@ -70,35 +50,24 @@ class Annealing(Search):
                 f"{self.hot}, {self.cold}, {self.damping} and {self.noise}"
             )
 
-    def init(self, run: Run, start: Hypotheses | None) -> State:
-        """See `Search.init`; hypotheses to begin from only join the result."""
-        hypotheses = run.problem.identity() if start is None else start
-        waves, counter = list(run.waves(self.starts)), run.random.counter
-        wave = _Wave(waves, self._heated(run, waves[0], counter), (), counter)
-        return State(self.name, hypotheses, wave, expected=self.steps * len(waves) + 6)
+    def expected_steps(self, waves: int) -> int:
+        """See `RelaxedSearch.expected_steps`."""
+        return self.steps * waves + 6
 
-    def _heated(self, run: Run, slots: Tensor, counter: int) -> Cooling:
-        """Return some of the starts; all waves draw as if they were one, at the same counter."""
-        run.random.counter = counter
-        soft = soft_starts(run, slots, self.noise, exact_first=False)
-        return Cooling(soft, run.problem.model_index(len(slots)), self.damping, self.iterations)
+    def begin(self, run: Run, owners: Tensor) -> AnnealingState:
+        """See `RelaxedSearch.begin`."""
+        soft = soft_starts(run, owners, self.noise, exact_first=False)
+        return AnnealingState(soft, run.problem.model_index(len(owners)))
 
-    def step(self, run: Run, state: State) -> State:
-        """Cool by one step; after the last one, round and descend sweep by sweep."""
-        if isinstance(state.memory, Descent):
-            return descend(run, state, "random")
-        wave = state.memory
-        assert isinstance(wave, _Wave)
-        number = (state.sweep - 1) % self.steps
-        temperature = self.hot * (self.cold / self.hot) ** (number / (self.steps - 1))
-        # It moves in place: where a step was interrupted after it, it has been done.
-        if wave.cooling.done == number:
-            wave.cooling.step(run, temperature)
-        if number < self.steps - 1:
-            return state
-        rounded = (*wave.rounded, to_hypotheses(run, wave.cooling.soft, wave.cooling.model))
-        if len(rounded) < len(wave.slots):
-            cooling = self._heated(run, wave.slots[len(rounded)], wave.counter)
-            return replace(state, memory=replace(wave, cooling=cooling, rounded=rounded))
-        hypotheses = concatenate(rounded)
-        return replace(state, hypotheses=hypotheses, memory=start_descent(run, hypotheses))
+    def relax(self, run: Run, present: AnnealingState, taken: int) -> AnnealingState:
+        """See `RelaxedSearch.relax`."""
+        step = run.prepared(
+            present, lambda: AnnealingStep(run, present, self.damping, self.iterations)
+        )
+        if present.steps == taken:
+            step.take(run, self.hot * (self.cold / self.hot) ** (taken / (self.steps - 1)))
+        return present
+
+    def is_relaxed(self, present: AnnealingState, taken: int) -> bool:
+        """See `RelaxedSearch.is_relaxed`."""
+        return taken == self.steps

@@ -10,8 +10,9 @@ from gpu_align._errors import InputError
 from gpu_align._problem import Hypotheses, concatenate
 from gpu_align._search._descent import ORDERS, Descent, Order, draw_order, start_descent, sweep
 from gpu_align._search._moves import best_move
-from gpu_align._search._search import Run, Search, State
-from gpu_align._search._state import stored
+from gpu_align._search._run import Run
+from gpu_align._search._search import Search
+from gpu_align._search._state import State, stored
 from gpu_align._status import Status
 
 
@@ -21,7 +22,7 @@ class _Beam:
     """The beam between two sweeps.
 
     Attributes:
-        kept: the beam at the last pruning.
+        pruned: the beam at the last pruning.
         descent: the children on their way down, the beam before them.
         last: int64 [each] on the host, the group that was perturbed; it is looked at last in the
             first sweep, so that its neighbours can answer the perturbation before it is undone.
@@ -31,7 +32,7 @@ class _Beam:
         best: float64 [m], best distance of each model at the last pruning.
     """
 
-    kept: Hypotheses
+    pruned: Hypotheses
     descent: Descent
     last: Tensor | None
     round: int
@@ -40,7 +41,7 @@ class _Beam:
 
 
 @dataclass(frozen=True)
-class BeamDescent(Search):
+class BeamDescent(Search[_Beam]):
     """Descent with a beam: expand by exact and perturbed assignments, descend, keep the best.
 
     A round expands every hypothesis of the beam into `expansions` children: itself, and copies of
@@ -75,7 +76,12 @@ class BeamDescent(Search):
         if self.order not in ORDERS:
             raise InputError(f"expected an order among {ORDERS}, got {self.order!r}")
 
-    def init(self, run: Run, start: Hypotheses | None) -> State:
+    @property
+    def hypotheses_per_model(self) -> int:
+        """See `Search.hypotheses_per_model`."""
+        return self.width * (1 + self.expansions)
+
+    def init(self, run: Run, start: Hypotheses | None) -> State[_Beam]:
         """See `Search.init`."""
         hypotheses = run.problem.identity() if start is None else start
         best = torch.full_like(run.problem.constant, torch.inf)
@@ -83,10 +89,9 @@ class BeamDescent(Search):
         descent = start_descent(run, hypotheses)
         return State(self.name, hypotheses, _Beam(hypotheses, descent, None, 0, idle, best))
 
-    def step(self, run: Run, state: State) -> State:
+    def step(self, run: Run, state: State[_Beam]) -> State[_Beam]:
         """Do one sweep of all children; prune and expand once all have converged."""
         beam = state.memory
-        assert isinstance(beam, _Beam)
         order = draw_order(run, beam.descent.hypotheses.each, self.order)
         if beam.last is not None:
             is_last = order == beam.last[:, None]
@@ -97,52 +102,53 @@ class BeamDescent(Search):
             return replace(state, hypotheses=descent.hypotheses, memory=memory)
         return self._next_round(run, replace(state, hypotheses=descent.hypotheses), beam)
 
-    def _next_round(self, run: Run, state: State, beam: _Beam) -> State:
-        kept = state.hypotheses.best(min(self.width, state.hypotheses.each))
+    def _next_round(self, run: Run, state: State[_Beam], beam: _Beam) -> State[_Beam]:
+        pruned = state.hypotheses.best(min(self.width, state.hypotheses.each))
         if beam.round:
             # What a model has found does not depend on how long the others take.
-            kept = beam.kept.first(kept.each).chosen(kept, (beam.idle < self.patience)[kept.model])
-        best = kept.best().objective
+            pruned = beam.pruned.first(pruned.each).chosen(
+                pruned, (beam.idle < self.patience)[pruned.model]
+            )
+        best = pruned.best().objective
         improved = best < beam.best - run.tolerance(run.problem.model_index(1))
         idle = torch.where(improved, 0, beam.idle + 1)
-        state = replace(state, hypotheses=kept)
+        state = replace(state, hypotheses=pruned)
         busy = (idle < self.patience).cpu()
         if self.expansions == 1 or not bool(busy.any()):
             return replace(state, finished=Status.CONVERGED)
         if beam.round >= self.rounds:
             return replace(state, finished=Status.COMPLETED)
         noise = self.noise[beam.round % len(self.noise)]
-        descent, last = self._expand(run, kept, noise, busy)
-        return replace(state, memory=_Beam(kept, descent, last, beam.round + 1, idle, best))
+        descent, last = self._expand(run, pruned, noise, busy)
+        return replace(state, memory=_Beam(pruned, descent, last, beam.round + 1, idle, best))
 
     def _expand(
-        self, run: Run, kept: Hypotheses, noise: float, busy: Tensor
+        self, run: Run, pruned: Hypotheses, noise: float, busy: Tensor
     ) -> tuple[Descent, Tensor]:
         """Return the beam and its perturbed children, and which group each had perturbed.
 
         Args:
             run: the running search.
-            kept: the beam.
+            pruned: the beam.
             noise: see `perturb`.
             busy: bool [m] on the host, the models that are still to be improved.
         """
-        groups, models, each = run.problem.order, run.problem.models, kept.each
-        children = kept.spread(self.expansions - 1)
+        groups, models, each = run.problem.order, run.problem.models, pruned.each
+        children = pruned.spread(self.expansions - 1)
         born = torch.arange(children.each)
         moved = run.random.below(len(groups), born)
         stale = torch.zeros(models, each + children.each, len(groups), dtype=torch.bool)
         for number, group in enumerate(groups):
-            run.beat(f"perturbing group {number + 1} of {len(groups)}")
-            slots = (moved == number).nonzero().flatten()
-            chosen = (busy.nonzero() * children.each + slots).flatten()
+            run.heartbeat(f"perturbing group {number + 1} of {len(groups)}")
+            perturbed = (moved == number).nonzero().flatten()
+            chosen = (busy.nonzero() * children.each + perturbed).flatten()
             for part in run.parts(group, chosen):
                 children = perturb(run, children, group, part, noise)
             for neighbour in (group, *run.problem.neighbours(group)):
-                stale[:, each + slots, groups.index(neighbour)] = busy[:, None]
-        joined = concatenate([kept, children])
+                stale[:, each + perturbed, groups.index(neighbour)] = busy[:, None]
+        joined = concatenate([pruned, children])
         last = torch.cat([torch.zeros(each, dtype=torch.int64), moved])
-        stale = stale.flatten(0, 1)
-        return Descent(joined, run.upload(stale), stale.any(1)), last
+        return start_descent(run, joined, stale.flatten(0, 1)), last
 
 
 def perturb(
@@ -157,7 +163,7 @@ def perturb(
         chosen: int64 [c] on the host, which hypotheses.
         noise: standard deviation of the noise, in units of that of the costs.
     """
-    index = run.upload(chosen)
-    part, owners = hypotheses.select(index), hypotheses.slots[index]
-    moved, gain = best_move(run, group, part, noise=noise, owners=owners)
-    return hypotheses.put(index, moved, part.objective - gain)
+    index = run.executor.upload(chosen)
+    part, owners = hypotheses.select(index), hypotheses.owners[index]
+    moved, decrease = best_move(run, group, part, noise=noise, owners=owners)
+    return hypotheses.put(index, moved, part.objective - decrease)

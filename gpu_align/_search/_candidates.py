@@ -9,7 +9,8 @@ from torch import Tensor
 from gpu_align._assignment import AssignmentProblem, k_best
 from gpu_align._errors import InputError
 from gpu_align._problem import in_chunks
-from gpu_align._search._search import Run, deviation
+from gpu_align._search._run import Run
+from gpu_align._search._scale import deviation
 
 _CHUNK = {"cpu": 2**22}
 _DEVICE_CHUNK = 2**26
@@ -98,12 +99,12 @@ class Rounding(Candidates):
     def propose(self, run: Run, cost: Tensor) -> Tensor:
         """See `Candidates.propose`."""
         batch, size, _ = cost.shape
-        worth = -self._rounded(cost)
+        similarity = -self._rounded(cost)
         order = run.random.permutation(run.owners(batch), self.count, size).flatten(0, 1)
-        owner = torch.arange(batch, device=cost.device).repeat_interleave(self.count)
+        problem = torch.arange(batch, device=cost.device).repeat_interleave(self.count)
 
         def assigned(part: slice) -> Tensor:
-            return run.assign(worth[owner[part, None], order[part]])
+            return run.assign(similarity[problem[part, None], order[part]])
 
         chunk = _CHUNK.get(cost.device.type, _DEVICE_CHUNK) // max(size**2, 1)
         columns = in_chunks(assigned, len(order), chunk)

@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from gpu_align._problem import Hypotheses
 from gpu_align._search._state import Budget, Progress, ProgressCallback, State
 from gpu_align._status import Status
 
-_BEAT = 1.0
+_SILENCE = 1.0
 """Seconds of silence after which a step that still runs gives a sign of life."""
 
 
@@ -26,11 +26,25 @@ class Clock:
     """
 
     def __init__(
-        self, budget: Budget | None = None, progress: ProgressCallback | None = None
+        self,
+        budget: Budget | None = None,
+        progress: ProgressCallback | None = None,
+        *,
+        silence: float = _SILENCE,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """Start.
+
+        Args:
+            budget: limits; default none.
+            progress: called after every step, and within long ones.
+            silence: seconds after which a step that still runs gives a sign of life.
+            now: returns the time in seconds.
+        """
+        self._silence, self._now = silence, now
         self.budget, self.history = budget or Budget(), list[Progress]()
         self._progress = progress
-        self._started = self._shown = time.perf_counter()
+        self._started = self._shown = self._now()
         self._state: State | None = None
         self._noted: tuple[Hypotheses | None, float] = (None, math.nan)
 
@@ -41,7 +55,7 @@ class Clock:
 
     def seconds(self) -> float:
         """Return the time spent, also before an interruption."""
-        return time.perf_counter() - self._started
+        return self._now() - self._started
 
     def late(self) -> bool:
         """Say whether the budget of seconds is spent."""
@@ -49,7 +63,7 @@ class Clock:
 
     def spent(self, state: State) -> Status | None:
         """Say which budget is spent."""
-        if self.budget.sweeps is not None and state.sweep >= self.budget.sweeps:
+        if self.budget.steps is not None and state.step >= self.budget.steps:
             return Status.SWEEP_BUDGET
         return Status.TIME_BUDGET if self.late() else None
 
@@ -67,22 +81,22 @@ class Clock:
     def show(self) -> None:
         """Tell the caller of the last step."""
         if self._progress is not None:
-            self._shown = time.perf_counter()
+            self._shown = self._now()
             self._progress(self.history[-1])
 
-    def beat(self, part: str) -> None:
+    def heartbeat(self, part: str) -> None:
         """Tell the caller how far a step is, if there has been silence for long."""
         if self._progress is None or self._state is None:
             return
-        if time.perf_counter() - self._shown >= _BEAT:
-            self._shown = time.perf_counter()
+        if self._now() - self._shown >= self._silence:
+            self._shown = self._now()
             self._progress(replace(self._entry(self._state), part=part))
 
     def _entry(self, state: State) -> Progress:
         return Progress(
             stage=state.stage,
-            sweep=state.sweep,
-            sweeps=state.expected,
+            step=state.step,
+            steps=state.expected,
             best_distance=self._noted[1],
             seconds=self.seconds(),
             seconds_left=self._left(state),
@@ -92,7 +106,7 @@ class Clock:
         guesses = []
         if self.budget.seconds is not None:
             guesses.append(self.budget.seconds - self.seconds())
-        if state.expected is not None and state.sweep:
-            expected = min(state.expected, self.budget.sweeps or state.expected)
-            guesses.append(self.seconds() / state.sweep * (expected - state.sweep))
+        if state.expected is not None and state.step:
+            expected = min(state.expected, self.budget.steps or state.expected)
+            guesses.append(self.seconds() / state.step * (expected - state.step))
         return max(min(guesses), 0.0) if guesses else None

@@ -1,7 +1,7 @@
 """Coordinate descent: one group at a time, its best assignment with the others fixed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -11,9 +11,9 @@ from torch import Tensor
 from gpu_align._errors import InputError
 from gpu_align._problem import Hypotheses
 from gpu_align._search._moves import best_move
-from gpu_align._search._recall import Recall
-from gpu_align._search._search import Run, Search, State
-from gpu_align._search._state import stored
+from gpu_align._search._run import Run
+from gpu_align._search._search import Search
+from gpu_align._search._state import State, stored
 from gpu_align._search._workspace import Workspace
 from gpu_align._status import Status
 
@@ -31,25 +31,35 @@ class Descent:
         stale: bool [b, groups]; a group is stale if it, or a group it is coupled to, has moved
             since its assignment was last solved.
         alive: bool [b] on the host, which hypotheses had stale groups when it last looked.
-        recall: what was computed at the last looks.
     """
 
     hypotheses: Hypotheses
     stale: Tensor
     alive: Tensor
-    recall: Recall = field(default_factory=Recall)
 
     @property
     def converged(self) -> bool:
         """Whether no group of any hypothesis can be improved with the others fixed."""
         return not bool(self.alive.any())
 
+    @property
+    def finished(self) -> Status | None:
+        """How a search ends that does nothing but this descent; None before."""
+        return Status.CONVERGED if self.converged else None
 
-def start_descent(run: Run, hypotheses: Hypotheses) -> Descent:
-    """Return a descent in which every group of every hypothesis is to be looked at."""
-    shape = (len(hypotheses), len(run.problem.order))
-    stale = torch.ones(shape, dtype=torch.bool, device=run.problem.device)
-    return Descent(hypotheses, stale, torch.ones(len(hypotheses), dtype=torch.bool))
+
+def start_descent(run: Run, hypotheses: Hypotheses, stale: Tensor | None = None) -> Descent:
+    """Return a descent of a batch; nothing is kept of another one.
+
+    Args:
+        run: the running search.
+        hypotheses: the batch.
+        stale: bool [b, groups] on the host, what has to be looked at; default everything.
+    """
+    run.executor.forget()
+    if stale is None:
+        stale = torch.ones(len(hypotheses), len(run.problem.order), dtype=torch.bool)
+    return Descent(hypotheses, run.executor.upload(stale), stale.any(1))
 
 
 def draw_order(run: Run, each: int, order: Order) -> Tensor:
@@ -68,7 +78,10 @@ def draw_order(run: Run, each: int, order: Order) -> Tensor:
 def sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
     """Do one sweep, and look at what is stale after it; see `queue_sweep`."""
     descent = queue_sweep(run, descent, order)
-    return replace(descent, alive=descent.stale.any(1).cpu())
+    descent = replace(descent, alive=descent.stale.any(1).cpu())
+    if descent.converged:
+        run.executor.forget()
+    return descent
 
 
 def queue_sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
@@ -85,56 +98,55 @@ def queue_sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
         descent: the batch.
         order: int64 [each, groups], the same for each model.
     """
-    plan = list(_plan(order, run.problem.coupling))
     first = torch.arange(run.problem.models)[:, None] * len(order)
-    moves = [(number, (first + slots).flatten()) for number, slots in plan]
-    if run.queues and run.problem.prepares_any:
-        return _queue_prepared(run, descent, moves)
-    for place, (number, chosen) in enumerate(moves):
-        if run.clock.late():
-            break
-        run.clock.beat(f"move {place + 1} of {len(plan)}")
-        chosen = chosen[descent.stale[chosen, number] if run.waits else descent.alive[chosen]]
+    moves = [
+        (number, (first + owners).flatten())
+        for number, owners in _plan(order, run.problem.coupling)
+    ]
+    if workspace := run.executor.workspace(len(descent.hypotheses)):
+        return _queue_prepared(run, workspace, descent, moves)
+    for number, chosen in _in_time(run, moves):
+        chosen = run.executor.movers(chosen, descent.stale[:, number], descent.alive)
         descent = _move(run, descent, number, chosen)
     return descent
 
 
-def _queue_prepared(run: Run, descent: Descent, moves: Sequence[tuple[int, Tensor]]) -> Descent:
+def _in_time(run: Run, moves: Sequence[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+    """Yield the moves for which there is time, with a sign of life."""
+    for done, move in enumerate(moves):
+        if run.clock.late():
+            break
+        run.clock.heartbeat(f"move {done + 1} of {len(moves)}")
+        yield move
+
+
+def _queue_prepared(
+    run: Run, workspace: Workspace, descent: Descent, moves: Sequence[tuple[int, Tensor]]
+) -> Descent:
     """Queue the moves of a sweep: number of the group, and who takes it, int64 [c].
 
     Groups whose moves are not prepared take the same way as without a workspace.
     """
     batch = len(descent.hypotheses)
-    if batch not in run.workspaces:
-        run.workspaces = {batch: Workspace(run, batch)}
-    workspace = run.workspaces[batch]
-    if not descent.recall.begun:
-        workspace.forget()
-        descent.recall.begun = True
     workspace.load(descent.hypotheses, descent.stale)
     taken = torch.zeros(len(moves), -(-batch // 16) * 16, dtype=torch.uint8)  # lines are aligned
-    for place, (_, chosen) in enumerate(moves):
-        taken[place, chosen] = descent.alive[chosen].to(torch.uint8)
-    takers = run.upload(taken)
-    for place, (number, chosen) in enumerate(moves):
-        if run.clock.late():
-            break
-        run.clock.beat(f"move {place + 1} of {len(moves)}")
+    for line, (_, chosen) in zip(taken, moves, strict=True):
+        line[chosen] = descent.alive[chosen].to(torch.uint8)
+    takers = run.executor.upload(taken)
+
+    def now() -> Descent:
+        hypotheses = workspace.hypotheses(descent.hypotheses)
+        return replace(descent, hypotheses=hypotheses, stale=workspace.stale())
+
+    for taker, (number, chosen) in zip(takers, _in_time(run, moves), strict=False):
         chosen = chosen[descent.alive[chosen]]
         if workspace.can_move(number):
             run.assignments += len(chosen)
-            workspace.move(number, takers[place])
+            workspace.move(number, taker)
         else:
-            now = replace(
-                descent,
-                hypotheses=workspace.hypotheses(descent.hypotheses),
-                stale=workspace.stale(),
-            )
-            moved = _move(run, now, number, chosen)
+            moved = _move(run, now(), number, chosen)
             workspace.load(moved.hypotheses, moved.stale)
-    return replace(
-        descent, hypotheses=workspace.hypotheses(descent.hypotheses), stale=workspace.stale()
-    )
+    return now()
 
 
 def _plan(order: Tensor, coupled: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -178,41 +190,27 @@ def _move(run: Run, descent: Descent, number: int, chosen: Tensor) -> Descent:
 def _move_part(run: Run, descent: Descent, number: int, chosen: Tensor) -> Descent:
     """Move one group of the chosen hypotheses, int64 [c] on the host, to its best assignment."""
     problem, group, batch = run.problem, run.problem.order[number], len(descent.hypotheses)
-    index = run.upload(chosen)
+    index = run.executor.upload(chosen)
     part = descent.hypotheses.only(problem.seen_from(group)).select(index)
     stale = descent.stale.clone()
-    active = None if run.waits else stale[index, number]
-    similarity = descent.recall.look(run, group, chosen, part, batch)
-    moved, gain = best_move(run, group, part, similarity, active=active)
-    better = gain > run.tolerance(part.model)
-    if active is not None:
-        better &= active
+    wanted = stale[index, number]
+    similarity = run.executor.similarities(group, chosen, part, batch)
+    moved, decrease = best_move(run, group, part, similarity, wanted=wanted)
+    better = wanted & (decrease > run.tolerance(part.model))
     stale[:, number].index_fill_(0, index, False)  # without a copy from the host
     for neighbour in problem.neighbours(group):
-        place = problem.order.index(neighbour)
-        stale[index, place] = stale[index, place] | better
+        other = problem.order.index(neighbour)
+        stale[index, other] = stale[index, other] | better
     hypotheses = descent.hypotheses.put(
         index,
         {m: torch.where(better[:, None], perm, part.perms[m]) for m, perm in moved.items()},
-        part.objective - torch.where(better, gain, 0.0),
+        part.objective - torch.where(better, decrease, 0.0),
     )
     return replace(descent, hypotheses=hypotheses, stale=stale)
 
 
-def descend(run: Run, state: State, order: Order) -> State:
-    """Do one sweep of a state whose memory is a Descent; it is finished once that has converged."""
-    assert isinstance(state.memory, Descent)
-    descent = sweep(run, state.memory, draw_order(run, state.memory.hypotheses.each, order))
-    return replace(
-        state,
-        hypotheses=descent.hypotheses,
-        memory=descent,
-        finished=Status.CONVERGED if descent.converged else None,
-    )
-
-
 @dataclass(frozen=True)
-class CoordinateDescent(Search):
+class CoordinateDescent(Search[Descent]):
     """Weight matching: sweeps over the groups until none can be improved.
 
     A whole batch of starts descends at once, each with its own order of the groups.
@@ -239,7 +237,12 @@ class CoordinateDescent(Search):
         if self.initial not in ("identity", "random"):
             raise InputError(f"expected 'identity' or 'random', got {self.initial!r}")
 
-    def init(self, run: Run, start: Hypotheses | None) -> State:
+    @property
+    def hypotheses_per_model(self) -> int:
+        """See `Search.hypotheses_per_model`."""
+        return self.starts
+
+    def init(self, run: Run, start: Hypotheses | None) -> State[Descent]:
         """See `Search.init`."""
         hypotheses = self._starts(run) if start is None else start
         return State(self.name, hypotheses, start_descent(run, hypotheses))
@@ -249,10 +252,14 @@ class CoordinateDescent(Search):
         if self.initial == "identity":
             return hypotheses
         perms = run.problem.random(self.starts, run.random).perms
-        first = hypotheses.slots == 0
+        first = hypotheses.owners == 0
         mixed = {g: torch.where(first[:, None], hypotheses.perms[g], p) for g, p in perms.items()}
         return run.problem.hypotheses(mixed, hypotheses.model)
 
-    def step(self, run: Run, state: State) -> State:
+    def step(self, run: Run, state: State[Descent]) -> State[Descent]:
         """Do one sweep."""
-        return descend(run, state, self.order)
+        order = draw_order(run, state.memory.hypotheses.each, self.order)
+        descent = sweep(run, state.memory, order)
+        return replace(
+            state, hypotheses=descent.hypotheses, memory=descent, finished=descent.finished
+        )

@@ -1,7 +1,6 @@
 """Frank-Wolfe: all groups at once in the polytope of doubly stochastic matrices."""
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,44 +8,36 @@ import torch
 from torch import Tensor
 
 from gpu_align._errors import InputError
-from gpu_align._problem import Hypotheses, concatenate, to_matrix
-from gpu_align._search._descent import Descent, descend, start_descent
-from gpu_align._search._relaxed import soft_starts, to_hypotheses
-from gpu_align._search._search import Run, Search, State
+from gpu_align._problem import to_matrix
+from gpu_align._search._relaxation import RelaxedSearch
+from gpu_align._search._relaxed import soft_starts
+from gpu_align._search._run import Run
 from gpu_align._search._state import stored
 
 
 @stored
 @dataclass(frozen=True)
 class _Polytope:
-    """Matrices inside the polytope: those of all starts, or of a wave that fits into memory.
+    """Matrices inside the polytope.
 
     Attributes:
         soft: variable -> [b, n, n].
         model: int64 [b].
-        objective: float64 [b], F of each.
+        value: float64 [b], F of each.
         moving: bool [b], which of them still gained in the last step; the others rest.
-        taken: number of steps.
-        waves: int64 [k] each, the numbers of the starts of this wave and of those to come.
-        rounded: what the waves before it have become.
-        counter: of the random numbers of all starts.
     """
 
-    soft: Mapping[str, Tensor]
+    soft: dict[str, Tensor]
     model: Tensor
-    objective: Tensor
+    value: Tensor
     moving: Tensor
-    taken: int
-    waves: tuple[Tensor, ...]
-    rounded: tuple[Hypotheses, ...]
-    counter: int
 
 
 _BISECTIONS = 52  # of an interval of length 1, to the last bit of float64
 
 
 @dataclass(frozen=True)
-class FrankWolfe(Search):
+class FrankWolfe(RelaxedSearch[_Polytope]):
     """Conditional gradient on F with an exact line search, then rounding and descent.
 
     One step solves the assignments of all groups of all hypotheses. Along a step F is a
@@ -75,48 +66,24 @@ class FrankWolfe(Search):
                 f"{self.starts}, {self.steps} and {self.noise}"
             )
 
-    def init(self, run: Run, start: Hypotheses | None) -> State:
-        """See `Search.init`; hypotheses to begin from only join the result."""
-        hypotheses = run.problem.identity() if start is None else start
-        waves = tuple(run.waves(self.starts))
-        return State(self.name, hypotheses, self._begun(run, waves, (), run.random.counter))
+    def begin(self, run: Run, owners: Tensor) -> _Polytope:
+        """See `RelaxedSearch.begin`."""
+        soft = soft_starts(run, owners, self.noise, exact_first=True)
+        model = run.problem.model_index(len(owners))
+        value = run.problem.soft_value(soft, model)
+        return _Polytope(soft, model, value, torch.ones_like(model, dtype=torch.bool))
 
-    def _begun(
-        self,
-        run: Run,
-        waves: tuple[Tensor, ...],
-        rounded: tuple[Hypotheses, ...],
-        counter: int,
-    ) -> _Polytope:
-        """Return the first wave at its start; all waves draw as if they were one."""
-        run.random.counter = counter
-        soft = soft_starts(run, waves[0], self.noise, exact_first=True)
-        model = run.problem.model_index(len(waves[0]))
-        objective = run.problem.soft_value(soft, model)
-        moving = torch.ones_like(model, dtype=torch.bool)
-        return _Polytope(soft, model, objective, moving, 0, waves, rounded, counter)
+    def is_relaxed(self, present: _Polytope, taken: int) -> bool:
+        """See `RelaxedSearch.is_relaxed`."""
+        return taken == self.steps or not bool(present.moving.any())
 
-    def step(self, run: Run, state: State) -> State:
-        """Do one Frank-Wolfe step, or one sweep of descent after the last."""
-        if isinstance(state.memory, Descent):
-            return descend(run, state, "random")
-        assert isinstance(state.memory, _Polytope)
-        point = self._advance(run, state.memory)
-        if point.taken < self.steps and bool(point.moving.any()):
-            return replace(state, memory=point)
-        rounded = (*point.rounded, to_hypotheses(run, point.soft, point.model))
-        if len(point.waves) > 1:
-            following = self._begun(run, point.waves[1:], rounded, point.counter)
-            return replace(state, memory=following)
-        hypotheses = concatenate(rounded)
-        return replace(state, hypotheses=hypotheses, memory=start_descent(run, hypotheses))
-
-    def _advance(self, run: Run, point: _Polytope) -> _Polytope:
-        problem, model = run.problem, point.model
-        gradient = problem.soft_similarity(point.soft, model, beat=run.beat)
+    def relax(self, run: Run, present: _Polytope, taken: int) -> _Polytope:
+        """See `RelaxedSearch.relax`."""
+        problem, point, model = run.problem, present, present.model
+        gradient = problem.soft_similarity(point.soft, model, None, run.heartbeat)
         direction = {}
-        for number, family in enumerate(problem.families.values()):
-            run.beat(f"assignment {number + 1} of {len(problem.families)}")
+        for done, family in enumerate(problem.families.values()):
+            run.heartbeat(f"assignment {done + 1} of {len(problem.families)}")
             own = {variable: gradient[variable] for variable in family.variables}
             for variable, perm in family.assign(own, run.match).items():
                 direction[variable] = to_matrix(perm, problem.dtype) - point.soft[variable]
@@ -128,20 +95,14 @@ class FrankWolfe(Search):
         degree = max((len(term.variables) for term in problem.terms), default=1)
         nodes = torch.linspace(0, 1, degree + 1, dtype=torch.float64)
         later = [
-            problem.soft_value(along(torch.full_like(point.objective, node)), model)
+            problem.soft_value(along(torch.full_like(point.value, node)), model)
             for node in nodes[1:].tolist()
         ]
-        step = maximize_polynomial(nodes, torch.stack([point.objective, *later], dim=1))
+        step = maximize_polynomial(nodes, torch.stack([point.value, *later], dim=1))
         soft = along(torch.where(point.moving, step, 0.0))
-        objective = problem.soft_value(soft, model)
-        gain = (objective - point.objective) / objective.abs().clamp_min(1e-30)
-        return replace(
-            point,
-            soft=soft,
-            objective=objective,
-            moving=point.moving & (gain > self.rtol),
-            taken=point.taken + 1,
-        )
+        value = problem.soft_value(soft, model)
+        increase = (value - point.value) / value.abs().clamp_min(1e-30)
+        return replace(point, soft=soft, value=value, moving=point.moving & (increase > self.rtol))
 
 
 def maximize_polynomial(nodes: Tensor, values: Tensor) -> Tensor:

@@ -20,31 +20,11 @@ from gpu_align._problem import (
     unsigned,
 )
 from gpu_align._search._candidates import Candidates, KBest
-from gpu_align._search._search import Run, Search, State
-from gpu_align._search._state import stored
+from gpu_align._search._run import Run
+from gpu_align._search._search import Search
+from gpu_align._search._state import State, stored
 from gpu_align._status import Status
 from gpu_align._symmetry import TensorSpec
-
-
-@stored
-class _Costs:
-    """The problem whose terms make the costs; made anew where a search is resumed."""
-
-    def __init__(self) -> None:
-        self._problem: AlignmentProblem | None = None
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"_problem": None}
-
-    def of(self, search: "LayerwiseBeam", problem: AlignmentProblem) -> AlignmentProblem:
-        """Return it."""
-        if self._problem is None:
-            self._problem = problem
-            if search.rule == "incoming" or search.cost_metric is not None:
-                keep = _is_incoming if search.rule == "incoming" else _is_any
-                metric = search.cost_metric or problem.metric
-                self._problem = problem.restricted(keep, metric)
-        return self._problem
 
 
 @stored
@@ -58,11 +38,10 @@ class _Partial:
 
     hypotheses: Hypotheses
     decided: int
-    costs: _Costs
 
 
 @dataclass(frozen=True)
-class LayerwiseBeam(Search):
+class LayerwiseBeam(Search[_Partial]):
     """Expand the groups in topological order and keep the `width` best distinct hypotheses.
 
     Each hypothesis is expanded by all candidates for the costs of the next group, and scored by
@@ -101,69 +80,73 @@ class LayerwiseBeam(Search):
         if self.row_distance not in ("squared", "euclidean"):
             raise InputError(f"expected 'squared' or 'euclidean', got {self.row_distance!r}")
 
-    def init(self, run: Run, start: Hypotheses | None) -> State:
+    @property
+    def hypotheses_per_model(self) -> int:
+        """See `Search.hypotheses_per_model`."""
+        return self.width * (1 + self.candidates.count)
+
+    def init(self, run: Run, start: Hypotheses | None) -> State[_Partial]:
         """See `Search.init`; hypotheses to begin from only join the result."""
         hypotheses = run.problem.identity() if start is None else start
         blank = run.problem.identity()
         blank = replace(blank, objective=run.problem.constant[blank.model])
-        partial = _Partial(blank, 0, _Costs())
-        return State(self.name, hypotheses, partial, expected=len(run.problem.order))
+        return State(self.name, hypotheses, _Partial(blank, 0), expected=len(run.problem.order))
 
-    def step(self, run: Run, state: State) -> State:
+    def step(self, run: Run, state: State[_Partial]) -> State[_Partial]:
         """Choose one more group in every hypothesis."""
-        assert isinstance(state.memory, _Partial)
         partial = self._expand(run, state.memory)
         if partial.decided < len(run.problem.order):
             return replace(state, memory=partial)
+        run.release()
         perms, model = partial.hypotheses.perms, partial.hypotheses.model
         hypotheses = run.problem.hypotheses(perms, model).best(self.width)
         return replace(state, hypotheses=hypotheses, memory=partial, finished=Status.COMPLETED)
 
     def _expand(self, run: Run, partial: _Partial) -> _Partial:
         problem, parents = run.problem, partial.hypotheses
-        worth, quadratic = _worth(problem, partial.decided, parents)
-        parent, moved = self._candidates(run, partial, worth)
-        run.beat("scores, part 3 of 3")
+        similarity, quadratic = _settled_similarity(problem, partial.decided, parents)
+        parent, moved = self._candidates(run, partial, similarity)
+        run.heartbeat("scores, part 3 of 3")
         before = parents.select(parent)
         after = replace(before, perms={**before.perms, **moved})
-        gain = torch.zeros_like(before.objective)
+        increase = torch.zeros_like(before.objective)  # of F
         for variable, perm in moved.items():
-            gain += picked(worth[variable], perm, parent)
+            increase += picked(similarity[variable], perm, parent)
         for term in quadratic:
-            gain += term.inner(after.perms, before.model)
+            increase += term.inner(after.perms, before.model)
         if self.lookahead:
             for term in _settled(problem, partial.decided):
-                if (place := _first_decided(problem, term, partial.decided - 1)) >= 0:
-                    gain -= _open_gain(term, place, before)
-            for term, place in _opened(problem, partial.decided):
-                gain += _open_gain(term, place, after)
-        score = before.objective - 2 * gain
+                if (mode := _first_decided(problem, term, partial.decided - 1)) >= 0:
+                    increase -= _open_value(term, mode, before)
+            for term, mode in _opened(problem, partial.decided):
+                increase += _open_value(term, mode, after)
+        score = before.objective - 2 * increase
         children = replace(after, objective=score)
         width = min(self.width, children.each)
         return replace(partial, hypotheses=children.best(width), decided=partial.decided + 1)
 
     def _candidates(
-        self, run: Run, partial: _Partial, worth: Mapping[str, Tensor]
+        self, run: Run, partial: _Partial, settled: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Propose vectors for the next family.
 
         Args:
             run: the running search.
             partial: what is expanded.
-            worth: see `_worth`, of the problem that is solved.
+            settled: see `_settled_similarity`, of the problem that is solved.
 
         Returns:
             Which hypothesis each proposal extends, int64 [k], and variable -> int64 [k, n].
         """
         group = run.problem.order[partial.decided]
-        problem = partial.costs.of(self, run.problem)
+        problem = run.prepared(self, lambda: self._cost_problem(run.problem))
         family = problem.families[group]
         if problem is not run.problem:
             perms = problem.completed(partial.hypotheses.perms)
             hypotheses = replace(partial.hypotheses, perms=perms)
-            worth, _ = _worth(problem, partial.decided, hypotheses)
-        similarity, cost = self._cost(run, problem, partial, family, worth)
-        run.beat("candidates, part 2 of 3")
+            settled, _ = _settled_similarity(problem, partial.decided, hypotheses)
+        similarity, cost = self._cost(run, problem, partial, family, settled)
+        run.heartbeat("candidates, part 2 of 3")
         outer, inner = family.outer({g: -c for g, c in cost.items()}, run.match)
         root = self.candidates.propose(run, -outer)
         parent = torch.arange(len(root), device=root.device).repeat_interleave(root.shape[1])
@@ -176,33 +159,40 @@ class LayerwiseBeam(Search):
         wanted = run.problem.families[group].variables
         return parent, {m: moved.get(m, moved[unsigned(m)]) for m in wanted}
 
+    def _cost_problem(self, problem: AlignmentProblem) -> AlignmentProblem:
+        """Return the problem whose terms make the costs."""
+        if self.rule == "settled" and self.cost_metric is None:
+            return problem
+        keep = _is_incoming if self.rule == "incoming" else _is_any
+        return problem.restricted(keep, self.cost_metric or problem.metric)
+
     def _cost(
         self,
         run: Run,
         problem: AlignmentProblem,
         partial: _Partial,
         family: Family,
-        worth: Mapping[str, Tensor],
+        settled: Mapping[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return similarities, variable -> [b, n, n], and costs, group -> [b, n, n]."""
-        model, similarity = partial.hypotheses.model, dict(worth)
+        model, similarity = partial.hypotheses.model, dict(settled)
         norms = {m: problem.unary_norms(m)[model] for m in family.variables}
         bounded = []
         for term in _settled(problem, partial.decided):
-            own = _own_places(term, family)
-            for place in own:
-                norms[term.variables[place]] += term.squared_norms(place)[model]
+            own = _own_modes(term, family)
+            for mode in own:
+                norms[term.variables[mode]] += term.squared_norms(mode)[model]
                 if len(own) > 1:
-                    bounded.append((term, place))
+                    bounded.append((term, mode))
         if self.lookahead:
-            for term, place in _opened(problem, partial.decided):
-                norms[term.variables[place]] += term.squared_norms(place)[model]
-                bounded.append((term, place))
-        for number, (term, place) in enumerate(bounded):
-            run.beat(f"bound {number + 1} of {len(bounded)}")
+            for term, mode in _opened(problem, partial.decided):
+                norms[term.variables[mode]] += term.squared_norms(mode)[model]
+                bounded.append((term, mode))
+        for done, (term, mode) in enumerate(bounded):
+            run.heartbeat(f"bound {done + 1} of {len(bounded)}")
             # A bound holds for any sign, so it is not the sign's business.
-            plain = unsigned(term.variables[place])
-            bound = optimistic(term, place).to(similarity[plain])[model]
+            plain = unsigned(term.variables[mode])
+            bound = optimistic(term, mode).to(similarity[plain])[model]
             similarity[plain] = similarity[plain] + bound
         costs = {}
         for member in family.members:
@@ -229,33 +219,33 @@ def _settled(problem: AlignmentProblem, number: int) -> Iterator[AnyTerm]:
             yield term
 
 
-def _worth(
+def _settled_similarity(
     problem: AlignmentProblem, number: int, hypotheses: Hypotheses
 ) -> tuple[dict[str, Tensor], list[AnyTerm]]:
-    """Return what is gained by each entry of group `number`'s matrices.
+    """Return the similarities of group `number` over what is settled by it.
 
     Returns:
         variable -> [b, n, n], over all terms that are settled by it and linear in it, and the
         settled terms that are not linear.
     """
     family, model = problem.families[problem.order[number]], hypotheses.model
-    worth = {variable: problem.unary[variable][model] for variable in family.variables}
+    similarity = {variable: problem.unary[variable][model] for variable in family.variables}
     quadratic = []
     for term in _settled(problem, number):
-        place, *more = _own_places(term, family)
+        mode, *more = _own_modes(term, family)
         if more:
             quadratic.append(term)
         else:
-            worth[term.variables[place]] += term.similarity(place, hypotheses.perms, model)
-    return worth, quadratic
+            similarity[term.variables[mode]] += term.similarity(mode, hypotheses.perms, model)
+    return similarity, quadratic
 
 
-def _own_places(term: AnyTerm, family: Family) -> list[int]:
-    return [place for place, variable in enumerate(term.variables) if variable in family.variables]
+def _own_modes(term: AnyTerm, family: Family) -> list[int]:
+    return [mode for mode, variable in enumerate(term.variables) if variable in family.variables]
 
 
 def _opened(problem: AlignmentProblem, number: int) -> Iterator[tuple[AnyTerm, int]]:
-    """Yield the terms of which group `number` is the first to be chosen, and its place there."""
+    """Yield the terms of which group `number` is the first to be chosen, and its mode there."""
     group = problem.order[number]
     for term in problem.family_terms(group):
         roots = problem.roots(term)
@@ -264,13 +254,13 @@ def _opened(problem: AlignmentProblem, number: int) -> Iterator[tuple[AnyTerm, i
 
 
 def _first_decided(problem: AlignmentProblem, term: AnyTerm, last: int) -> int:
-    """Return the place of the term's earliest group among those up to `last`, or -1."""
+    """Return the mode of the term's earliest group among those up to `last`, or -1."""
     decided = problem.order[: last + 1]
-    places = [(decided.index(g), n) for n, g in enumerate(problem.roots(term)) if g in decided]
-    return min(places)[1] if places else -1
+    modes = [(decided.index(g), n) for n, g in enumerate(problem.roots(term)) if g in decided]
+    return min(modes)[1] if modes else -1
 
 
-def _open_gain(term: AnyTerm, place: int, hypotheses: Hypotheses) -> Tensor:
+def _open_value(term: AnyTerm, mode: int, hypotheses: Hypotheses) -> Tensor:
     """Return the most that an open term can contribute, float64 [b]."""
-    bound = optimistic(term, place)[hypotheses.model]
-    return picked(bound, index_of(hypotheses.perms[term.variables[place]]))
+    bound = optimistic(term, mode)[hypotheses.model]
+    return picked(bound, index_of(hypotheses.perms[term.variables[mode]]))

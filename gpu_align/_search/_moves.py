@@ -1,15 +1,17 @@
 """Moving one family: its best two-level assignment, or one under noise."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from gpu_align._problem import Family, Hypotheses, Member, SiblingTerm, to_matrix
-from gpu_align._search._search import Run, deviation
+from gpu_align._search._run import Run
+from gpu_align._search._scale import deviation
 
 _PAIR_ROUNDS = 2
+Assign = Callable[[Tensor], Tensor]
 
 
 def best_move(
@@ -18,7 +20,7 @@ def best_move(
     hypotheses: Hypotheses,
     similarity: Mapping[str, Tensor] | None = None,
     *,
-    active: Tensor | None = None,
+    wanted: Tensor | None = None,
     noise: float = 0.0,
     owners: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
@@ -29,30 +31,29 @@ def best_move(
         group: root of the family.
         hypotheses: the batch before the move.
         similarity: variable -> [b, n, n] of the family; default it is computed.
-        active: bool [b], which moves are wanted; the others may be any.
+        wanted: bool [b], which moves are wanted; the others may be any. Default all.
         noise: standard deviation of noise on the similarities, in units of their own.
         owners: int64 [b], whose noise it is; default that of each hypothesis of a model.
 
     Returns:
-        variable -> int64 [b, n], and by how much D falls (noise left out), float64 [b].
+        variable -> int64 [b, n], and the decrease of D (noise left out), float64 [b].
     """
     problem = run.problem
     if similarity is None:
         similarity = problem.similarities(group, hypotheses.perms, hypotheses.model)
     noisy = similarity
     if noise > 0:
-        owners = hypotheses.slots if owners is None else owners
-        noisy = {m: _shaken(run, s, noise, owners) for m, s in noisy.items()}
+        owners = hypotheses.owners if owners is None else owners
+        noisy = {m: _noisy(run, s, noise, owners) for m, s in noisy.items()}
     if siblings := problem.sibling_terms(group):
-        moved = _assign_siblings(run, group, hypotheses, noisy, siblings)
-    elif problem.families[group].children:
-        moved = problem.families[group].assign(noisy, run.match)
+        assign = partial(run.assign, wanted=wanted)
+        moved = _assign_siblings(run, group, hypotheses, noisy, siblings, assign)
     else:
-        moved = problem.families[group].assign(noisy, partial(run.match, active=active))
+        moved = problem.families[group].assign(noisy, partial(run.match, wanted=wanted))
     return moved, problem.decrease(group, similarity, moved, hypotheses)
 
 
-def _shaken(run: Run, similarity: Tensor, noise: float, owners: Tensor) -> Tensor:
+def _noisy(run: Run, similarity: Tensor, noise: float, owners: Tensor) -> Tensor:
     scale = noise * deviation(similarity)[:, None, None]
     return torch.addcmul(similarity, scale, run.normal(owners, *similarity.shape[1:]))
 
@@ -63,10 +64,11 @@ def _assign_siblings(
     hypotheses: Hypotheses,
     similarity: Mapping[str, Tensor],
     terms: Sequence[SiblingTerm],
+    assign: Assign,
 ) -> dict[str, Tensor]:
     """Assign a family some of whose children are coupled with each other.
 
-    What a pair of root units is worth depends on all its children at once. Inside every pair the
+    The value of a pair of root units depends on all its children at once. Inside every pair the
     children are assigned in turn, each with the others as guessed so far; the first guess leaves
     out what couples them, and in pairs that are matched now it is what is there.
     """
@@ -74,13 +76,13 @@ def _assign_siblings(
     perms, model = hypotheses.perms, hypotheses.model
     alone = dict(similarity)
     for term in terms:
-        for place, variable in enumerate(term.variables[: term.siblings]):
-            alone[variable] = alone[variable] - term.similarity(place, perms, model)
+        for mode, variable in enumerate(term.variables[: term.siblings]):
+            alone[variable] = alone[variable] - term.similarity(mode, perms, model)
     guess: dict[str, Tensor] = {}
     inner: dict[str, Tensor] = {}
     for child in family.children:
-        inner[child.group], found = _match_pairs(run, family, child, alone)
-        for variable, guessed in found.items():
+        inner[child.group], guesses = _match_pairs(assign, family, child, alone)
+        for variable, guessed in guesses.items():
             now = to_matrix(perms[variable], guessed.dtype)
             here = family.blocks(now)
             matched = here.abs().amax((3, 4), keepdim=True) > 0
@@ -88,21 +90,21 @@ def _assign_siblings(
     for _ in range(_PAIR_ROUNDS):
         for child in family.children:
             full = {m: alone[m] + _in_pairs(terms, m, guess, perms, model) for m in child.variables}
-            inner[child.group], found = _match_pairs(run, family, child, full)
-            guess |= found
+            inner[child.group], guesses = _match_pairs(assign, family, child, full)
+            guess |= guesses
     outer = family.unit_gains(alone)[family.root.group].clone()
     for child in family.children:
         for variable in child.variables:
             outer += family.blocks(alone[variable] * guess[variable]).sum((3, 4))
     for term in terms:
-        places = [guess[variable] for variable in term.variables[: term.siblings]]
-        value = term.pair_similarity(0, places, perms, model) * places[0]
+        children = [guess[variable] for variable in term.variables[: term.siblings]]
+        value = term.pair_similarity(0, children, perms, model) * children[0]
         outer += family.blocks(value).sum((3, 4))
-    return family.vectors(run.assign(outer), inner, alone | guess)
+    return family.vectors(assign(outer), inner, alone | guess)
 
 
 def _match_pairs(
-    run: Run, family: Family, child: Member, similarity: Mapping[str, Tensor]
+    assign: Assign, family: Family, child: Member, similarity: Mapping[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Assign a child inside every pair of root units.
 
@@ -111,7 +113,7 @@ def _match_pairs(
     """
     gains = child.unit_gains(similarity)
     blocks = family.blocks(gains)
-    columns = run.assign(blocks.flatten(0, 2)).reshape(blocks.shape[:-1])
+    columns = assign(blocks.flatten(0, 2)).reshape(blocks.shape[:-1])
     plain = torch.zeros_like(blocks).scatter_(4, columns[..., None], 1)
     similarities = {child.group: family.joined(plain)}
     for variable in child.variables[1:]:
@@ -130,7 +132,7 @@ def _in_pairs(
     total = torch.zeros_like(guess[variable])
     for term in terms:
         siblings = term.variables[: term.siblings]
-        for place, name in enumerate(siblings):
+        for mode, name in enumerate(siblings):
             if name == variable:
-                total += term.pair_similarity(place, [guess[m] for m in siblings], perms, model)
+                total += term.pair_similarity(mode, [guess[m] for m in siblings], perms, model)
     return total

@@ -13,8 +13,9 @@ from gpu_align._search._beam import BeamDescent
 from gpu_align._search._descent import CoordinateDescent
 from gpu_align._search._layerwise import LayerwiseBeam
 from gpu_align._search._recombination import Recombination
-from gpu_align._search._search import Run, Search, State
-from gpu_align._search._state import stored
+from gpu_align._search._run import Run
+from gpu_align._search._search import Search
+from gpu_align._search._state import State, stored
 
 _SCOUTS = 4  # annealed starts that may already agree
 _SOFT_ELEMENTS = 2**27  # doubly stochastic matrices kept at once: 512 MiB in float32
@@ -42,7 +43,7 @@ class _Stage:
 
 
 @dataclass(frozen=True)
-class Portfolio(Search):
+class Portfolio(Search[_Stage]):
     """Run `searches` one after another, then each refinement from the best of all found so far.
 
     It ends early on a consensus: all hypotheses of a search that draws several are one and the
@@ -93,6 +94,7 @@ class Portfolio(Search):
         annealings = [Annealing(min(starts, _SCOUTS))]
         if starts > _SCOUTS:
             annealings.append(Annealing(starts - _SCOUTS))
+        searches: tuple[Search, ...]
         searches = (LayerwiseBeam(lookahead=True), CoordinateDescent(), *annealings)
         return cls(searches, (breeding, beam), width=breeding.population)
 
@@ -102,36 +104,41 @@ class Portfolio(Search):
             return "Identity"
         return self.searches[lineage - 1].name
 
-    def init(self, run: Run, start: Hypotheses | None) -> State:
+    @property
+    def hypotheses_per_model(self) -> int:
+        """See `Search.hypotheses_per_model`."""
+        stages = (*self.searches, *self.refinements)
+        return self.width + max(stage.hypotheses_per_model for stage in stages)
+
+    def init(self, run: Run, start: Hypotheses | None) -> State[_Stage]:
         """See `Search.init`; hypotheses to begin from join the pool."""
         first = (run.problem.identity() if start is None else start).marked(0)
         inner = self.searches[0].init(run, None)
         settled = torch.zeros(run.problem.models, dtype=torch.bool, device=run.problem.device)
         return State(inner.stage, first, _Stage(0, inner, first, settled))
 
-    def step(self, run: Run, state: State) -> State:
+    def step(self, run: Run, state: State[_Stage]) -> State[_Stage]:
         """Do one step of the present stage, and begin the next one where it ends."""
         stage = state.memory
-        assert isinstance(stage, _Stage)
         stages = (*self.searches, *self.refinements)
-        inner = replace(stage.inner, sweep=stage.inner.sweep + 1)
-        inner = stages[stage.number].step(run, inner)
-        found = inner.hypotheses
+        inner = stages[stage.number].step(run, stage.inner)
+        hypotheses = inner.hypotheses
         if stage.number < len(self.searches):
-            found = found.marked(stage.number + 1)
+            hypotheses = hypotheses.marked(stage.number + 1)
         if run.problem.models > 1:
-            found = stage.pool.best().first(found.each).chosen(found, ~stage.settled[found.model])
-        state = replace(state, stage=inner.stage, hypotheses=found)
+            best = stage.pool.best().first(hypotheses.each)
+            hypotheses = best.chosen(hypotheses, ~stage.settled[hypotheses.model])
+        state = replace(state, stage=inner.stage, hypotheses=hypotheses)
         if inner.finished is None:
             return replace(state, memory=replace(stage, inner=inner))
-        settled = stage.settled | _agree(run, stage.pool, found)
+        settled = stage.settled | _agree(run, stage.pool, hypotheses)
         if stage.number + 1 == len(stages) or bool(settled.all()):
             return replace(state, finished=inner.finished)
         stage = replace(stage, settled=settled)
-        return replace(state, memory=self._next_stage(run, stage, found))
+        return replace(state, memory=self._next_stage(run, stage, hypotheses))
 
-    def _next_stage(self, run: Run, stage: _Stage, found: Hypotheses) -> _Stage:
-        joined = concatenate([stage.pool, found])
+    def _next_stage(self, run: Run, stage: _Stage, hypotheses: Hypotheses) -> _Stage:
+        joined = concatenate([stage.pool, hypotheses])
         pool = joined.best(min(self.width, joined.each))
         number = stage.number + 1
         if number < len(self.searches):
@@ -147,13 +154,13 @@ def _assignment_work(family: Family) -> int:
     return family.root.size**3 + sum(pairs * child.size**3 for child in family.children)
 
 
-def _agree(run: Run, pool: Hypotheses, found: Hypotheses) -> Tensor:
-    """Say of which models several hypotheses were found, all equal to the pool's best; bool [m]."""
+def _agree(run: Run, pool: Hypotheses, hypotheses: Hypotheses) -> Tensor:
+    """Say of which models there are several hypotheses, all equal to the pool's best; bool [m]."""
     best = pool.best()
-    beaten = found.objective < (best.objective - run.tolerance(best.model))[found.model]
-    same = found.fingerprint() == best.fingerprint()[found.model]
-    agreed = (same & ~beaten).reshape(found.models, -1).all(1)
-    return agreed if found.each > 1 else torch.zeros_like(agreed)
+    beaten = hypotheses.objective < (best.objective - run.tolerance(best.model))[hypotheses.model]
+    same = hypotheses.fingerprint() == best.fingerprint()[hypotheses.model]
+    agreed = (same & ~beaten).reshape(hypotheses.models, -1).all(1)
+    return agreed if hypotheses.each > 1 else torch.zeros_like(agreed)
 
 
 def _annealed_starts(problem: AlignmentProblem) -> int:

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from gpu_align._errors import InputError
 from gpu_align._problem import Hypotheses, concatenate, to_matrix
-from gpu_align._search._cooling import Cooling
+from gpu_align._search._annealing_step import AnnealingState, AnnealingStep
 from gpu_align._search._descent import Descent, draw_order, start_descent, sweep
+from gpu_align._search._relaxation import Waves
 from gpu_align._search._relaxed import random_soft, to_hypotheses
-from gpu_align._search._search import Run, Search, State
-from gpu_align._search._state import stored
+from gpu_align._search._run import Run
+from gpu_align._search._search import Search
+from gpu_align._search._state import State, stored
 from gpu_align._status import Status
 
 
@@ -31,7 +33,7 @@ class _Population:
 
 
 @dataclass(frozen=True)
-class Recombination(Search):
+class Recombination(Search[_Population]):
     """Breed a population: a child is annealed from the mean of the matrices of two parents.
 
     Where both parents agree the mean is already a permutation matrix, so a short annealing at a
@@ -70,7 +72,12 @@ class Recombination(Search):
                 f"{self.steps}, {self.hot}, {self.cold} and {self.noise}"
             )
 
-    def init(self, run: Run, start: Hypotheses | None) -> State:
+    @property
+    def hypotheses_per_model(self) -> int:
+        """See `Search.hypotheses_per_model`."""
+        return self.population + self.children
+
+    def init(self, run: Run, start: Hypotheses | None) -> State[_Population]:
         """See `Search.init`; without hypotheses to begin from, random ones descend first."""
         if start is None:
             start = run.problem.random(self.population, run.random)
@@ -79,10 +86,9 @@ class Recombination(Search):
             population = _Population(start, None, 1)
         return State(self.name, start, population)
 
-    def step(self, run: Run, state: State) -> State:
+    def step(self, run: Run, state: State[_Population]) -> State[_Population]:
         """Breed the children of one generation, or do one sweep of their descent."""
         population = state.memory
-        assert isinstance(population, _Population)
         if population.children is None:
             children = start_descent(run, self._breed(run, population.adults))
             return replace(state, memory=replace(population, children=children))
@@ -102,34 +108,33 @@ class Recombination(Search):
 
     def _breed(self, run: Run, adults: Hypotheses) -> Hypotheses:
         parents = self._draw_parents(run, adults)
-        counter = run.random.counter
-        children = []
-        for slots in run.waves(self.children):
-            run.random.counter = counter  # the same numbers, in however many waves
-            models = torch.arange(run.problem.models, device=slots.device)[:, None]
-            index = (models * self.children + slots).flatten()
-            children.append(self._annealed(run, adults, [p[index] for p in parents], slots))
-        return concatenate(children)
+        waves = Waves.of(run, self.children)
+        models = torch.arange(run.problem.models, device=run.problem.device)[:, None]
+        while waves.owners:
+            owners = waves.next_owners(run)
+            index = (models * self.children + owners).flatten()
+            waves = waves.after(self._annealed(run, adults, [p[index] for p in parents], owners))
+        return waves.hypotheses()
 
     def _annealed(
-        self, run: Run, adults: Hypotheses, parents: Sequence[Tensor], slots: Tensor
+        self, run: Run, adults: Hypotheses, parents: Sequence[Tensor], owners: Tensor
     ) -> Hypotheses:
-        """Return the children of these parents, int64 [m * k] each, for the slots [k]."""
-        owners = slots.repeat(run.problem.models)
+        """Return the children of these parents, int64 [m * k] each; owners are int64 [k]."""
+        model = run.problem.model_index(len(owners))
+        owners = owners.repeat(run.problem.models)
         noise = torch.ones(len(owners), dtype=run.problem.dtype, device=owners.device)
         soft: dict[str, Tensor] = {}
-        for number, family in enumerate(run.problem.families.values()):
-            run.beat(f"pairing group {number + 1} of {len(run.problem.families)}")
+        for done, family in enumerate(run.problem.families.values()):
+            run.heartbeat(f"pairing group {done + 1} of {len(run.problem.families)}")
             for variable, drawn in random_soft(run, family, noise, owners).items():
                 soft[variable] = self.noise * drawn
                 for parent in parents:
                     perm = adults.perms[variable][parent]
                     soft[variable] += (1 - self.noise) / 2 * to_matrix(perm, drawn.dtype)
-        model = run.problem.model_index(len(slots))
-        cooling = Cooling(soft, model, self.damping, self.iterations)
+        annealing = AnnealingStep(run, AnnealingState(soft, model), self.damping, self.iterations)
         for step in range(self.steps):
             temperature = self.hot * (self.cold / self.hot) ** (step / (self.steps - 1))
-            cooling.step(run, temperature, f"breeding, step {step + 1} of {self.steps}, ")
+            annealing.take(run, temperature, f"breeding, step {step + 1} of {self.steps}, ")
         children = to_hypotheses(run, soft, model)
         return replace(children, lineage=adults.lineage[parents[0]])
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from gpu_align._problem import Family, Hypotheses, Member
-from gpu_align._search._search import Run, deviation
+from gpu_align._search._run import Run
+from gpu_align._search._scale import deviation
 
 
 def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
@@ -42,8 +43,8 @@ def soften(
 ) -> dict[str, Tensor]:
     """Return the doubly stochastic matrices of a family at a temperature.
 
-    Inside each pair of root units a child's block is scaled, and the root by what its pairs then
-    are worth. A unit that may be negated weighs both signs: its plain matrix has the sum of their
+    Inside each pair of root units a child's block is scaled, and the root by the values of its
+    pairs then. A unit that may be negated weighs both signs: its plain matrix has the sum of their
     weights, `cosh`, its signed one the difference, `sinh`.
 
     Args:
@@ -55,15 +56,15 @@ def soften(
     Returns:
         variable -> [b, n, n].
     """
-    worth, blocks, units = similarity[family.root.group], {}, {}
+    value, blocks, units = similarity[family.root.group], {}, {}
     for child in family.children:
         unit = temperature * _spread(child.unit_gains(similarity))
         logits = family.blocks(_logits(child, similarity, unit))
         inner = sinkhorn(logits.flatten(0, 2), iterations).reshape(logits.shape)
         expected = family.blocks(_expected(child, similarity, unit))
-        worth = worth + (expected * inner).sum((3, 4))
+        value = value + (expected * inner).sum((3, 4))
         blocks[child.group], units[child.group] = inner, unit
-    whole = {**similarity, family.root.group: worth}
+    whole = {**similarity, family.root.group: value}
     units[family.root.group] = temperature * _spread(family.root.unit_gains(whole))
     root = sinkhorn(_logits(family.root, whole, units[family.root.group]), iterations)
     soft = {family.root.group: root}
@@ -93,11 +94,11 @@ def _logits(member: Member, similarity: Mapping[str, Tensor], unit: Tensor) -> T
 
 
 def _expected(member: Member, similarity: Mapping[str, Tensor], unit: Tensor) -> Tensor:
-    """Return what a pair of units is worth with its signs at this temperature, [b, n, n]."""
-    worth = similarity[member.group]
+    """Return the value of each pair of units with its signs at this temperature, [b, n, n]."""
+    value = similarity[member.group]
     for variable in member.variables[1:]:
-        worth = worth + similarity[variable] * torch.tanh(similarity[variable] / unit)
-    return worth
+        value = value + similarity[variable] * torch.tanh(similarity[variable] / unit)
+    return value
 
 
 def random_soft(run: Run, family: Family, noise: Tensor, owners: Tensor) -> dict[str, Tensor]:
@@ -125,22 +126,22 @@ def random_soft(run: Run, family: Family, noise: Tensor, owners: Tensor) -> dict
     return soft
 
 
-def soft_starts(run: Run, slots: Tensor, noise: float, exact_first: bool) -> dict[str, Tensor]:
+def soft_starts(run: Run, owners: Tensor, noise: float, exact_first: bool) -> dict[str, Tensor]:
     """Return the barycentre with noise for each model, variable -> [m * k, n, n].
 
     Args:
         run: the running search.
-        slots: int64 [k], the numbers of the starts.
+        owners: int64 [k], the numbers of the starts, whose random numbers they get.
         noise: standard deviation of the logits.
         exact_first: whether start 0 is the barycentre itself.
     """
-    owners = slots.repeat(run.problem.models)
+    owners = owners.repeat(run.problem.models)
     scale = torch.full(owners.shape, noise, dtype=run.problem.dtype, device=owners.device)
     if exact_first:
         scale = scale.masked_fill(owners == 0, 0)
     soft: dict[str, Tensor] = {}
-    for number, family in enumerate(run.problem.families.values()):
-        run.beat(f"start, group {number + 1} of {len(run.problem.families)}")
+    for done, family in enumerate(run.problem.families.values()):
+        run.heartbeat(f"start, group {done + 1} of {len(run.problem.families)}")
         soft |= random_soft(run, family, scale, owners)
     return soft
 

@@ -1,15 +1,18 @@
 """A search between two steps: what is shown of it, what it may spend, what is stored."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, TypeVar
 
 from gpu_align._errors import InputError
 from gpu_align._problem import Hypotheses
 from gpu_align._status import Status
 
 T = TypeVar("T", bound=type)
+M = TypeVar("M")
+"""Memory of a search."""
 
 STORED: list[type] = [Hypotheses, Status]
 """Classes whose objects a file of a search may hold; no other code is loaded from it."""
@@ -18,32 +21,45 @@ STORED: list[type] = [Hypotheses, Status]
 def stored(kind: T) -> T:
     """Mark a class as one that `State.memory` may hold, so that its search can be resumed.
 
-    Its objects are made from their attributes (`__getstate__` may leave out what can be made
-    anew): tensors, numbers, strings, None, containers of these, and objects of marked classes.
+    Its objects are made from their attributes: tensors, numbers, strings, None, containers of
+    these, and objects of marked classes.
     """
     STORED.append(kind)
     return kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Budget:
     """What a search may spend; None is no limit beyond the search's own end.
 
-    A budget of sweeps is deterministic for a seed, one of seconds is not. What was spent before a
+    A budget of steps is deterministic for a seed, one of seconds is not. What was spent before a
     search was interrupted and resumed counts.
 
     Attributes:
-        sweeps: number of steps of the search.
+        steps: number of steps of the search.
         seconds: wall-clock time, looked at after every step and within long ones.
     """
 
-    sweeps: int | None = None
+    steps: int | None = None
     seconds: float | None = None
 
-    def __post_init__(self) -> None:
-        for name, value in (("sweeps", self.sweeps), ("seconds", self.seconds)):
+    def __init__(
+        self, steps: int | None = None, seconds: float | None = None, *, sweeps: int | None = None
+    ) -> None:
+        """Take the limits; `sweeps` is the deprecated name of `steps`."""
+        if sweeps is not None:
+            _warn_of_sweeps("Budget(sweeps=...)", "Budget(steps=...)")
+            steps = sweeps
+        for name, value in (("steps", steps), ("seconds", seconds)):
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"expected a finite budget of {name} above 0, got {value}")
+            object.__setattr__(self, name, value)
+
+    @property
+    def sweeps(self) -> int | None:
+        """Deprecated name of `steps`."""
+        _warn_of_sweeps("Budget.sweeps", "Budget.steps")
+        return self.steps
 
 
 @stored
@@ -53,8 +69,8 @@ class Progress:
 
     Attributes:
         stage: name of the search or of its present stage.
-        sweep: number of steps done.
-        sweeps: number of steps expected in all, None if unknown.
+        step: number of steps done.
+        steps: number of steps expected in all, None if unknown.
         best_distance: smallest distance found so far (the mean over models if there are several).
         seconds: time spent.
         seconds_left: estimate of the time left, None if unknown.
@@ -62,35 +78,64 @@ class Progress:
     """
 
     stage: str
-    sweep: int
-    sweeps: int | None
+    step: int
+    steps: int | None
     best_distance: float
     seconds: float
     seconds_left: float | None
     part: str = ""
 
+    @property
+    def sweep(self) -> int:
+        """Deprecated name of `step`."""
+        _warn_of_sweeps("Progress.sweep", "Progress.step")
+        return self.step
+
+    @property
+    def sweeps(self) -> int | None:
+        """Deprecated name of `steps`."""
+        _warn_of_sweeps("Progress.sweeps", "Progress.steps")
+        return self.steps
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values by the names that files have, where a step is called a sweep."""
+        return {_IN_FILES.get(name, name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "Progress":
+        """Make a Progress of what `to_json` returns; TypeError for other names."""
+        names = {name: own for own, name in _IN_FILES.items()}
+        return cls(**{names.get(name, name): value for name, value in entry.items()})
+
+
+_IN_FILES = {"step": "sweep", "steps": "sweeps"}
 
 ProgressCallback = Callable[[Progress], None]
 
 
+def _warn_of_sweeps(old: str, new: str) -> None:
+    message = f"{old} is deprecated: use {new}"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+
+
 @stored
 @dataclass(frozen=True)
-class State:
+class State(Generic[M]):
     """A search between two steps.
 
     Attributes:
         stage: what is being done, for the progress display.
         hypotheses: complete hypotheses that exist by now; the best one is the answer so far.
-        sweep: number of steps done.
+        memory: what the search keeps for its own use.
+        step: number of steps done; the loop counts them.
         expected: number of steps expected in all, None if unknown.
         finished: set when the search has ended by itself.
-        memory: what the search keeps for its own use.
     """
 
     stage: str
     hypotheses: Hypotheses
-    memory: object = None
-    sweep: int = 0
+    memory: M
+    step: int = 0
     expected: int | None = None
     finished: Status | None = None
 

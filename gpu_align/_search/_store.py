@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import re
 import struct
 import time
 import warnings
@@ -23,10 +24,8 @@ from gpu_align._errors import InputError, bullet_list
 from gpu_align._problem import AlignmentProblem, Hypotheses, hash_tensors, index_of
 from gpu_align._search._state import STORED, Snapshot, State
 
-SCHEMA = "gpu-align/search/1"
-
-_INTERVAL = 30.0  # seconds between two writes, at least
-_SHARE = 0.05  # of the time that writing may take
+SCHEMA = "gpu-align/search/2"
+_ANY_SCHEMA = re.compile(rb"gpu-align/search/\d+")
 
 # What `torch.load(weights_only=True)` raises on files that are damaged or hold other classes.
 _DAMAGE = (
@@ -44,13 +43,18 @@ class SearchStore:
     """The file that a running search is kept in: written now and then, and when it is interrupted.
 
     A search that is resumed goes on with the same random numbers and ends as if it had never been
-    interrupted. Only what `Recall` holds is computed anew, which on large problems differs from
-    what was updated in rounding.
+    interrupted. Only similarities that a descent has cached are computed anew, which on large
+    problems differs from what was updated in rounding.
 
     Attributes:
         path: of the file. It is replaced in one step, so that it always holds a whole search.
         resume: whether to go on from the file; if not, a file that is there is replaced.
+        interval: seconds between two writes, at least.
+        share: of the time that writing may take.
     """
+
+    interval = 30.0
+    share = 0.05
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class SearchStore:
         *,
         resume: bool = False,
         on_failure: Callable[[str], None] = _warn,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Say where; nothing is read or written yet.
 
@@ -65,9 +70,10 @@ class SearchStore:
             path: of the file; its folder must exist.
             resume: whether to go on from the file.
             on_failure: is told why the file cannot be written; the search goes on.
+            now: returns the time in seconds.
         """
         self.path, self.resume = Path(path), resume
-        self._on_failure = on_failure
+        self._on_failure, self._now = on_failure, now
         self._identify: Callable[[], dict[str, str]] = dict
         self._identity: dict[str, str] = {}
         self._newest: Snapshot | None = None
@@ -96,7 +102,7 @@ class SearchStore:
         self._identify = partial(_identity, problem, settings, start)
         self._identity = {}
         self._newest = self._written = None
-        self._due = time.monotonic() + _INTERVAL
+        self._due = self._now() + self.interval
         if not self.resume:
             return None
         self._newest = self._written = self._read(problem)
@@ -105,14 +111,14 @@ class SearchStore:
     def note(self, snapshot: Snapshot) -> None:
         """Take what is to be kept; it is written if that is due."""
         self._newest = snapshot
-        if time.monotonic() >= self._due:
+        if self._now() >= self._due:
             self.flush()
 
     def flush(self) -> None:
         """Write what was noted last, unless the file has it."""
         if self._newest is None or self.kept:
             return
-        began = time.monotonic()
+        began = self._now()
         try:
             self._write(self._newest)
             self._written, self._told = self._newest, None
@@ -121,8 +127,8 @@ class SearchStore:
             if message != self._told:
                 self._told = message
                 self._on_failure(message)
-        ended = time.monotonic()
-        self._due = ended + max(_INTERVAL, (ended - began) / _SHARE)
+        ended = self._now()
+        self._due = ended + max(self.interval, (ended - began) / self.share)
 
     def discard(self) -> None:
         """Remove the file: the search has ended and its result is in safety."""
@@ -147,13 +153,13 @@ class SearchStore:
         document = self._load(problem.device)
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             raise self._unusable(f"expected a search kept by this release ({SCHEMA})")
-        kept, own = document.get("identity"), self._own()
-        if not isinstance(kept, dict):
+        identity = document.get("identity")
+        if not isinstance(identity, dict):
             raise self._unusable("it does not say whose search it is")
         different = [
-            _difference(name, kept.get(name), value)
-            for name, value in own.items()
-            if kept.get(name) != value
+            _difference(name, identity.get(name), value)
+            for name, value in self._own().items()
+            if identity.get(name) != value
         ]
         if different:
             raise InputError(
@@ -179,6 +185,11 @@ class SearchStore:
                 # torch itself does not look at the checksums.
                 if damaged := archive.testzip():
                     raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+                schema = _schema_in(archive)
+            if schema not in (None, SCHEMA):
+                raise self._unusable(
+                    f"it was kept by another release ({schema}; this one reads {SCHEMA})"
+                )
             with torch.serialization.safe_globals(list(STORED)):
                 return torch.load(self.path, map_location=place, weights_only=True)
         except FileNotFoundError:
@@ -186,6 +197,8 @@ class SearchStore:
                 f"there is nothing to resume: {self.path} does not exist; leave out --resume to "
                 "begin anew, or name the outputs as in the command that was interrupted"
             ) from None
+        except InputError:
+            raise
         except OSError as error:
             raise self._unusable(error.strerror or str(error)) from error
         except _DAMAGE as error:
@@ -207,6 +220,14 @@ class SearchStore:
             f"cannot resume the search in {self.path}: {reason}; remove the file and leave out "
             "--resume to begin anew"
         )
+
+
+def _schema_in(archive: zipfile.ZipFile) -> str | None:
+    """Return the schema that a file names, without loading anything from it."""
+    for name in archive.namelist():
+        if name.endswith("data.pkl") and (match := _ANY_SCHEMA.search(archive.read(name))):
+            return match[0].decode("ascii")
+    return None
 
 
 def _has_fields(value: Snapshot | State | Hypotheses) -> bool:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gpu_align._assignment import AssignmentProblem, Auction
-from gpu_align._problem import Hypotheses, signed_matrix
-from gpu_align._search._search import Run
+from gpu_align._assignment import AssignmentProblem, Auction, AuctionAssignment
+from gpu_align._problem import AlignmentProblem, Hypotheses, signed_matrix
+from gpu_align._search._scale import tolerance
 
 if TYPE_CHECKING:
+    from gpu_align._search._executor import DeviceExecutor
     from gpu_align.kernels.moves import Accept, Move
     from gpu_align.kernels.row_distance import RowDistance
 
@@ -55,11 +56,17 @@ class Workspace:
     similarities have changed too much.
     """
 
-    def __init__(self, run: Run, batch: int) -> None:
-        """Prepare the moves of batches of so many hypotheses; `load` fills one in."""
+    def __init__(self, executor: "DeviceExecutor", queue: AuctionAssignment, batch: int) -> None:
+        """Prepare the moves of batches of so many hypotheses; `load` fills one in.
+
+        Args:
+            executor: of the running search.
+            queue: solves the assignments.
+            batch: number of hypotheses.
+        """
         from gpu_align.kernels.moves import Batch, Select
 
-        problem, device = run.problem, run.problem.device
+        problem, device = executor.problem, executor.problem.device
         self._shapes = {variable: (batch, size) for variable, size in problem.sizes.items()}
         entries = batch * sum(problem.sizes.values())
         self._perms = torch.empty(entries, dtype=torch.int64, device=device)
@@ -67,14 +74,14 @@ class Workspace:
         self._model = problem.model_index(batch // problem.models)
         self._batch = Batch(
             objective=torch.empty(batch, dtype=torch.float64, device=device),
-            tolerance=run.tolerance(self._model),
+            tolerance=tolerance(problem, self._model),
             stale=torch.empty(batch, len(problem.order), dtype=torch.uint8, device=device),
             active=torch.zeros(batch, dtype=torch.int64, device=device),
-            code=run.worst_code,
+            code=executor.worst_code,
         )
         self._views = _views(self._perms, self._shapes)
         self._dual_views = _views(self._duals, self._shapes)
-        self._steps = self._prepared(run, batch)
+        self._steps = self._prepared(executor, queue, batch)
         self._selects = {
             number: Select(self._batch, number, problem.sizes[problem.order[number]])
             for number in self._steps
@@ -117,11 +124,14 @@ class Workspace:
             step.similarity.launch()
             if step.move.signed is not None:
                 torch.abs(step.move.signed, out=step.gains).add_(step.move.similarity)
-            found = step.assignment.launch()
-            step.accept.launch(found.col_ind, found.col_dual, found.status_codes)
+            queued = step.assignment.launch()
+            step.accept.launch(queued.col_ind, queued.col_dual, queued.status_codes)
 
-    def _prepared(self, run: Run, batch: int) -> dict[int, list[_Step]]:
-        problem = run.problem
+    def _prepared(
+        self, executor: "DeviceExecutor", queue: AuctionAssignment, batch: int
+    ) -> dict[int, list[_Step]]:
+        # The executor is not kept: it keeps this workspace, whose memory a cycle would hold.
+        problem = executor.problem
         groups = {
             number: problem.families[group].variables
             for number, group in enumerate(problem.order)
@@ -133,31 +143,35 @@ class Workspace:
             problem.sizes[variables[0]] ** 2 * (1 if len(variables) == 1 else 3)
             for variables in groups.values()
         )
-        fitting = min(run.fitting(_SHARE, each), max(_ENTRIES // each, 1))
+        fitting = executor.memory.fitting(each * problem.dtype.itemsize, _SHARE)
+        fitting = min(fitting, max(_ENTRIES // each, 1))
         if fitting < batch:
-            run.splits["similarities"] = f"{fitting} of {batch} hypotheses at a time"
+            executor.splits["similarities"] = f"{fitting} of {batch} hypotheses at a time"
         room = torch.empty(min(fitting, batch) * each, device=problem.device)
+        parts = [range(first, min(first + fitting, batch)) for first in range(0, batch, fitting)]
         return {
-            number: [
-                self._step(run, number, variables, range(first, min(first + fitting, batch)), room)
-                for first in range(0, batch, fitting)
-            ]
-            for number, variables in groups.items()
+            number: [self._step(problem, queue, number, part, room) for part in parts]
+            for number in groups
         }
 
     def _step(
-        self, run: Run, number: int, variables: tuple[str, ...], part: range, room: Tensor
+        self,
+        problem: AlignmentProblem,
+        queue: AuctionAssignment,
+        number: int,
+        part: range,
+        room: Tensor,
     ) -> _Step:
         """Prepare the move of a group for a range of hypotheses; all moves share the room."""
         from gpu_align.kernels.moves import Accept, Move
 
-        problem, here = run.problem, slice(part.start, part.stop)
-        group = problem.order[number]
+        group, here = problem.order[number], slice(part.start, part.stop)
+        variables = problem.families[group].variables
         shape = (len(part), *[problem.sizes[variables[0]]] * 2)
         entries = math.prod(shape)
         first, *rest = (
-            room[place * entries : (place + 1) * entries].view(shape)
-            for place in range(1 if len(variables) == 1 else 3)
+            room[start : start + entries].view(shape)
+            for start in range(0, entries * (1 if len(variables) == 1 else 3), entries)
         )
         out = [first, *rest[: len(variables) - 1]]
         perms = {variable: self._views[variable][here] for variable in problem.seen_from(group)}
@@ -165,7 +179,7 @@ class Workspace:
         similarity = problem.prepared_similarity(
             variables, perms, self._model[here], batch.active, out
         )
-        places = [problem.order.index(name) for name in problem.neighbours(group)]
+        neighbours = [problem.order.index(name) for name in problem.neighbours(group)]
         move = Move(
             batch=batch,
             similarity=first,
@@ -173,11 +187,11 @@ class Workspace:
             perm=perms[group],
             signed_perm=perms[signed_matrix(group)] if rest else None,
             col_dual=self._dual_views[group][here],
-            neighbours=torch.tensor(places, dtype=torch.int64).to(problem.device),
+            neighbours=torch.tensor(neighbours, dtype=torch.int64).to(problem.device),
         )
         gains = rest[1] if rest else first
         wanted = AssignmentProblem(gains, maximize=True, sizes=batch.active)
-        assignment = run.device_solver.prepare(wanted, (move.col_dual, move.perm))
+        assignment = queue.prepare(wanted, (move.col_dual, move.perm))
         return _Step(similarity, gains, assignment, move, Accept(move))
 
 

@@ -22,7 +22,8 @@ from gpu_align._device._backend import CPU
 from gpu_align._device._random import RandomStream
 from gpu_align._device._replay import Replay
 from gpu_align._problem import AlignmentProblem, _terms
-from gpu_align._search import _recall, _search
+from gpu_align._search import Run
+from gpu_align._search._loop import run_to_end
 
 KINDS = ("mlp", "cnn", "resnet", "trilinear", "recurrent", "signed", "heads", "gqa")
 DESCENDING = {
@@ -75,13 +76,12 @@ def test_updated_similarity_by_the_kernels(name: str, stream: RandomStream) -> N
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("search", DESCENDING.values(), ids=DESCENDING)
-def test_recalling_changes_no_answer(
-    search: Search, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_changes_no_answer(search: Search, name: str) -> None:
     problem, objectives = problem_of(pair(name)), []
-    for worth in (0, 2**62):
-        monkeypatch.setattr(_recall, "_WORTH", worth)
-        objectives.append(run_search(search, problem, seed=4).hypotheses.objective)
+    for least_work in (0, 2**62):
+        run = Run(problem, RandomStream(4))
+        run.executor.cache.least_work = least_work
+        objectives.append(run_to_end(run, search).hypotheses.objective)
     assert torch.allclose(*objectives)
 
 
@@ -107,16 +107,13 @@ def test_update_of_a_random_share(share: float, seed: int) -> None:
     ids=[*DESCENDING, "annealing", "frank_wolfe", "recombination"],
 )
 @pytest.mark.parametrize("name", ["mlp", "heads"])
-def test_what_does_not_fit_is_split_and_said(
-    search: Search, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_fit_is_split_and_said(search: Search, name: str) -> None:
     networks = pair(name)
     sources = [networks.source, pair(name, seed=9).source]
     problem = AlignmentProblem(sources, networks.target, networks.spec)
     whole = run_search(search, problem, seed=3)
     assert not whole.splits
-    monkeypatch.setattr(_search, "free_bytes", lambda device: 1)
-    split = run_search(search, problem, seed=3)
+    split = run_to_end(Run(problem, RandomStream(3), free=lambda device: 1), search)
     assert torch.allclose(split.hypotheses.objective, whole.hypotheses.objective)
     assert split.splits
     assert all(" at a time" in text for text in split.splits.values())

@@ -1,0 +1,54 @@
+"""The searches by their names on the command line, with the one setting that it offers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from gpu_align._search._annealing import Annealing
+from gpu_align._search._beam import BeamDescent
+from gpu_align._search._candidates import KBest
+from gpu_align._search._descent import CoordinateDescent
+from gpu_align._search._frank_wolfe import FrankWolfe
+from gpu_align._search._layerwise import LayerwiseBeam
+from gpu_align._search._portfolio import Portfolio
+from gpu_align._search._recombination import Recombination
+from gpu_align._search._search import Search
+
+_MOST_CANDIDATES = 8  # of each hypothesis in the layer-wise beam; further ones rarely survive
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A search that is offered by name.
+
+    Attributes:
+        kind: its class.
+        setting: what may be chosen: hypotheses that are kept ("width") or begun from ("starts").
+        make: returns the search, with its own default or with a value of the setting; None where
+            it is made to fit the problem.
+    """
+
+    kind: type[Search]
+    setting: Literal["width", "starts"] | None
+    make: Callable[..., Search | None]
+
+
+def _layerwise(width: int = 4) -> Search:
+    # A beam of one is the greedy pass, for which the best candidate is enough.
+    return LayerwiseBeam(width, KBest(min(width, _MOST_CANDIDATES)), lookahead=True)
+
+
+def _descent(starts: int = 1) -> Search:
+    return CoordinateDescent(starts, initial="random")
+
+
+SEARCHES: Mapping[str, Entry] = {
+    "portfolio": Entry(Portfolio, None, lambda: None),
+    "layerwise": Entry(LayerwiseBeam, "width", _layerwise),
+    "beam": Entry(BeamDescent, "width", BeamDescent),
+    "recombination": Entry(Recombination, "width", Recombination),
+    "descent": Entry(CoordinateDescent, "starts", _descent),
+    "frank-wolfe": Entry(FrankWolfe, "starts", FrankWolfe),
+    "annealing": Entry(Annealing, "starts", Annealing),
+}
+"""Every search of this package, the default first."""
