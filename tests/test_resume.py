@@ -39,7 +39,8 @@ from gpu_align import (
     save_checkpoint,
 )
 from gpu_align._align import _many
-from gpu_align._cli import _outputs, _terminal, app
+from gpu_align._cli import _outputs, _terminal
+from gpu_align._cli._main import app
 from gpu_align._search import Outcome, Run, SearchStore, State, _cooling, _descent, _store
 
 KINDS = ("deep", "signed_heads")
@@ -595,10 +596,10 @@ def test_ctrl_c_during_the_imports(module: bool, tmp_path: Path) -> None:
     # A stand-in for torch that says when it is being imported.
     (tmp_path / "torch.py").write_text("import time; print('in', flush=True); time.sleep(60)\n")
     script = tmp_path / "gpu-align"
-    script.write_text("from gpu_align._cli import main\n", encoding="utf-8")
+    script.write_text("from gpu_align._cli import main; main()\n", encoding="utf-8")
     how = ["-m", "gpu_align"] if module else [str(script)]
     process = subprocess.Popen(
-        [sys.executable, *how],
+        [sys.executable, *how, "env"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
