@@ -4,50 +4,54 @@
     result = align("b.safetensors", "a.safetensors")
     result.distance_before, result.distance, result.lower_bound
 
-Neither Triton nor CuPy is imported here.
+What a name needs is imported when it is first asked for, torch too; Triton and CuPy are imported
+when a search runs on a GPU.
 """
 
-from gpu_align import _startup  # noqa: F401 - before what takes long to import
-from gpu_align._align import AlignmentFailure, AlignmentResult, align, canonicalize
-from gpu_align._assignment import (
-    AssignmentProblem,
-    AssignmentSolution,
-    AuctionAssignment,
-    AutoAssignment,
-    LapxAssignment,
-    ScipyAssignment,
-)
-from gpu_align._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from gpu_align._device import Backend, backends
-from gpu_align._errors import (
-    AssignmentError,
-    CheckpointError,
-    GpuAlignError,
-    InputError,
-    ModelError,
-    SpecError,
-    UnavailableError,
-)
-from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
-from gpu_align._search import (
-    Annealing,
-    BeamDescent,
-    Budget,
-    CoordinateDescent,
-    FrankWolfe,
-    KBest,
-    LayerwiseBeam,
-    Noise,
-    Portfolio,
-    Progress,
-    Recombination,
-    Rounding,
-    Search,
-    SearchStore,
-    run_search,
-)
-from gpu_align._status import Status
-from gpu_align._symmetry import Permutation, PermutationSpec, chain_spec, discover
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from gpu_align._align import AlignmentFailure, AlignmentResult, align, canonicalize
+    from gpu_align._assignment import (
+        AssignmentProblem,
+        AssignmentSolution,
+        AuctionAssignment,
+        AutoAssignment,
+        LapxAssignment,
+        ScipyAssignment,
+    )
+    from gpu_align._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from gpu_align._device import Backend, backends
+    from gpu_align._errors import (
+        AssignmentError,
+        CheckpointError,
+        GpuAlignError,
+        InputError,
+        ModelError,
+        SpecError,
+        UnavailableError,
+    )
+    from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
+    from gpu_align._search import (
+        Annealing,
+        BeamDescent,
+        Budget,
+        CoordinateDescent,
+        FrankWolfe,
+        KBest,
+        LayerwiseBeam,
+        Noise,
+        Portfolio,
+        Progress,
+        Recombination,
+        Rounding,
+        Search,
+        SearchStore,
+        run_search,
+    )
+    from gpu_align._status import Status
+    from gpu_align._symmetry import Permutation, PermutationSpec, chain_spec, discover
 
 __all__ = [
     "METRICS",
@@ -97,3 +101,22 @@ __all__ = [
     "run_search",
     "save_checkpoint",
 ]
+
+_ROOMS = (
+    *("_status", "_errors", "_checkpoint", "_device", "_assignment", "_symmetry", "_problem"),
+    *("_search", "_align"),
+)
+"""Where the names are, from the ground up, so that none loads more than what it stands on."""
+
+if not typing.TYPE_CHECKING:  # else a name that does not exist would have a type
+
+    def __getattr__(name: str) -> object:
+        for room in _ROOMS if name in __all__ else ():
+            module = importlib.import_module(f"gpu_align.{room}")
+            if hasattr(module, name):
+                globals()[name] = getattr(module, name)
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,16 +1,14 @@
 """Ctrl-C and SIGTERM: what must not be cut in two, and how the command line takes them.
 
-Nothing heavy is imported here, as this comes before all other imports.
+Nothing heavy is imported here: the command takes signals before it imports the rest.
 """
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -46,12 +44,6 @@ def uninterrupted(*, deliver: bool = True) -> Iterator[None]:
         ours[signal.Signals(held[0])](held[0], None)
 
 
-def quit_quietly_while_importing() -> None:
-    """Let Ctrl-C end the command, and only that, by a message while libraries are imported."""
-    if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _quit)
-
-
 def take_signals() -> None:
     """Let the first Ctrl-C or SIGTERM raise KeyboardInterrupt, and the second one quit at once.
 
@@ -65,6 +57,22 @@ def take_signals() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), name="gpu-align-signals", daemon=True).start()
+
+
+@contextmanager
+def quitting_at_once() -> Iterator[None]:
+    """Let the first signal quit, if it is taken, while the body imports libraries.
+
+    Nothing is lost by that, and some would take a KeyboardInterrupt for a failure of their own.
+    """
+    taken = [number for number in SIGNALS if signal.getsignal(number) is _interrupt]
+    for number in taken:
+        signal.signal(number, _quit)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, _interrupt)
 
 
 def _watch(reader: int) -> None:
@@ -88,10 +96,3 @@ def _quit(number: int, frame: FrameType | None) -> NoReturn:
         os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + b"interrupted\n")
     finally:
         os._exit(1)
-
-
-def _is_command() -> bool:
-    if threading.current_thread() is not threading.main_thread():
-        return False
-    as_module = sys.argv[:1] == ["-m"] and "gpu_align" in sys.orig_argv
-    return as_module or Path(*sys.argv[:1]).stem in ("gpu-align", "gpu-align-script")

@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from gpu_align import Permutation, chain_spec, save_checkpoint
-from gpu_align._cli import _align, _outputs, app
+from gpu_align._align import Model
+from gpu_align._cli import _outputs, _pair
+from gpu_align._cli._main import app
 
 State = dict[str, torch.Tensor]
 
@@ -227,7 +229,7 @@ def test_outputs_are_checked_before_the_search(
     def searched(*args: object, **kwargs: object) -> None:
         raise AssertionError("the search has started")
 
-    monkeypatch.setattr(_align, "align_state_dicts", searched)
+    monkeypatch.setattr(_pair, "align_networks", searched)
     (folder / f"folder{suffix}").mkdir()
     for path, mentions in {
         f"none/x{suffix}": ("does not exist", "create it first"),
@@ -416,7 +418,7 @@ def test_a_failed_write_keeps_the_others(folder: Path, monkeypatch: pytest.Monke
 
 
 def test_changed_function_is_a_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_align, "function_check", lambda *args: lambda before, after: 0.5)
+    monkeypatch.setattr(Model, "difference", lambda self, before, after: 0.5)
     model = ("--model", "nets:mlp", "--input-shape", "2,6", "--sweeps", "3")
     assert_refused(folder, (*PAIR, *OUT, *model), "0.5", "nothing was written", code=1)
 

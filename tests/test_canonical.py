@@ -25,7 +25,7 @@ from gpu_align import (
     load_checkpoint,
     save_checkpoint,
 )
-from gpu_align._cli import app
+from gpu_align._cli._main import app
 
 State = Mapping[str, Tensor]
 TOLERANCE = 1e-9

@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from gpu_align import (
+    METRICS,
     AlignmentProblem,
     Permutation,
     PermutationSpec,
@@ -22,7 +23,8 @@ from gpu_align import (
     load_checkpoint,
     save_checkpoint,
 )
-from gpu_align._cli import _align, _terminal, app
+from gpu_align._cli import _options, _pair, _terminal
+from gpu_align._cli._main import app
 from gpu_align._cli._searches import NAMES
 
 Cli = Callable[..., Result]
@@ -145,6 +147,18 @@ def test_every_search_has_a_name(name: str, cli: Cli, folder: Path) -> None:
     assert document["lower_bound"] <= document["distance"]
 
 
+def test_the_help_names_what_there_is() -> None:
+    assert sorted(_options.SEARCHES) == sorted(NAMES)
+    assert tuple(METRICS) == _options.METRICS
+
+
+@pytest.mark.parametrize("option", ["--steps", "--sweeps"])
+def test_the_steps_may_be_limited(option: str, cli: Cli, folder: Path) -> None:
+    search = ("--search", "annealing", option, "2", "--json")
+    document = json.loads(cli("align", "1.safetensors", "0.safetensors", *search).stdout)
+    assert document["status"] == "sweep_budget"
+
+
 def test_settings_of_searches(cli: Cli, folder: Path) -> None:
     for arguments in (("layerwise", "--width", "3"), ("annealing", "--starts", "2")):
         result = cli("align", "1.safetensors", "0.safetensors", "--search", *arguments)
@@ -244,7 +258,7 @@ def test_interrupt_outside_of_the_search(
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_align, "align_state_dicts", interrupt)
+    monkeypatch.setattr(_pair, "align_networks", interrupt)
     result = cli("align", "1.safetensors", "0.safetensors", "-o", "n.safetensors")
     assert (result.exit_code, result.stderr) == (1, "interrupted\n")
     assert not Path("n.safetensors").exists()

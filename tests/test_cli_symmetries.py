@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from gpu_align import Permutation, PermutationSpec, save_checkpoint
-from gpu_align._cli import app
+from gpu_align._cli._main import app
 
 Cli = Callable[..., Result]
 

@@ -16,7 +16,7 @@ FLOORS = (
     ("_problem", "_network"),
     ("_symmetry",),
     ("_assignment", "_device", "_checkpoint"),
-    ("kernels", "_startup"),
+    ("kernels",),
     ("_process", "_interrupt"),
     ("_errors",),
     ("_status",),

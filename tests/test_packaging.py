@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.resources
 import importlib.util
+import os
 import subprocess
 import sys
 import tomllib
@@ -57,23 +58,75 @@ def test_package_is_marked_as_typed() -> None:
     assert importlib.resources.files("gpu_align").joinpath("py.typed").is_file()
 
 
-def test_import_loads_nothing_heavy() -> None:
-    heavy = {"triton", "cupy", "matplotlib", "sklearn", "jinja2", "typer", "rich"}
-    # torch itself may load some of these; only what gpu_align adds counts.
-    code = (
-        "import sys, torch, safetensors.torch, scipy.optimize; before = set(sys.modules); "
-        "import gpu_align; "
-        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+def loaded_by(code: str, before: str = "", **environment: str) -> set[str]:
+    """Return the names of what a fresh interpreter has loaded after some code, at any level."""
+    program = (
+        f"import sys\n{before}\nbefore = set(sys.modules)\n"
+        f"try:\n    {code}\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print(*set(sys.modules) - before, file=sys.stderr)"
     )
-    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "gpu_align" in run.stdout.split()
-    assert heavy.isdisjoint(run.stdout.split())
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
+    return set(run.stderr.split())
+
+
+COMMANDS = ("align", "inspect", "apply", "canonicalize", "report", "demo", "env")
+HEAVY = {"torch", "scipy", "numpy", "triton", "cupy", "matplotlib", "sklearn", "jinja2"}
+COMMAND = "sys.argv = ['gpu-align', {}]; from gpu_align._cli import main; main()"
+
+
+def test_import_loads_nothing() -> None:
+    loaded = loaded_by("import gpu_align, gpu_align._errors")
+    assert "gpu_align._errors" in loaded
+    assert (HEAVY | {"typer", "rich", "gpu_align._cli"}).isdisjoint(loaded)
+
+
+@pytest.mark.parametrize("name", ["GpuAlignError", "Status", "InputError"])
+def test_a_name_loads_what_it_stands_on_only(name: str) -> None:
+    loaded = loaded_by(f"from gpu_align import {name}")
+    assert {module for module in loaded if module.startswith("gpu_align.")} <= {
+        "gpu_align._errors",
+        "gpu_align._status",
+    }
+    assert HEAVY.isdisjoint(loaded)
+
+
+def test_everything_loads_neither_kernels_nor_pages() -> None:
+    # torch itself may load some of these; only what gpu_align adds counts.
+    loaded = loaded_by("from gpu_align import *", before="import torch, safetensors.torch")
+    assert "gpu_align._align" in loaded
+    assert (HEAVY - {"scipy", "numpy", "torch"} | {"typer", "rich"}).isdisjoint(loaded)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["'--version'", "'--help'", *(f"'{name}', '--help'" for name in COMMANDS)],
+)
+def test_the_help_needs_no_torch(arguments: str) -> None:
+    loaded = loaded_by(COMMAND.format(arguments))
+    assert "gpu_align._cli._main" in loaded
+    assert HEAVY.isdisjoint(loaded)
+
+
+def test_completion_needs_no_torch() -> None:
+    words = {"COMP_WORDS": "gpu-align align --se", "COMP_CWORD": "2"}
+    loaded = loaded_by(COMMAND.format("''"), _GPU_ALIGN_COMPLETE="complete_bash", **words)
+    assert "gpu_align._cli._main" in loaded
+    assert HEAVY.isdisjoint(loaded)
 
 
 def test_public_names_are_complete_and_sorted() -> None:
     names = gpu_align.__all__
+    assert set(names) <= set(dir(gpu_align))
     for name in names:
         assert getattr(gpu_align, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'algin'"):
+        gpu_align.algin  # noqa: B018
     public = {
         name
         for name, value in vars(gpu_align).items()

@@ -15,6 +15,7 @@ from gpu_align import (
     Search,
     run_search,
 )
+from gpu_align._align import Settings
 from gpu_align._align._many import align_state_dicts
 from gpu_align._device._backend import CPU
 
@@ -60,7 +61,6 @@ def test_align_brings_its_answer_home(name: str) -> None:
     networks = pair(name)
     sources = [networks.source, pair(name, seed=3).source]
     search = Portfolio((CoordinateDescent(),), width=2)
-    options = {"search": search, "metric": "l2", "seed": 0, "budget": None, "progress": None}
     results: list[list[AlignmentResult]] = []
     for engine in (CPU, ENGINE):
         with PretendDevice():
@@ -69,9 +69,8 @@ def test_align_brings_its_answer_home(name: str) -> None:
                     sources,
                     networks.target,
                     networks.spec,
-                    engine=engine,
-                    checks=[None, None],
-                    **options,
+                    Settings(search, engine=engine),
+                    models=[None, None],
                 )
             )
     for plain, found in zip(*results, strict=True):

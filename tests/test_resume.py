@@ -46,7 +46,8 @@ from gpu_align._assignment import (
     AssignmentSolution,
     ScipyAssignment,
 )
-from gpu_align._cli import _outputs, _terminal, app
+from gpu_align._cli import _outputs, _terminal
+from gpu_align._cli._main import app
 from gpu_align._device._random import RandomStream
 from gpu_align._search import Outcome, Run, SearchStore, State, _annealing_step, _store
 from gpu_align._search._clock import Clock
@@ -628,10 +629,10 @@ def test_ctrl_c_during_the_imports(module: bool, tmp_path: Path) -> None:
     # A stand-in for torch that says when it is being imported.
     (tmp_path / "torch.py").write_text("import time; print('in', flush=True); time.sleep(60)\n")
     script = tmp_path / "gpu-align"
-    script.write_text("from gpu_align._cli import main\n", encoding="utf-8")
+    script.write_text("from gpu_align._cli import main; main()\n", encoding="utf-8")
     how = ["-m", "gpu_align"] if module else [str(script)]
     process = subprocess.Popen(
-        [sys.executable, *how],
+        [sys.executable, *how, "env"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

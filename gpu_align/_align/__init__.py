@@ -1,9 +1,9 @@
 """From networks to results: align one or many, certify, bring into one form."""
 
-from gpu_align._align._align import align, function_check
-from gpu_align._align._canonical import canonical_multipliers, canonicalize
+from gpu_align._align._align import align, align_networks
+from gpu_align._align._canonical import CanonicalForm, canonical_form, canonicalize
 from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
-from gpu_align._align._many import align_state_dicts
+from gpu_align._align._networks import Model
 from gpu_align._align._result import (
     PRESERVED,
     SCHEMA,
@@ -11,19 +11,22 @@ from gpu_align._align._result import (
     AlignmentResult,
     read_result,
 )
+from gpu_align._align._settings import Settings
 
 __all__ = [
     "PRESERVED",
     "SCHEMA",
     "AlignmentFailure",
     "AlignmentResult",
+    "CanonicalForm",
     "CostMatrix",
     "GroupReport",
     "Inside",
+    "Model",
+    "Settings",
     "align",
-    "align_state_dicts",
-    "canonical_multipliers",
+    "align_networks",
+    "canonical_form",
     "canonicalize",
-    "function_check",
     "read_result",
 ]

@@ -1,32 +1,24 @@
-"""align: from two networks to a permutation with its certificate."""
+"""align: from networks to permutations with their certificates."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar, overload
 
-from torch import Tensor, nn
+from torch import nn
 
-from gpu_align._align._many import Aligned, FunctionCheck, align_state_dicts
+from gpu_align._align._many import Aligned, align_state_dicts
+from gpu_align._align._networks import Model, Network, check_ties, state_of
 from gpu_align._align._result import AlignmentFailure, AlignmentResult
-from gpu_align._checkpoint import load_checkpoint
+from gpu_align._align._settings import Settings
 from gpu_align._device import choose_engine
 from gpu_align._errors import InputError
-from gpu_align._problem import Metric
-from gpu_align._process import MODULES
-from gpu_align._search import Budget, ProgressCallback, Search
+from gpu_align._problem import Metric, as_metric
+from gpu_align._search import Budget, ProgressCallback, Search, SearchStore
 from gpu_align._status import Status
-from gpu_align._symmetry import (
-    PermutationSpec,
-    StateDict,
-    chain_spec,
-    discover,
-    output_difference,
-    tied_names,
-)
+from gpu_align._symmetry import PermutationSpec, StateDict, chain_spec
 
-Network = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
 T = TypeVar("T")
 Networks = list[Network] | tuple[Network, ...] | Iterator[Network]
 
@@ -106,52 +98,72 @@ def align(
         AssignmentError: the assignments of a single source could not be solved.
     """
     if isinstance(source, list | tuple | Iterator):
-        networks = dict(enumerate(source))
-        if not networks:
-            raise InputError("expected at least one source to align, got an empty list")
-        attempt = _failures_as_values
+        sources, is_single = list(source), False
     else:
-        networks, attempt = {0: source}, _failures_raised
-    engine = choose_engine(device)
-    target_state = _state_dict(target)
-    states, unread = attempt(_state_dict, networks)
+        sources, is_single = [source], True
+    found = align_networks(
+        sources,
+        target,
+        Settings(search, as_metric(metric), choose_engine(device), seed, budget, progress),
+        spec=spec,
+        example_inputs=example_inputs,
+        throw=is_single,
+    )
+    return found[0].unwrap() if is_single else found
+
+
+def align_networks(
+    sources: Sequence[Network],
+    target: Network,
+    settings: Settings,
+    *,
+    spec: PermutationSpec | None = None,
+    model: Model | None = None,
+    example_inputs: object = None,
+    throw: bool = False,
+    store: SearchStore | None = None,
+) -> list[Aligned]:
+    """Align networks to one; see `align`, which makes the settings.
+
+    Args:
+        sources, target, spec, example_inputs: as for `align`.
+        settings: how.
+        model: what is traced, and run for networks that are no modules. Default: one of the
+            networks with the example inputs, if a module is among them.
+        throw: whether the error of a source is raised, in place of a failure in its place.
+        store: where the search of a single source is kept, and resumed from.
+    """
+    if not sources:
+        raise InputError("expected at least one source to align, got an empty list")
+    networks = dict(enumerate(sources))
+    target_state = state_of(target)
+    states, unread = _attempt(state_of, networks, throw)
     readable = {index: networks[index] for index in states}
-    model = _model(target, target_state, readable.values())
+    if model is None:
+        module = _some_module(target, target_state, readable.values())
+        model = None if module is None else Model(module, example_inputs)
     if spec is None:
-        spec = _find_spec(target_state, model, example_inputs)
-    _check_ties(target, spec)
-    untied, tied = attempt(partial(_check_ties, spec=spec), readable)
+        spec = chain_spec(target_state) if model is None else model.find_spec()
+    check_ties(target, spec)
+    untied, tied = _attempt(partial(check_ties, spec=spec), readable, throw)
     outcomes = align_state_dicts(
         [states[index] for index in untied],
         target_state,
         spec,
-        search=search,
-        metric=metric,
-        engine=engine,
-        seed=seed,
-        budget=budget,
-        progress=progress,
-        checks=[_check_of(networks[index], model, example_inputs) for index in untied],
+        settings,
+        models=[_model_of(networks[index], model) for index in untied],
+        store=store,
     )
     found: dict[int, Aligned] = {**unread, **tied}
     for index, outcome in zip(untied, outcomes, strict=True):
         if isinstance(outcome, AlignmentFailure):
             outcome = replace(outcome, index=index, name=_name(networks[index]))
         found[index] = outcome
-    if attempt is _failures_raised:
-        return found[0].unwrap()
     return [found[index] for index in networks]
 
 
-def _failures_raised(
-    function: Callable[[Network], T], networks: Mapping[int, Network]
-) -> tuple[dict[int, T], dict[int, AlignmentFailure]]:
-    """Apply a function to each source; for a single one, whose failure is the caller's."""
-    return {index: function(network) for index, network in networks.items()}, {}
-
-
-def _failures_as_values(
-    function: Callable[[Network], T], networks: Mapping[int, Network]
+def _attempt(
+    function: Callable[[Network], T], networks: Mapping[int, Network], throw: bool
 ) -> tuple[dict[int, T], dict[int, AlignmentFailure]]:
     """Apply a function to each source; return its values, and the failures of the others."""
     values: dict[int, T] = {}
@@ -160,6 +172,8 @@ def _failures_as_values(
         try:
             values[index] = function(network)
         except InputError as error:
+            if throw:
+                raise
             failures[index] = AlignmentFailure(index, _name(network), error, Status.UNUSABLE)
     return values, failures
 
@@ -168,20 +182,17 @@ def _name(network: Network) -> str | None:
     return os.fspath(network) if isinstance(network, str | os.PathLike) else None
 
 
-def _model(
+def _some_module(
     target: Network, target_state: StateDict, sources: Iterable[Network]
 ) -> nn.Module | None:
-    """Return a module to trace, and to run for the networks that are none.
-
-    The target, else the first source of the target's names and shapes, else any.
-    """
+    """Return the target, else the first source of its names and shapes, else any, that is one."""
     if isinstance(target, nn.Module):
         return target
     modules = [source for source in sources if isinstance(source, nn.Module)]
     shapes = {name: tensor.shape for name, tensor in target_state.items()}
 
     def fits(module: nn.Module) -> bool:
-        state = _state_dict(module)
+        state = state_of(module)
         floating = (tensor for tensor in state.values() if tensor.is_floating_point())
         return {name: tensor.shape for name, tensor in state.items()} == shapes and all(
             bool(tensor.isfinite().all()) for tensor in floating
@@ -190,62 +201,8 @@ def _model(
     return next(filter(fits, modules), modules[0] if modules else None)
 
 
-def _find_spec(
-    target: StateDict, model: nn.Module | None, example_inputs: object
-) -> PermutationSpec:
-    if model is None:
-        return chain_spec(target)
-    if example_inputs is None:
-        raise InputError(
-            "a module was given without example_inputs, which tracing needs; pass them, or a "
-            "spec, or module.state_dict() to have it read as a plain chain"
-        )
-    return discover(model, example_inputs)
-
-
-def _check_of(
-    network: Network, model: nn.Module | None, example_inputs: object
-) -> FunctionCheck | None:
-    return function_check(network if isinstance(network, nn.Module) else model, example_inputs)
-
-
-def _state_dict(network: Network) -> StateDict:
-    if isinstance(network, nn.Module):
-        with MODULES:
-            return {k: t for k, t in network.state_dict().items() if isinstance(t, Tensor)}
-    if isinstance(network, str | os.PathLike):
-        return load_checkpoint(network).tensors
-    if isinstance(network, Mapping):
-        for name, value in network.items():
-            if not isinstance(value, Tensor):
-                raise InputError(
-                    f"expected tensors in the state dict, got {type(value).__name__} for {name!r}"
-                )
-        return {
-            name: tensor.detach() if tensor.requires_grad or type(tensor) is not Tensor else tensor
-            for name, tensor in network.items()
-        }
-    raise InputError(
-        f"expected a module, a state dict or the path of a checkpoint, got {type(network).__name__}"
-    )
-
-
-def _check_ties(model: Network, spec: PermutationSpec) -> None:
-    """Check that what a module shares is permuted as one."""
-    if not isinstance(model, nn.Module):
-        return
-    with MODULES:
-        tied = tied_names(model)
-    for names in tied:
-        if len({spec.ties.get(name, name) for name in names}) > 1:
-            raise InputError(
-                f"a module shares one tensor under the names {', '.join(names)}, the spec does not "
-                "tie them; pass a spec discovered from this module, or untie the module"
-            )
-
-
-def function_check(model: nn.Module | None, example_inputs: object) -> FunctionCheck | None:
-    """Return what compares the outputs under two state dicts; None without model and inputs."""
-    if model is None or example_inputs is None:
+def _model_of(network: Network, model: Model | None) -> Model | None:
+    """Return what a network is run in: itself or the model; None if there is nothing to run."""
+    if model is None or model.inputs is None:
         return None
-    return lambda before, after: output_difference(model, example_inputs, before, after)
+    return replace(model, network=network) if isinstance(network, nn.Module) else model

@@ -1,11 +1,15 @@
 """canonicalize: one network out of all that differ from it by signs and scales only."""
 
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 
-from gpu_align._align._align import Network, _check_ties, _state_dict
+from gpu_align._align._networks import Model, Network, check_ties, state_of
 from gpu_align._errors import InputError
-from gpu_align._symmetry import Factor, PermutationSpec, StateDict, balance, discover, rescale
+from gpu_align._symmetry import Factor, PermutationSpec, StateDict, balance, rescale
 
 
 def canonicalize(
@@ -38,45 +42,77 @@ def canonicalize(
         InputError: an argument cannot be used; its children SpecError, CheckpointError and
             ModelError say what is wrong.
     """
-    state = _state_dict(network)
-    if spec is None:
-        spec = _discovered(network, example_inputs)
-    if isinstance(network, nn.Module):
-        _check_ties(network, spec)
-    return rescale(spec, state, *canonical_multipliers(spec, state))
+    model = Model(network, example_inputs) if isinstance(network, nn.Module) else None
+    return canonical_form(network, spec, model).state_dict
 
 
-def canonical_multipliers(
-    spec: PermutationSpec, state: StateDict
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return by what `rescale` multiplies the units and rows of a network; see `canonicalize`.
+@dataclass(frozen=True)
+class CanonicalForm:
+    """A network in the one form that `canonicalize` brings it into.
 
-    Returns:
-        Group -> [units], signs times scales, and weight of a norm scale -> [rows].
+    Attributes:
+        spec: its symmetries.
+        before: its tensors as they were.
+        units: group -> by what its units are multiplied, signs times scales [units].
+        rows: weight of a norm scale -> by what its rows are multiplied [rows].
+    """
+
+    spec: PermutationSpec
+    before: StateDict
+    units: dict[str, Tensor]
+    rows: dict[str, Tensor]
+
+    @cached_property
+    def state_dict(self) -> dict[str, Tensor]:
+        """The same names in the same order, dtypes and devices kept."""
+        return rescale(self.spec, self.before, self.units, self.rows)
+
+    def differences(self, model: Model) -> tuple[float, float]:
+        """Return how far the outputs are apart before and after: in float64, and as rounded.
+
+        Raises:
+            ModelError: the forward fails.
+        """
+        wide = {name: _double(tensor) for name, tensor in self.before.items()}
+        exact = model.difference(wide, rescale(self.spec, wide, self.units, self.rows))
+        return exact, model.difference(self.before, self.state_dict)
+
+    def squared_norms(self) -> tuple[float, float]:
+        """Return the squared norm of all parameters before and after."""
+        counted = [name for name, tensor in self.spec.tensors.items() if tensor.counted]
+        before, after = (
+            math.fsum(
+                float(self.spec.tensor_of(name, state).double().square().sum()) for name in counted
+            )
+            for state in (self.before, self.state_dict)
+        )
+        return before, after
+
+
+def canonical_form(
+    network: Network, spec: PermutationSpec | None, model: Model | None
+) -> CanonicalForm:
+    """Return what `canonicalize` does to a network; the spec is that of the model by default.
 
     Raises:
-        SpecError: names or shapes do not fit the spec.
+        InputError: see `canonicalize`.
     """
+    if spec is None:
+        if model is None:
+            raise InputError(
+                "which signs and scales are free depends on the activations, which a state dict "
+                "does not name; pass the module with example_inputs, or a spec"
+            )
+        spec = model.find_spec()
+    check_ties(network, spec)
+    state = state_of(network)
     spec.validate(state)
     wide = {name: _double(spec.tensor_of(name, state)) for name in spec.tensors}
     scales, rows = balance(spec, wide)
     signs = _signs(spec, rescale(spec, wide, scales, rows))
     one = torch.ones((), dtype=torch.float64)
     units = {name: scales.get(name, one) * signs.get(name, one) for name in (*scales, *signs)}
-    return units, rows
-
-
-def _discovered(network: Network, example_inputs: object) -> PermutationSpec:
-    if not isinstance(network, nn.Module):
-        raise InputError(
-            "which signs and scales are free depends on the activations, which a state dict does "
-            "not name; pass the module with example_inputs, or a spec"
-        )
-    if example_inputs is None:
-        raise InputError(
-            "a module was given without example_inputs, which tracing needs; pass them, or a spec"
-        )
-    return discover(network, example_inputs)
+    return CanonicalForm(spec, state, units, rows)
 
 
 def _double(tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,14 +12,14 @@ import torch
 
 from gpu_align._align._batches import batch_ranges, bytes_per_model, largest_elements
 from gpu_align._align._certificate import certificates, cost_matrix
+from gpu_align._align._networks import Model
 from gpu_align._align._result import PICTURED, AlignmentFailure, AlignmentResult
-from gpu_align._device import CPU, Engine, free_bytes, versions
+from gpu_align._align._settings import Settings
+from gpu_align._device import CPU, free_bytes, versions
 from gpu_align._errors import AssignmentError, GpuAlignError, ModelError
 from gpu_align._problem import (
     AlignmentProblem,
     Hypotheses,
-    Metric,
-    as_metric,
     check_weights,
     compute_dtype,
     unusable,
@@ -38,13 +38,14 @@ from gpu_align._search import (
 from gpu_align._status import Status
 from gpu_align._symmetry import PermutationSpec, StateDict, Weights, apply_permutations, part_ranges
 
-FunctionCheck = Callable[[StateDict, StateDict], float]
 _CERTIFIED_ON_HOST, _CERTIFIED_ON_DEVICE = 2**20, 2**27
 """Elements of the largest tensor or similarity of the models that are certified together.
 
 On the host the memory of one part serves the next, which is faster than fresh memory for all; on a
 device it is all that counts.
 """
+_CHECKED = "outputs of the source before and after, float64, on the example inputs"
+_NOT_CHECKED = "not checked: no model with example inputs was given"
 _WORK_OF_THREADS = 2**25  # multiply-adds of the largest similarity of one model
 Aligned = AlignmentResult | AlignmentFailure
 
@@ -53,17 +54,12 @@ def align_state_dicts(
     sources: Sequence[StateDict],
     target: StateDict,
     spec: PermutationSpec,
+    settings: Settings,
     *,
-    search: Search | None,
-    metric: str | Metric,
-    engine: Engine,
-    seed: int,
-    budget: Budget | None,
-    progress: ProgressCallback | None,
-    checks: Sequence[FunctionCheck | None],
+    models: Sequence[Model | None],
     store: SearchStore | None = None,
 ) -> list[Aligned]:
-    """Align state dicts whose spec is known; `checks` compare each source before and after.
+    """Align state dicts whose spec is known; the outputs of `models` are compared with each.
 
     The search of a single source may be kept in a `store`, and resumed from it.
 
@@ -79,21 +75,15 @@ def align_state_dicts(
         }
         usable = [number for number in range(len(sources)) if number not in found]
         if usable:
-            states = [sources[number] for number in usable]
             task = _Task(
-                states,
+                [sources[number] for number in usable],
                 target,
                 spec,
-                as_metric(metric),
-                compute_dtype(spec, [*states, target]),
-                engine,
-                seed,
-                budget,
-                progress,
-                [checks[number] for number in usable],
+                settings,
+                [models[number] for number in usable],
                 store if len(sources) == 1 else None,
             )
-            for index, outcome in task.run(search).items():
+            for index, outcome in task.run().items():
                 at = usable[index]
                 if isinstance(outcome, AlignmentFailure):
                     outcome = replace(outcome, index=at)
@@ -139,21 +129,22 @@ class _Task:
     sources: Sequence[StateDict]
     target: StateDict
     spec: PermutationSpec
-    metric: Metric
-    dtype: torch.dtype
-    engine: Engine
-    seed: int
-    budget: Budget | None
-    progress: ProgressCallback | None
-    checks: Sequence[FunctionCheck | None]
+    settings: Settings
+    models: Sequence[Model | None]
     store: SearchStore | None
 
-    def run(self, search: Search | None) -> dict[int, Aligned]:
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """What the search computes in."""
+        return compute_dtype(self.spec, [*self.sources, self.target])
+
+    def run(self) -> dict[int, Aligned]:
         """Return what became of each source.
 
         A batch in which an assignment fails, or for which the memory of the device does not
         suffice, is halved, until what fails is alone.
         """
+        search = self.settings.search
         if len(self.sources) == 1:
             pending = [range(1)]
         else:
@@ -184,37 +175,42 @@ class _Task:
         """Return a problem of one model on the host; all of them have its shape."""
         one, target = (Weights(self.spec, [s], CPU.device) for s in (self.sources[0], self.target))
         return AlignmentProblem.of_weights(
-            one, target, metric=self.metric, dtype=self.dtype, engine=CPU
+            one, target, metric=self.settings.metric, dtype=self.dtype, engine=CPU
         )
 
     def _problem(self, weights: Weights, dtype: torch.dtype) -> AlignmentProblem:
         return AlignmentProblem.of_weights(
-            weights, self._target, metric=self.metric, dtype=dtype, engine=self.engine
+            weights,
+            self._target,
+            metric=self.settings.metric,
+            dtype=dtype,
+            engine=self.settings.engine,
         )
 
     @cached_property
     def _target(self) -> Weights:
-        return Weights(self.spec, [self.target], self.engine.device)
+        return Weights(self.spec, [self.target], self.settings.engine.device)
 
     def _default_search(self, problem: AlignmentProblem) -> Search:
-        patient = self.budget is not None and self.budget.seconds is not None
+        budget = self.settings.budget
+        patient = budget is not None and budget.seconds is not None
         return Portfolio.for_problem(problem, patient=patient)
 
     def _batches(self, search: Search) -> list[range]:
-        need = bytes_per_model(self.spec, self.metric, search, self.dtype)
-        free = free_bytes(self.engine.device)
-        if self.engine.device.type == "cpu":  # where the results will lie
+        need = bytes_per_model(self.spec, self.settings.metric, search, self.dtype)
+        free = free_bytes(self.settings.engine.device)
+        if self.settings.engine.device.type == "cpu":  # where the results will lie
             free -= sum(t.nbytes for source in self.sources for t in source.values())
         return batch_ranges(len(self.sources), need, max(free, 0))
 
     def _align(self, batch: range, search: Search | None) -> dict[int, Aligned]:
-        weights = Weights(self.spec, [self.sources[n] for n in batch], self.engine.device)
+        weights = Weights(self.spec, [self.sources[n] for n in batch], self.settings.engine.device)
         problem = self._problem(weights, self.dtype)
         search = search or self._default_search(problem)
         outcome = run_search(
             search,
             problem,
-            seed=self.seed,
+            seed=self.settings.seed,
             budget=self._share(batch),
             progress=self._named(batch),
             store=self.store,
@@ -226,13 +222,14 @@ class _Task:
 
     def _share(self, batch: range) -> Budget | None:
         """Return the budget, of its seconds the batch's share."""
-        if self.budget is None or self.budget.seconds is None:
-            return self.budget
-        return replace(self.budget, seconds=self.budget.seconds * len(batch) / len(self.sources))
+        budget = self.settings.budget
+        if budget is None or budget.seconds is None:
+            return budget
+        return replace(budget, seconds=budget.seconds * len(batch) / len(self.sources))
 
     def _named(self, batch: range) -> ProgressCallback | None:
         """Return the callback; where there are several batches, it is told which one."""
-        callback, total = self.progress, len(self.sources)
+        callback, total = self.settings.progress, len(self.sources)
         if callback is None or len(batch) == total:
             return callback
 
@@ -252,22 +249,22 @@ class _Task:
         """
         winners = _winners(search, outcome)
         common: dict[str, Any] = {
-            "metric": self.metric.name,
+            "metric": self.settings.metric.name,
             "function_difference": None,
-            "function_note": _function_note(None),
+            "function_note": _NOT_CHECKED,
             "history": outcome.history,
             "status": outcome.status,
             "seconds": outcome.seconds,
             "assignments": outcome.assignments,
-            "seed": self.seed,
-            "device": str(self.engine),
+            "seed": self.settings.seed,
+            "device": str(self.settings.engine),
             "versions": versions(),
             "log10_symmetries": self.spec.log10_symmetries,
             "origin": self.spec.origin,
             "batch_size": len(weights),
             "splits": outcome.splits,
         }
-        on_host = self.engine.device.type == "cpu"
+        on_host = self.settings.engine.device.type == "cpu"
         most = _CERTIFIED_ON_HOST if on_host else _CERTIFIED_ON_DEVICE
         for start, stop in part_ranges(len(weights), largest_elements(self.spec), most):
             exact = self._problem(weights.part(start, stop), torch.float64)
@@ -298,25 +295,19 @@ class _Task:
 
     def _checked(self, number: int, result: AlignmentResult) -> Aligned:
         """Return the result with what its function check says."""
-        check = self.checks[number]
-        if check is None:
+        model = self.models[number]
+        if model is None:
             return result
         try:
-            difference = check(self.sources[number], result.state_dict)
+            difference = model.difference(self.sources[number], result.state_dict)
         except ModelError as error:
             return AlignmentFailure(number, None, error, Status.UNUSABLE)
-        return replace(result, function_difference=difference, function_note=_function_note(check))
+        return replace(result, function_difference=difference, function_note=_CHECKED)
 
 
 def _not_begun(number: int) -> AlignmentFailure:
     error = GpuAlignError("interrupted before this source was begun; align it again")
     return AlignmentFailure(number, None, error, Status.INTERRUPTED)
-
-
-def _function_note(check: FunctionCheck | None) -> str:
-    if check is None:
-        return "not checked: no model with example inputs was given"
-    return "outputs of the source before and after, float64, on the example inputs"
 
 
 def _winners(search: Search, outcome: Outcome) -> list[str]:

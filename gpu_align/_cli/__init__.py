@@ -1,5 +1,17 @@
-"""The command line `gpu-align`: parse, call the library, print."""
+"""The command line `gpu-align`: parse, call the library, print.
 
-from gpu_align._cli._main import app, main
+A command's module has its options, and imports what computes in its body: the help and the shell's
+completion need no torch.
+"""
 
-__all__ = ["app", "main"]
+from gpu_align._interrupt import quitting_at_once, take_signals
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line."""
+    take_signals()
+    with quitting_at_once():
+        from gpu_align._cli._main import app
+    app()

@@ -1,24 +1,16 @@
 """`gpu-align align`."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gpu_align._align import AlignmentResult, align_state_dicts, function_check
-from gpu_align._checkpoint import load_checkpoint
-from gpu_align._cli._keeping import (
-    keeping,
-    make_store,
-    tell_how_to_continue,
-    write_and_discard,
-)
-from gpu_align._cli._model import choose_spec, load_model
 from gpu_align._cli._options import (
     CHECKPOINT_HELP,
+    METRICS,
     OUTPUTS,
     SEARCH,
+    SEARCHES,
     Device,
     InputShape,
     Json,
@@ -26,15 +18,7 @@ from gpu_align._cli._options import (
     Seed,
     SpecFile,
 )
-from gpu_align._cli._outputs import Outputs
-from gpu_align._cli._searches import NAMES, make_search
-from gpu_align._cli._summary import print_summary, print_written
-from gpu_align._cli._terminal import display, print_json, stdout_to_stderr, warn
-from gpu_align._device import choose_engine
-from gpu_align._errors import GpuAlignError
-from gpu_align._problem import METRICS, AlignmentProblem, as_metric
-from gpu_align._search import Budget
-from gpu_align._status import Status
+from gpu_align._cli._terminal import display, stdout_to_stderr
 
 
 def align(
@@ -89,7 +73,7 @@ def align(
     search: Annotated[
         str,
         typer.Option(
-            metavar="NAME", rich_help_panel=SEARCH, help=f"How to look: {', '.join(NAMES)}."
+            metavar="NAME", rich_help_panel=SEARCH, help=f"How to look: {', '.join(SEARCHES)}."
         ),
     ] = "portfolio",
     metric: Annotated[
@@ -126,9 +110,10 @@ def align(
             help="Time for the search; a portfolio uses all of it, other searches may end before.",
         ),
     ] = None,
-    sweeps: Annotated[
+    steps: Annotated[
         int | None,
         typer.Option(
+            *("--steps", "--sweeps"),
             metavar="N",
             min=1,
             rich_help_panel=SEARCH,
@@ -141,7 +126,7 @@ def align(
             "--resume",
             rich_help_panel=SEARCH,
             help="Continue the search that the same command began and that was interrupted. "
-            "--seconds and --sweeps may change; they count from the beginning.",
+            "--seconds and --steps may change; they count from the beginning.",
         ),
     ] = False,
     seed: Seed = 0,
@@ -156,87 +141,25 @@ def align(
     then while it runs; the same command with --resume continues it, and ends as if it had never
     been interrupted. The file is removed once the outputs are written.
     """
+    from gpu_align._align import Settings
+    from gpu_align._cli._keeping import make_store
+    from gpu_align._cli._outputs import Outputs
+    from gpu_align._cli._pair import Pair, tell
+    from gpu_align._cli._searches import make_search
+    from gpu_align._device import choose_engine
+    from gpu_align._problem import as_metric
+    from gpu_align._search import Budget
+
     outputs = Outputs(out=out, permutation=permutation, json_file=json_file, report=report)
-    chosen_search = make_search(search, width, starts)
-    chosen_metric = as_metric(metric)
-    budget = Budget(steps=sweeps, seconds=seconds)
-    engine = choose_engine(device)
+    settings = Settings(
+        make_search(search, width, starts),
+        as_metric(metric),
+        choose_engine(device),
+        seed,
+        Budget(steps=steps, seconds=seconds),
+    )
     store = make_store(outputs, resume)
+    pair = Pair(source, target, spec, model, input_shape)
     with display(quiet=quiet) as screen, stdout_to_stderr():
-        screen.stage("reading checkpoints")
-        source_file, target_file = load_checkpoint(source), load_checkpoint(target)
-        outputs.check(source_file, target_file, spec)
-        target_state = target_file.tensors
-        screen.stage("finding symmetries")
-        named = load_model(model, input_shape, seed)
-        symmetries = choose_spec(spec, named, target_state)
-        screen.stage("preparing the search")
-        with keeping(store):
-            [outcome] = align_state_dicts(
-                [source_file.tensors],
-                target_state,
-                symmetries,
-                search=chosen_search,
-                metric=chosen_metric,
-                engine=engine,
-                seed=seed,
-                budget=budget,
-                progress=screen.search,
-                checks=[None if named is None else function_check(named.module, named.inputs)],
-                store=store,
-            )
-            result = outcome.unwrap()
-            _refuse_wrong(result)
-            if report is not None and result.status is not Status.INTERRUPTED:
-                screen.stage("widening the beam for the report")
-                problem = AlignmentProblem(
-                    source_file.tensors, target_state, symmetries, metric=metric
-                )
-                result = with_beam_widths(result, problem)
-            screen.stage("writing")
-            title = f"{source.name} to {target.name}"
-            written, failure = write_and_discard(outputs, result, source_file, title, store)
-    warnings = list(source_file.warnings) if "out" in written else []
-    if named is None and spec is None:
-        warnings.append(UNCHECKED)
-    for warning in warnings:
-        warn(warning)
-    if as_json:
-        names = {"source": str(source), "target": str(target), "written": written}
-        print_json({**result.to_json(), **names, "warnings": warnings})
-    elif not quiet:
-        print_summary(result, source, target)
-        if written or outputs.state is None:
-            print_written(written, "-o, --permutation or --json-file")
-    if failure is not None or result.status is Status.INTERRUPTED:
-        tell_how_to_continue(store, None if "out" in written else out)
-    if failure is not None:
-        raise failure
-    if result.status is Status.INTERRUPTED:
-        raise typer.Exit(1)
-
-
-UNCHECKED = (
-    "the function was not checked, because no model was given: the names were read as a plain "
-    "chain of layers. If the model has skip connections or grouped layers, the result computes "
-    "another function; pass --model and --input-shape to be sure"
-)
-
-
-def with_beam_widths(result: AlignmentResult, problem: AlignmentProblem) -> AlignmentResult:
-    """Return the result with the study of beam widths that the report draws."""
-    # Figures are slow to import, and nothing else needs them.
-    from gpu_align._report import beam_width_study
-
-    rows = beam_width_study(problem, seed=result.seed)
-    return replace(result, studies={**result.studies, "beam_width": rows})
-
-
-def _refuse_wrong(result: AlignmentResult) -> None:
-    """Fail before anything is written if the outputs have changed."""
-    if result.function_preserved is False:
-        raise GpuAlignError(
-            "the reordered network does not compute the same outputs (relative difference "
-            f"{result.function_difference:.3g}), so nothing was written; please report it with the "
-            "output of `gpu-align inspect --json`"
-        )
+        done = pair.align(settings, outputs, store, screen)
+    tell(pair, done, outputs, store, as_json=as_json, quiet=quiet)

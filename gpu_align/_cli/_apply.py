@@ -5,12 +5,8 @@ from typing import Annotated
 
 import typer
 
-from gpu_align._checkpoint import load_checkpoint, save_checkpoint
 from gpu_align._cli._options import CHECKPOINT_HELP, Json
-from gpu_align._cli._outputs import check_checkpoint
-from gpu_align._cli._summary import print_written
-from gpu_align._cli._terminal import print_json, print_line, warn
-from gpu_align._symmetry import Permutation
+from gpu_align._cli._terminal import print_json, print_line, print_written, warn
 
 
 def apply(
@@ -27,6 +23,10 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Reorder the units of CHECKPOINT by a permutation; its function stays the same."""
+    from gpu_align._checkpoint import load_checkpoint, save_checkpoint
+    from gpu_align._cli._outputs import check_checkpoint
+    from gpu_align._symmetry import Permutation
+
     before = load_checkpoint(checkpoint)
     check_checkpoint(out, before, reads=[permutation, *(before.files if before.shards else ())])
     order = Permutation.load(permutation)

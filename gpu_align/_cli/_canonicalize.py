@@ -1,19 +1,12 @@
 """`gpu-align canonicalize`."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from torch import Tensor
 
-from gpu_align._align import PRESERVED, canonical_multipliers, function_check
-from gpu_align._checkpoint import load_checkpoint, save_checkpoint
-from gpu_align._cli._model import NamedModel, choose_spec, load_model
 from gpu_align._cli._options import CHECKPOINT_HELP, InputShape, Json, Model, Seed, SpecFile
-from gpu_align._cli._outputs import check_checkpoint
 from gpu_align._cli._terminal import (
     console,
     display,
@@ -25,7 +18,10 @@ from gpu_align._cli._terminal import (
     warn,
 )
 from gpu_align._errors import GpuAlignError, InputError
-from gpu_align._symmetry import PermutationSpec, StateDict, rescale
+
+if TYPE_CHECKING:
+    from gpu_align import _align
+    from gpu_align._symmetry import PermutationSpec
 
 UNCHECKED = "the function was not checked, because no model was given; pass --model to be sure"
 
@@ -46,6 +42,11 @@ def canonicalize(
     Networks that differ only by scales (relu, batch norm) or signs (tanh, sin) of their units
     become equal. OUT may be CHECKPOINT itself.
     """
+    from gpu_align._align import canonical_form
+    from gpu_align._checkpoint import load_checkpoint, save_checkpoint
+    from gpu_align._cli._model import load_model, read_spec
+    from gpu_align._cli._outputs import check_checkpoint
+
     if model is None and spec is None:
         raise InputError(
             "which signs and scales are free depends on the activations, which a checkpoint does "
@@ -56,23 +57,13 @@ def canonicalize(
         before = load_checkpoint(checkpoint)
         others = [path for path in (spec,) if path is not None]
         check_checkpoint(out, before, reads=[*others, *(before.files if before.shards else ())])
-        screen.stage("finding symmetries")
+        screen.stage("finding symmetries and balancing")
         named = load_model(model, input_shape, seed)
-        symmetries = choose_spec(spec, named, None)
-        screen.stage("balancing")
-        units, rows = canonical_multipliers(symmetries, before.tensors)
-        after = rescale(symmetries, before.tensors, units, rows)
-        checked = _checked(named, symmetries, before.tensors, after, units, rows)
+        form = canonical_form(before.tensors, read_spec(spec, named), named)
+        differences = (None, None) if named is None else _differences(form, named)
         screen.stage("writing")
-        save_checkpoint(out, after, like=before)
-    about = {
-        "negated": {name: int((units[name] < 0).sum()) for name in units},
-        "scaled": [name for name in units if symmetries.groups[name].scaled],
-        "norm_scales": list(rows),
-        "squared_norm_before": _squared_norm(symmetries, before.tensors),
-        "squared_norm": _squared_norm(symmetries, after),
-        **checked,
-    }
+        save_checkpoint(out, form.state_dict, like=before)
+    about = _document(form, differences)
     warnings = [*before.warnings, *([UNCHECKED] if named is None else [])]
     for warning in warnings:
         warn(warning)
@@ -80,51 +71,44 @@ def canonicalize(
         head = {"schema": "gpu-align/canonicalize/1", "checkpoint": str(checkpoint)}
         print_json({**head, **about, "warnings": warnings, "written": {"out": str(out)}})
         return
-    _print_summary(symmetries, about)
+    _print_summary(form.spec, about)
     print_line(f"wrote canonical checkpoint: {out}")
 
 
-def _checked(
-    named: NamedModel | None,
-    spec: PermutationSpec,
-    before: StateDict,
-    after: StateDict,
-    units: Mapping[str, Tensor],
-    rows: Mapping[str, Tensor],
-) -> dict[str, float | None]:
-    """Compare the outputs before and after, with float64 weights and with those written.
+def _differences(form: "_align.CanonicalForm", model: "_align.Model") -> tuple[float, float]:
+    """Return how far the outputs are apart, with float64 weights and with those written.
 
     Raises:
         GpuAlignError: they differ by more than the rounding of the weights.
     """
-    check = None if named is None else function_check(named.module, named.inputs)
-    if check is None:
-        return {"function_difference": None, "rounding_difference": None}
-    wide = {name: _double(tensor) for name, tensor in before.items()}
-    difference = check(wide, rescale(spec, wide, units, rows))
-    if not difference <= PRESERVED:
+    from gpu_align._align import PRESERVED
+
+    exact, rounded = form.differences(model)
+    if not exact <= PRESERVED:
         raise GpuAlignError(
             "the canonical network does not compute the same outputs (relative difference "
-            f"{difference:.3g}), so nothing was written; please report it with the output of "
+            f"{exact:.3g}), so nothing was written; please report it with the output of "
             "`gpu-align inspect --json`"
         )
-    return {"function_difference": difference, "rounding_difference": check(before, after)}
+    return exact, rounded
 
 
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.double() if torch.is_floating_point(tensor) else tensor
+def _document(
+    form: "_align.CanonicalForm", differences: tuple[float | None, float | None]
+) -> dict[str, Any]:
+    before, after = form.squared_norms()
+    return {
+        "negated": {name: int((signs < 0).sum()) for name, signs in form.units.items()},
+        "scaled": [name for name in form.units if form.spec.groups[name].scaled],
+        "norm_scales": list(form.rows),
+        "squared_norm_before": before,
+        "squared_norm": after,
+        "function_difference": differences[0],
+        "rounding_difference": differences[1],
+    }
 
 
-def _squared_norm(spec: PermutationSpec, state: StateDict) -> float:
-    """Return the squared norm of all parameters."""
-    return math.fsum(
-        float(spec.tensor_of(name, state).double().square().sum())
-        for name, tensor in spec.tensors.items()
-        if tensor.counted
-    )
-
-
-def _print_summary(spec: PermutationSpec, about: Mapping[str, Any]) -> None:
+def _print_summary(spec: "PermutationSpec", about: Mapping[str, Any]) -> None:
     signed = sum(spec.units(name) for name, group in spec.groups.items() if group.signed)
     scaled = sum(map(spec.units, about["scaled"]))
     rows = {

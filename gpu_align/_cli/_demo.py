@@ -3,13 +3,15 @@
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpu_align._cli._digits import TITLES, Setting, Trial, run_demo
 from gpu_align._cli._options import Device, Json, Seed
 from gpu_align._cli._terminal import columns, console, display, number, print_json, print_line
+
+if TYPE_CHECKING:
+    from gpu_align._cli._digits import Trial
 
 
 def demo(
@@ -27,6 +29,8 @@ def demo(
 
     Needs scikit-learn for its 8 x 8 digits; nothing is downloaded.
     """
+    from gpu_align._cli._digits import Setting, run_demo
+
     with display(quiet=False) as screen:
         trials, written = run_demo(Setting(out, seed, quick, device, screen.stage))
     commands = next_commands(out)
@@ -62,7 +66,7 @@ def _quoted(folder: Path, name: str) -> str:
     return shlex.quote(str(folder / name))
 
 
-def _document(trial: Trial) -> dict[str, Any]:
+def _document(trial: "Trial") -> dict[str, Any]:
     return {
         "name": trial.name,
         "accuracy_source": trial.accuracies[0],
@@ -75,11 +79,11 @@ def _document(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _print_trial(trial: Trial) -> None:
+def _print_trial(trial: "Trial") -> None:
     source, target = (f"{100 * share:.1f} %" for share in trial.accuracies)
     before = trial.rows[0]["accuracy_before"]
     print_line()
-    print_line(f"{TITLES[trial.name]}: {trial.name}_1 aligned to {trial.name}_0")
+    print_line(f"{trial.title}: {trial.name}_1 aligned to {trial.name}_0")
     print_line(
         f"test accuracy of the two: {source} and {target}; of their average unaligned: "
         f"{100 * before:.1f} %"

@@ -113,6 +113,7 @@ class Trial:
 
     Attributes:
         name: key of `ARCHITECTURES`.
+        title: what it is, for people.
         accuracies: of source and target on the test images.
         rows: one per search: search, distance, gap_percent (to the best of them), accuracy_before
             and accuracy_after (of the average with the target, on the test images), seconds.
@@ -121,6 +122,7 @@ class Trial:
     """
 
     name: str
+    title: str
     accuracies: tuple[float, float]
     rows: list[dict[str, Any]]
     result: AlignmentResult
@@ -267,6 +269,7 @@ def _try_all(
     # The portfolio comes last in `searches`, so `result` is its result.
     return Trial(
         name=name,
+        title=TITLES[name],
         accuracies=(accuracy(source, digits), accuracy(target, digits)),
         rows=studies["comparison"],
         result=replace(result, studies=studies),
@@ -337,6 +340,6 @@ def _write_report(folder: Path, trials: list[Trial]) -> Path:
     from gpu_align._report import write_report
 
     path = folder / "report.html"
-    entries = [{**trial.result.to_json(), "name": TITLES[trial.name]} for trial in trials]
+    entries = [{**trial.result.to_json(), "name": trial.title} for trial in trials]
     write_report(entries, path, title="gpu-align demo: digit classifiers")
     return path

@@ -4,11 +4,12 @@ from dataclasses import asdict
 
 from gpu_align._cli._options import Json
 from gpu_align._cli._terminal import columns, console, facts, print_json
-from gpu_align._device import backends, versions
 
 
 def env(as_json: Json = False) -> None:
     """Show versions, and what this machine can compute on."""
+    from gpu_align._device import backends, versions
+
     found = backends()
     if as_json:
         document = {"versions": versions(), "backends": [asdict(backend) for backend in found]}

@@ -85,5 +85,5 @@ def tell_how_to_continue(store: SearchStore | None, unwritten: Path | None = Non
         return
     text = f"to continue, run the same command with --resume: the search is kept in {store.path}"
     if unwritten is not None:
-        text += f"; with --resume --sweeps 1 it only writes the best found so far to {unwritten}"
+        text += f"; with --resume --steps 1 it only writes the best found so far to {unwritten}"
     typer.echo(text, err=True)

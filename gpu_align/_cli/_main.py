@@ -1,6 +1,7 @@
 """The commands together, and the one place where errors become messages and exit codes."""
 
 import functools
+import importlib.metadata
 import warnings
 from collections.abc import Callable
 from typing import Annotated
@@ -14,9 +15,8 @@ from gpu_align._cli._demo import demo
 from gpu_align._cli._env import env
 from gpu_align._cli._inspect import inspect
 from gpu_align._cli._report import report
-from gpu_align._device import version
 from gpu_align._errors import GpuAlignError, InputError
-from gpu_align._interrupt import take_signals
+from gpu_align._interrupt import quitting_at_once
 
 FAILED = 1
 BAD_INPUT = 2
@@ -39,6 +39,8 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(*args: object, **kwargs: object) -> None:
+        with quitting_at_once():
+            importlib.import_module("gpu_align._align")  # seconds, the first time
         try:
             with warnings.catch_warnings():
                 # torch's remarks on its own future are of no use to whoever types a command.
@@ -66,7 +68,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"gpu-align {version('gpu-align')}")
+        typer.echo(f"gpu-align {importlib.metadata.version('gpu-align')}")
         raise typer.Exit
 
 
@@ -87,9 +89,3 @@ def options(
 
 for _command in (align, inspect, apply, canonicalize, report, demo, env):
     app.command()(reported(_command))
-
-
-def main() -> None:
-    """Run the command line."""
-    take_signals()
-    app()

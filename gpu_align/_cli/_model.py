@@ -7,7 +7,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from gpu_align._align import Model
 from gpu_align._errors import InputError, ModelError, SpecError
-from gpu_align._symmetry import PermutationSpec, StateDict, chain_spec, discover
+from gpu_align._symmetry import PermutationSpec, StateDict, chain_spec
 
 _FORM = "expected --model as package.module:factory, path/models.py:factory or a .pt2 file"
 _DTYPES = {
@@ -31,22 +31,7 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True)
-class NamedModel:
-    """A model with the inputs to try it on.
-
-    Attributes:
-        module: can be run.
-        traced: what symmetries are found in: the module, or the program it was read from.
-        inputs: example inputs, as `discover` takes them.
-    """
-
-    module: nn.Module
-    traced: nn.Module | ExportedProgram
-    inputs: object
-
-
-def load_model(reference: str | None, shapes: Sequence[str] | None, seed: int) -> NamedModel | None:
+def load_model(reference: str | None, shapes: Sequence[str] | None, seed: int) -> Model | None:
     """Load the model that `--model` names and make the inputs of `--input-shape`.
 
     Args:
@@ -66,7 +51,7 @@ def load_model(reference: str | None, shapes: Sequence[str] | None, seed: int) -
         return None
     if reference.endswith(".pt2"):
         program = _load_program(reference)
-        return NamedModel(program.module(), program, inputs or program.example_inputs)
+        return Model(program, inputs or program.example_inputs)
     if not inputs:
         raise InputError(
             f"--model {reference} needs an example input: add --input-shape with the full shape, "
@@ -76,26 +61,45 @@ def load_model(reference: str | None, shapes: Sequence[str] | None, seed: int) -
     folder = Path.cwd()
     module = _call_factory(reference)
     os.chdir(folder)  # a model's own code may have gone elsewhere, and outputs are relative
-    return NamedModel(module, module, inputs)
+    return Model(module, inputs)
+
+
+def read_spec(path: Path | None, model: Model | None) -> PermutationSpec | None:
+    """Return the spec that a file holds, checked on the model if there is one; None without.
+
+    Raises:
+        SpecError: it cannot be read, or does not fit; ModelError: the model fails.
+    """
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(
+            f"cannot read the spec {path}: {error}; write one with `gpu-align inspect --save-spec`"
+        ) from error
+    try:
+        spec = PermutationSpec.from_json(text)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+    if model is not None:
+        spec.verify(model.module, model.inputs, draws=1)
+    return spec
 
 
 def choose_spec(
-    spec_file: Path | None, model: NamedModel | None, state: StateDict | None
+    spec_file: Path | None, model: Model | None, state: StateDict | None
 ) -> PermutationSpec:
     """Return the symmetries: from the file, else found in the model, else those of a chain.
-
-    A spec file is checked on the model if there is one.
 
     Raises:
         InputError: nothing to find them in; SpecError, ModelError: it does not work.
     """
-    if spec_file is not None:
-        spec = _read_spec(spec_file)
-        if model is not None:
-            spec.verify(model.module, model.inputs, draws=1)
+    spec = read_spec(spec_file, model)
+    if spec is not None:
         return spec
     if model is not None:
-        return discover(model.traced, model.inputs)
+        return model.find_spec()
     if state is None:
         raise InputError("nothing to look at: name a checkpoint, --model or --spec")
     return chain_spec(state)
@@ -127,23 +131,11 @@ def example_input(text: str, generator: torch.Generator) -> Tensor:
     high = "2" if dtype == torch.bool and not high_text else high_text
     if not high.isdecimal() or int(high) < 1:
         raise InputError(
-            f"--input-shape {text!r}: integers need the number of tokens, as in "
+            f"--input-shape {text!r}: integers need the number of tokens, a "
+            f"whole number from 1, got {high_text or 'none'!r}; write for instance "
             f"{shape_text}:{name}:100"
         )
     return torch.randint(int(high), shape, generator=generator).to(dtype)
-
-
-def _read_spec(path: Path) -> PermutationSpec:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(
-            f"cannot read the spec {path}: {error}; write one with `gpu-align inspect --save-spec`"
-        ) from error
-    try:
-        return PermutationSpec.from_json(text)
-    except SpecError as error:
-        raise SpecError(f"{path}: {error}") from error
 
 
 def _load_program(path: str) -> ExportedProgram:

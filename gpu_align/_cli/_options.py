@@ -10,6 +10,12 @@ CHECKPOINT_HELP = (
     "with one of these."
 )
 
+# Named here too, as the help needs no torch; a test compares them with what there is.
+SEARCHES = (
+    *("portfolio", "layerwise", "beam", "recombination", "descent", "frank-wolfe", "annealing"),
+)
+METRICS = ("l2", "normalized", "standardized", "row")
+
 # Titles of groups of options in the help.
 SYMMETRIES = "Symmetries"
 OUTPUTS = "Outputs"

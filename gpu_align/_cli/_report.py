@@ -5,11 +5,8 @@ from typing import Annotated
 
 import typer
 
-from gpu_align._align import read_result
 from gpu_align._cli._options import Json
-from gpu_align._cli._outputs import check_file
-from gpu_align._cli._summary import print_written
-from gpu_align._cli._terminal import print_json
+from gpu_align._cli._terminal import print_json, print_written
 
 
 def report(
@@ -24,7 +21,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Make one HTML page with figures from one or more results."""
-    # Figures are slow to import, and no other command wants them.
+    from gpu_align._align import read_result
+    from gpu_align._cli._outputs import check_file
     from gpu_align._report import write_report
 
     check_file(out, [".html", ".htm"], reads=results)

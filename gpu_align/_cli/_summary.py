@@ -1,6 +1,5 @@
 """What `align` says when it is done."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.table import Table
@@ -13,13 +12,6 @@ INSIDE = "  "
 """What a group inside the units of the one above it is indented by."""
 
 _SHOWN_GROUPS = 20
-_NAMES = {
-    "out": "aligned checkpoint",
-    "permutation": "permutation",
-    "json_file": "result",
-    "report": "report",
-    "spec": "spec",
-}
 
 
 def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
@@ -54,14 +46,6 @@ def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
             print_line(
                 "indented: units inside each unit of the group above, reordered along with it"
             )
-
-
-def print_written(written: Mapping[str, str], options: str) -> None:
-    """Print the paths of what was written, or the options that would have written something."""
-    for name, path in written.items():
-        print_line(f"wrote {_NAMES[name]}: {path}")
-    if not written:
-        print_line(f"nothing was written; to keep the result, add {options}")
 
 
 def _change(result: AlignmentResult) -> str:

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich import box
@@ -13,7 +13,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from gpu_align._search import Progress as SearchProgress
+if TYPE_CHECKING:
+    from gpu_align._search import Progress as SearchProgress
+
+_OUTPUTS = {
+    "out": "aligned checkpoint",
+    "permutation": "permutation",
+    "json_file": "result",
+    "report": "report",
+    "spec": "spec",
+}
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -29,6 +38,14 @@ def print_line(text: str = "") -> None:
 def print_json(document: Mapping[str, Any]) -> None:
     """Print the one document of `--json`."""
     typer.echo(json.dumps(document, indent=1))
+
+
+def print_written(written: Mapping[str, str], options: str) -> None:
+    """Print the paths of what was written, or the options that would have written something."""
+    for name, path in written.items():
+        print_line(f"wrote {_OUTPUTS[name]}: {path}")
+    if not written:
+        print_line(f"nothing was written; to keep the result, add {options}")
 
 
 @contextmanager
@@ -106,7 +123,7 @@ class Display:
         """Say what is being done now."""
         self._progress.update(self._task, description=text, total=None, detail="")
 
-    def search(self, step: SearchProgress) -> None:
+    def search(self, step: "SearchProgress") -> None:
         """Show a step of a search, or what has been done of the next one."""
         total = f"/{step.steps}" if step.steps else ""
         part = f" ({step.part})" if step.part else ""

@@ -1,0 +1,102 @@
+"""Networks in the forms that they are given in, and the model that is traced and run for them."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from gpu_align._checkpoint import load_checkpoint
+from gpu_align._errors import InputError
+from gpu_align._process import MODULES
+from gpu_align._symmetry import (
+    PermutationSpec,
+    StateDict,
+    discover,
+    output_difference,
+    tied_names,
+)
+
+Network = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What symmetries are found in, and what is run with the tensors of a network.
+
+    Attributes:
+        network: a module, or a program read from a file.
+        inputs: a tensor, a tuple of positional or a dict of keyword arguments; None if there are
+            none.
+    """
+
+    network: nn.Module | ExportedProgram
+    inputs: object
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """What is run."""
+        return self.network.module() if isinstance(self.network, ExportedProgram) else self.network
+
+    def find_spec(self) -> PermutationSpec:
+        """Return its symmetries.
+
+        Raises:
+            InputError: there are no inputs; ModelError, SpecError: see `discover`.
+        """
+        if self.inputs is None:
+            raise InputError(
+                "a module was given without example_inputs, which tracing needs; pass them, or a "
+                "spec"
+            )
+        return discover(self.network, self.inputs)
+
+    def difference(self, before: StateDict, after: StateDict) -> float:
+        """Return how far its outputs under two state dicts are apart, see `output_difference`."""
+        return output_difference(self.module, self.inputs, before, after)
+
+
+def state_of(network: Network) -> StateDict:
+    """Return the tensors of a network.
+
+    Raises:
+        InputError: it is no network; CheckpointError: its file cannot be read.
+    """
+    if isinstance(network, nn.Module):
+        with MODULES:
+            return {k: t for k, t in network.state_dict().items() if isinstance(t, Tensor)}
+    if isinstance(network, str | os.PathLike):
+        return load_checkpoint(network).tensors
+    if isinstance(network, Mapping):
+        for name, value in network.items():
+            if not isinstance(value, Tensor):
+                raise InputError(
+                    f"expected tensors in the state dict, got {type(value).__name__} for {name!r}"
+                )
+        return {
+            name: tensor.detach() if tensor.requires_grad or type(tensor) is not Tensor else tensor
+            for name, tensor in network.items()
+        }
+    raise InputError(
+        f"expected a module, a state dict or the path of a checkpoint, got {type(network).__name__}"
+    )
+
+
+def check_ties(network: Network, spec: PermutationSpec) -> None:
+    """Check that what a module shares is permuted as one.
+
+    Raises:
+        InputError: the spec does not tie it.
+    """
+    if not isinstance(network, nn.Module):
+        return
+    with MODULES:
+        tied = tied_names(network)
+    for names in tied:
+        if len({spec.ties.get(name, name) for name in names}) > 1:
+            raise InputError(
+                f"a module shares one tensor under the names {', '.join(names)}, the spec does not "
+                "tie them; pass a spec discovered from this module, or untie the module"
+            )

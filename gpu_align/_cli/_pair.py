@@ -1,0 +1,146 @@
+"""What `align` does, from two checkpoints to the files and the text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import typer
+
+from gpu_align._align import AlignmentResult, Settings, align_networks
+from gpu_align._checkpoint import load_checkpoint
+from gpu_align._cli._keeping import keeping, tell_how_to_continue, write_and_discard
+from gpu_align._cli._model import load_model, read_spec
+from gpu_align._cli._outputs import Outputs
+from gpu_align._cli._summary import print_summary
+from gpu_align._cli._terminal import Display, print_json, print_written, warn
+from gpu_align._errors import GpuAlignError
+from gpu_align._problem import AlignmentProblem
+from gpu_align._search import SearchStore
+from gpu_align._status import Status
+
+UNCHECKED = (
+    "the function was not checked, because no model was given: the names were read as a plain "
+    "chain of layers. If the model has skip connections or grouped layers, the result computes "
+    "another function; pass --model and --input-shape to be sure"
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a pair.
+
+    Attributes:
+        result: what was found.
+        written: option -> path of what was written.
+        failure: why something could not be written.
+        warnings: what is to be known of it.
+    """
+
+    result: AlignmentResult
+    written: dict[str, str]
+    failure: GpuAlignError | None
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What `align` is given to align, as it is named on the command line."""
+
+    source: Path
+    target: Path
+    spec: Path | None
+    model: str | None
+    input_shape: Sequence[str] | None
+
+    def align(
+        self, settings: Settings, outputs: Outputs, store: SearchStore | None, screen: Display
+    ) -> Done:
+        """Read the checkpoints, align them and write the outputs.
+
+        Raises:
+            InputError: something cannot be used; GpuAlignError: the function has changed.
+        """
+        screen.stage("reading checkpoints")
+        source, target = load_checkpoint(self.source), load_checkpoint(self.target)
+        outputs.check(source, target, self.spec)
+        screen.stage("finding symmetries")
+        model = load_model(self.model, self.input_shape, settings.seed)
+        spec = read_spec(self.spec, model)
+        settings = replace(settings, progress=screen.search)
+        with keeping(store):
+            [outcome] = align_networks(
+                *([source.tensors], target.tensors, settings),
+                spec=spec,
+                model=model,
+                throw=True,
+                store=store,
+            )
+            result = outcome.unwrap()
+            _refuse_wrong(result)
+            if outputs.report is not None and result.status is not Status.INTERRUPTED:
+                screen.stage("widening the beam for the report")
+                problem = AlignmentProblem(
+                    source.tensors,
+                    target.tensors,
+                    result.permutation.spec,
+                    metric=settings.metric,
+                )
+                result = with_beam_widths(result, problem)
+            screen.stage("writing")
+            title = f"{self.source.name} to {self.target.name}"
+            written, failure = write_and_discard(outputs, result, source, title, store)
+        warnings = list(source.warnings) if "out" in written else []
+        if model is None and spec is None:
+            warnings.append(UNCHECKED)
+        return Done(result, written, failure, warnings)
+
+
+def tell(
+    pair: Pair,
+    done: Done,
+    outputs: Outputs,
+    store: SearchStore | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Print what came of it.
+
+    Raises:
+        Exit: it was interrupted; GpuAlignError: an output could not be written.
+    """
+    result, interrupted = done.result, done.result.status is Status.INTERRUPTED
+    for warning in done.warnings:
+        warn(warning)
+    if as_json:
+        names = {"source": str(pair.source), "target": str(pair.target), "written": done.written}
+        print_json({**result.to_json(), **names, "warnings": done.warnings})
+    elif not quiet:
+        print_summary(result, pair.source, pair.target)
+        if done.written or outputs.state is None:
+            print_written(done.written, "-o, --permutation or --json-file")
+    if done.failure is not None or interrupted:
+        tell_how_to_continue(store, None if "out" in done.written else outputs.out)
+    if done.failure is not None:
+        raise done.failure
+    if interrupted:
+        raise typer.Exit(1)
+
+
+def with_beam_widths(result: AlignmentResult, problem: AlignmentProblem) -> AlignmentResult:
+    """Return the result with the study of beam widths that the report draws."""
+    # Figures are slow to import, and nothing else needs them.
+    from gpu_align._report import beam_width_study
+
+    rows = beam_width_study(problem, seed=result.seed)
+    return replace(result, studies={**result.studies, "beam_width": rows})
+
+
+def _refuse_wrong(result: AlignmentResult) -> None:
+    """Fail before anything is written if the outputs have changed."""
+    if result.function_preserved is False:
+        raise GpuAlignError(
+            "the reordered network does not compute the same outputs (relative difference "
+            f"{result.function_difference:.3g}), so nothing was written; please report it with the "
+            "output of `gpu-align inspect --json`"
+        )
