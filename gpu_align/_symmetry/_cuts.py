@@ -7,23 +7,17 @@ its places are pinned unless one of the cuts keeps them. Where what it keeps is 
 of the inputs, that is pinned too, for shorter inputs keep less.
 """
 
-import operator
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import fx
 
 from gpu_align._symmetry._classes import AxisClass
-from gpu_align._symmetry._propagation import Traced, gives_tensors, tensors_in
-from gpu_align._symmetry._rules import RECURRENT, TensorAxes
+from gpu_align._symmetry._op import Op
+from gpu_align._symmetry._propagation import Traced, tensors_in
+from gpu_align._symmetry._rules import CUTS, RECURRENT
+from gpu_align._symmetry._splits import TensorAxes
 
-_CUTS = frozenset(
-    {
-        *("slice", "narrow", "select", "unbind"),
-        *("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"),
-    }
-)
 _CUT_OFF = "not used in forward"
 _CUT_TO_SIZE = "cut to the size of the inputs"
 
@@ -50,7 +44,7 @@ def pin_cut_off(traced: Traced) -> None:
 def pin_cut_axes(traced: Traced) -> None:
     """Pin each axis that is cut, what is kept of it too: the size may be that of the inputs."""
     for node in traced.values:
-        if _op(node) in _CUTS:
+        if Op(node).name in CUTS:
             _pin_cut_axis(node, traced)
 
 
@@ -60,14 +54,12 @@ def _pin_cut_axis(node: fx.Node, traced: Traced) -> None:
 
 
 def _cut_dim(node: fx.Node) -> int:
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    return arguments.get("dim", 0)
+    return Op(node).arguments().get("dim", 0)
 
 
 def _outputs(node: fx.Node, traced: Traced) -> Iterator[TensorAxes]:
     """Yield the outputs of a cut that have the axis still."""
-    if _op(node) not in ("select", "unbind"):
+    if Op(node).name not in ("select", "unbind"):
         yield from tensors_in(traced.values[node])
 
 
@@ -86,8 +78,10 @@ def _live_leaves(traced: Traced) -> dict[fx.Node, set[AxisClass]]:
             for argument in node.all_input_nodes:
                 needed.add(argument)
                 live[argument] |= _leaves(traced.values[argument])
-        elif node in needed or _writes(node):
-            for argument in node.all_input_nodes if gives_tensors(node) or _writes(node) else ():
+            continue
+        op = Op(node)
+        if op.writes or (node in needed and op.gives_tensors):
+            for argument in node.all_input_nodes:
                 needed.add(argument)
                 live[argument] |= _live_before(node, argument, live[node], traced)
     return live
@@ -97,10 +91,10 @@ def _live_before(
     node: fx.Node, argument: fx.Node, live: set[AxisClass], traced: Traced
 ) -> set[AxisClass]:
     """Return the places of an argument that a node uses, of whose outputs some are live."""
-    own = _leaves(traced.values[argument])
-    if _op(node) in _CUTS or node.target is operator.getitem:
+    op, own = Op(node), _leaves(traced.values[argument])
+    if op.name in CUTS or op.is_item:
         return own & live
-    if _writes(node) or _op(node) in RECURRENT:
+    if op.writes or op.name in RECURRENT:
         return own
     # What is not passed on is summed over.
     return own & live | own - _leaves(traced.values[node])
@@ -114,23 +108,13 @@ def _cuts_of_constants(traced: Traced) -> dict[fx.Node, list[fx.Node]]:
         sources = node.all_input_nodes
         if node.op == "call_function" and sources and constant.issuperset(sources):
             constant.add(node)
-            if _op(node) in _CUTS:
+            if Op(node).name in CUTS:
                 cuts.setdefault(sources[0], []).append(node)
     return cuts
 
 
 def _nodes(traced: Traced) -> list[fx.Node]:
     return list(next(iter(traced.values)).graph.nodes) if traced.values else []
-
-
-def _op(node: fx.Node) -> str:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return ""
-    return node.target._schema.name.removeprefix("aten::")
-
-
-def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _used_leaves(node: fx.Node, traced: Traced) -> set[AxisClass]:

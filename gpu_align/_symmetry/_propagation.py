@@ -1,20 +1,16 @@
 """Propagation: one walk through a traced graph that gives every value its axes."""
 
-import functools
-import inspect
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.export.graph_signature import ExportGraphSignature, InputKind
-from torch.utils._pytree import tree_leaves
 
 from gpu_align._symmetry._classes import AxisClass
-from gpu_align._symmetry._rules import RECURRENT, RULES, Call, Constant, Rule, TensorAxes
-from gpu_align._symmetry._splits import settle, settled
+from gpu_align._symmetry._op import Op, extent
+from gpu_align._symmetry._rules import AXIS_RULES, RECURRENT, Call, Constant, find_rule
+from gpu_align._symmetry._splits import TensorAxes, settle, settled
 
 
 @dataclass(frozen=True)
@@ -89,32 +85,29 @@ class _Walk:
 
     def call(self, node: fx.Node) -> Any:
         """Apply the rule of one node, or pin what it touches."""
-        args: tuple[Any, ...] = fx.node.map_arg(node.args, lambda n: self.values[n])
-        kwargs: dict[str, Any] = fx.node.map_arg(dict(node.kwargs), lambda n: self.values[n])
-        if node.target is operator.getitem:
-            return args[0][args[1]] if type(args[0]) is tuple else None
-        if not isinstance(node.target, torch._ops.OpOverload):
+        op = Op(node)
+        if op.is_item:
+            return op.item(self.values.__getitem__)
+        if not op.name:
             return self._pin_touched(node, f"{node.target} has no rule")
-        schema = node.target._schema
-        if not gives_tensors(node) and not schema.is_mutable:
-            return _extent(node.meta.get("val"))
-        op = schema.name.removeprefix("aten::")
-        if any(argument.is_out for argument in schema.arguments):
-            return self._pin_touched(node, f"op {op} with out=")
-        rule = RULES.get(op) or RULES.get(op.removesuffix("_"))
-        names = [argument.name for argument in schema.arguments]
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        shapes = output_shapes(node)
-        if rule is None or shapes is None or not takes(rule, arguments):
-            return self._pin_touched(node, f"op {op} has no rule")
-        call = Call(op, shapes, _used_outputs(node), self.computed, self.deferred)
-        found = rule(call, **arguments)
-        if isinstance(found, Constant) and not _starts_recurrence(node):
-            found = TensorAxes(found)
-        outputs = (found,) if isinstance(found, TensorAxes) else found
+        if not op.gives_tensors and not op.writes:
+            return extent(node.meta.get("val"))
+        if op.has_out:
+            return self._pin_touched(node, f"op {op.name} with out=")
+        arguments, shapes = op.arguments(self.values.__getitem__), op.shapes
+        rule = find_rule(AXIS_RULES, op.name, arguments)
+        if rule is None or shapes is None:
+            return self._pin_touched(node, f"op {op.name} has no rule")
+        call = Call(op.name, shapes, _used_outputs(node), self.computed, self.deferred)
+        made = rule(call, **arguments)
+        if isinstance(made, Constant) and not _starts_recurrence(node):
+            made = TensorAxes(made)
+        outputs = (made,) if isinstance(made, TensorAxes) else made
         sizes = tuple(tuple(axis.size for axis in axes) for axes in outputs)
-        assert sizes == shapes, f"the rule of op {op} gives shapes {sizes}, the op gives {shapes}"
-        return found
+        assert sizes == shapes, (
+            f"the rule of op {op.name} gives shapes {sizes}, the op gives {shapes}"
+        )
+        return made
 
     def _pin_touched(self, node: fx.Node, reason: str) -> Any:
         for argument in node.all_input_nodes:
@@ -130,20 +123,8 @@ class _Walk:
         self.computed = [settled(axes) for axes in self.computed]
 
 
-def takes(rule: Rule, arguments: Mapping[str, Any]) -> bool:
-    """Whether a rule is for the overload that has these arguments."""
-    try:
-        _signature(rule).bind(None, **arguments)
-    except TypeError:
-        return False
-    return True
-
-
-_signature = functools.cache(inspect.signature)
-
-
 def _used_outputs(node: fx.Node) -> frozenset[int]:
-    getters = [user for user in node.users if user.target is operator.getitem and user.users]
+    getters = [user for user in node.users if Op(user).is_item and user.users]
     return frozenset(user.args[1] for user in getters if isinstance(user.args[1], int))
 
 
@@ -151,9 +132,7 @@ def _starts_recurrence(node: fx.Node) -> bool:
     """Whether nothing but recurrent layers uses a value, so that nothing writes into it."""
 
     def is_harmless(user: fx.Node) -> bool:
-        if not isinstance(user.target, torch._ops.OpOverload):
-            return False
-        op = user.target._schema.name.removeprefix("aten::")
+        op = Op(user).name
         looks_only = op in RECURRENT or op == "_assert_tensor_metadata"
         return looks_only or (op in _COPIES and _starts_recurrence(user))
 
@@ -184,35 +163,12 @@ def _settled(value: Any) -> Any:
     return tuple(_settled(part) for part in value) if isinstance(value, tuple | list) else value
 
 
-def output_shapes(node: fx.Node) -> tuple[tuple[int, ...], ...] | None:
-    """Return the shapes of a node whose outputs are one tensor or a list of them, else None."""
-    value = node.meta.get("val")
-    values = [value] if isinstance(value, Tensor) else value
-    if not isinstance(values, tuple | list) or not all(isinstance(v, Tensor) for v in values):
-        return None
-    shapes = tuple(tuple(_extent(size) for size in v.shape) for v in values)
-    return None if any(None in shape for shape in shapes) else shapes  # type: ignore[return-value]
-
-
-def _extent(size: object) -> int | None:
-    """Return a size as it was when the model was traced; None if data decides it."""
-    if isinstance(size, torch.SymInt):
-        hint = size.node.hint
-        return int(hint) if isinstance(hint, int | torch.SymInt) else None
-    return size if isinstance(size, int) else None
-
-
-def gives_tensors(node: fx.Node) -> bool:
-    """Whether a node gives out a tensor, not only sizes or nothing."""
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(node.meta.get("val")))
-
-
 def _pinned_like(node: fx.Node, reason: str) -> Any:
     """Return fresh pinned axes for whatever tensors the node gives out."""
 
     def fresh(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return TensorAxes(AxisClass(_extent(n) or 0, pinned=reason) for n in value.shape)
+            return TensorAxes(AxisClass(extent(n) or 0, pinned=reason) for n in value.shape)
         return tuple(fresh(part) for part in value) if isinstance(value, tuple | list) else None
 
     return fresh(node.meta.get("val"))

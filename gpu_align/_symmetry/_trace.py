@@ -17,8 +17,8 @@ from gpu_align._symmetry._gauge._norm_scale import find_norm_scales
 from gpu_align._symmetry._groups import name_groups
 from gpu_align._symmetry._layout import layout, make_expressible
 from gpu_align._symmetry._propagation import Traced, propagate
-from gpu_align._symmetry._rules import TensorAxes
 from gpu_align._symmetry._spec import PermutationSpec, Pin, TensorSpec, memory_of, storage_of
+from gpu_align._symmetry._splits import TensorAxes
 from gpu_align._symmetry._untouched import untouched
 from gpu_align._symmetry._verify import SizeError, as_arguments, copied, evaluation_mode
 

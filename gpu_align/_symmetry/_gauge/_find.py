@@ -1,34 +1,32 @@
 """Gauges: which groups have signs and scales, and their powers on every stored tensor.
 
-One walk through the graph after the axes are known; `_power` says what is propagated, `_table`
-how ops speak about it.
+One walk through the graph after the axes are known; `_power` says what is propagated, the rules of
+`_rules` how ops speak about it.
 """
 
 import copy
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
 
 from gpu_align._symmetry._axis import Axis, Segment
 from gpu_align._symmetry._classes import AxisClass, Structure, concat, product
-from gpu_align._symmetry._gauge import _layers, _pointwise, _shapes  # noqa: F401
-from gpu_align._symmetry._gauge._power import (
+from gpu_align._symmetry._layout import layout
+from gpu_align._symmetry._op import Op
+from gpu_align._symmetry._power import (
     AxisPowers,
     Power,
     TensorPowers,
     UnmatchedError,
     set_equal,
 )
-from gpu_align._symmetry._gauge._table import GAUGE_RULES, GaugeCall, unknown
-from gpu_align._symmetry._layout import layout
-from gpu_align._symmetry._propagation import Traced, output_shapes, takes
-from gpu_align._symmetry._rules import TensorAxes
+from gpu_align._symmetry._propagation import Traced
+from gpu_align._symmetry._rules import POWER_RULES, PowerCall, find_rule, unknown
 from gpu_align._symmetry._spec import Block, PermutationSpec, TensorSpec
+from gpu_align._symmetry._splits import TensorAxes
 
 Names = Mapping[AxisClass, str]
 
@@ -124,78 +122,57 @@ class _Walk:
                 self.found[node] = self._call(node, outputs) if is_call else outputs
 
     def _call(self, node: fx.Node, outputs: Any) -> Any:
-        args: tuple[Any, ...] = fx.node.map_arg(node.args, lambda n: self.found[n])
-        kwargs: dict[str, Any] = fx.node.map_arg(dict(node.kwargs), lambda n: self.found[n])
-        if node.target is operator.getitem:
-            return args[0][args[1]] if type(args[0]) is tuple else None
-        call = _gauge_call(node, outputs)
-        if call.op.startswith(_LOOKS_AT_SHAPES):
+        op = Op(node)
+        if op.is_item:
+            return op.item(self.found.__getitem__)
+        if op.name.startswith(_LOOKS_AT_SHAPES):
             return outputs
+        call = _power_call(op, outputs)
         try:
-            made = _apply(node, call, args, kwargs)
+            made = self._apply(op, call)
         except UnmatchedError:
-            unknown(call, [args, kwargs])
+            given = node.args, dict(node.kwargs)
+            unknown(call, fx.node.map_arg(given, self.found.__getitem__))
             return outputs
         for axes in made:
             axes.is_stored = all(_are_stored(self.found[n]) for n in node.all_input_nodes)
         return made[0] if isinstance(outputs, TensorPowers) else made
 
+    def _apply(self, op: Op, call: PowerCall) -> tuple[TensorPowers, ...]:
+        """Apply the rule of an op.
 
-def _gauge_call(node: fx.Node, outputs: Any) -> GaugeCall:
-    """Return the op of a node and what it gives; the op is "" if it is no ATen op."""
-    target, op = node.target, ""
-    if isinstance(target, torch._ops.OpOverload):
-        is_out = any(argument.is_out for argument in target._schema.arguments)
-        op = "" if is_out else target._schema.name.removeprefix("aten::")
+        Raises:
+            UnmatchedError: there is none, or it cannot be applied.
+        """
+        arguments = op.arguments(self.found.__getitem__)
+        rule = None if op.has_out else find_rule(POWER_RULES, op.name, arguments)
+        if rule is None or not call.shapes or not op.gives_floats:
+            raise UnmatchedError
+        made = rule(call, **arguments)
+        made = (made,) if isinstance(made, TensorPowers) else made
+        leaves = [[axis.leaves for axis in axes] for axes in made]
+        if leaves != [[axis.leaves for axis in axes] for axes in call.outputs]:
+            raise UnmatchedError
+        _tie_written([arguments.get(name) for name in op.written], made[0])
+        return tuple(map(copy.copy, made))
+
+
+def _power_call(op: Op, outputs: Any) -> PowerCall:
     parts = (outputs,) if isinstance(outputs, TensorPowers) else outputs or ()
-    given = [output_shapes(argument) for argument in node.all_input_nodes[:1]]
-    extents = given[0][0] if given and given[0] else ()
-    return GaugeCall(op, parts, extents, output_shapes(node) or ())
-
-
-def _apply(
-    node: fx.Node, call: GaugeCall, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[TensorPowers, ...]:
-    """Apply the rule of an op.
-
-    Raises:
-        UnmatchedError: there is none, or it cannot be applied.
-    """
-    rule = GAUGE_RULES.get(call.op) or GAUGE_RULES.get(call.op.removesuffix("_"))
-    if rule is None or not call.made or not _is_floating(node):
-        raise UnmatchedError
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-    if not takes(rule, arguments):
-        raise UnmatchedError
-    found = rule(call, **arguments)
-    made: tuple[TensorPowers, ...] = (found,) if isinstance(found, TensorPowers) else found
-    leaves = [[axis.leaves for axis in axes] for axes in made]
-    if leaves != [[axis.leaves for axis in axes] for axes in call.outputs]:
-        raise UnmatchedError
-    _tie_written(node, arguments, made[0])
-    return tuple(map(copy.copy, made))
-
-
-def _is_floating(node: fx.Node) -> bool:
-    """Whether all outputs, which are tensors, are of real floating point."""
-    return all(torch.is_floating_point(value) for value in tree_leaves(node.meta["val"]))
+    given = [Op(argument).shapes for argument in op.node.all_input_nodes[:1]]
+    return PowerCall(op.name, parts, given[0][0] if given and given[0] else (), op.shapes or ())
 
 
 def _are_stored(value: Any) -> bool:
     return isinstance(value, TensorPowers) and value.is_stored
 
 
-def _tie_written(node: fx.Node, arguments: Mapping[str, Any], made: TensorPowers) -> None:
+def _tie_written(written: Sequence[Any], made: TensorPowers) -> None:
     """An op that writes into its argument changes what earlier nodes hold: it must not change."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    for argument in node.target._schema.arguments:
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        written = arguments.get(argument.name)
-        if not isinstance(written, TensorPowers) or len(written) != len(made):
+    for argument in written:
+        if not isinstance(argument, TensorPowers) or len(argument) != len(made):
             raise UnmatchedError
-        for before, after in zip(written, made, strict=True):
+        for before, after in zip(argument, made, strict=True):
             set_equal(before, after)
 
 

@@ -2,16 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from gpu_align._symmetry._op import Op
 from gpu_align._symmetry._spec import NormScale, memory_of, storage_of
 
 # The last of each is what the others are decomposed into.
-_LAYERS = ("aten::linear", "aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::convolution")
-_NORMS = ("aten::batch_norm", "aten::_native_batch_norm_legit_no_training")
+_LAYERS = ("linear", "conv1d", "conv2d", "conv3d", "convolution")
+_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 
 
 def find_norm_scales(
@@ -38,16 +38,16 @@ def find_norm_scales(
 
 
 def _norm_scale(norm: fx.Node, stored: Mapping[fx.Node, str]) -> NormScale | None:
-    if _op(norm) not in _NORMS:
+    if Op(norm).name not in _NORMS:
         return None
-    to, layer = _arguments(norm), norm.args[0]
-    if to.get("training") or not isinstance(layer, fx.Node) or _op(layer) not in _LAYERS:
+    to, layer = Op(norm).arguments(), norm.args[0]
+    if to.get("training") or not isinstance(layer, fx.Node) or Op(layer).name not in _LAYERS:
         return None
-    made = _arguments(layer)
+    made = Op(layer).arguments()
     if made.get("transposed"):
         return None
     # A batch norm scales along the second axis, which must be that of the rows.
-    rank = 2 if _op(layer) == "aten::linear" else made["weight"].meta["val"].ndim
+    rank = 2 if Op(layer).name == "linear" else made["weight"].meta["val"].ndim
     if len(layer.users) > 1 or layer.meta["val"].ndim != rank:
         return None
     nodes = [made["weight"], made.get("bias"), to["running_mean"], to["running_var"]]
@@ -56,16 +56,6 @@ def _norm_scale(norm: fx.Node, stored: Mapping[fx.Node, str]) -> NormScale | Non
         return None
     names = {weight, bias, mean, variance}
     return NormScale(weight, bias, mean, variance, to["eps"]) if len(names) == 4 else None
-
-
-def _op(node: fx.Node) -> str:
-    is_aten = isinstance(node.target, torch._ops.OpOverload)
-    return node.target._schema.name if is_aten else ""  # type: ignore[union-attr]
-
-
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 def _overlapping(state: Mapping[str, Tensor]) -> set[str]:

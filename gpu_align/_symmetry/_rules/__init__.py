@@ -1,25 +1,49 @@
-"""One rule per family of ATen ops: what an op says about the axes of its inputs and outputs.
+"""What ATen ops say: of axes, and of the powers of signs and scales.
 
-A rule is called with the op's arguments by their schema names, tensors as `TensorAxes` (one
-AxisClass per axis), and returns the axes of the output (a tuple of them for several outputs). It
-may unify axes that must be reordered together, refine an axis into parts, and pin axes whose order
-matters; and it names what the op passes through besides inputs and outputs (`Call.visit`). An op
-without a rule pins all axes it touches: fewer symmetries, never a wrong one.
+A rule is called with the op's arguments by their schema names. The rules of one theme are in one
+module, both of an op one after the other.
 
-To add an op: one entry in the module of its theme, one case in the tests of that theme.
+An *axis rule* gets tensors as `TensorAxes` (one AxisClass per axis) and returns the axes of the
+output (a tuple of them for several outputs). It may unify axes that must be reordered together,
+refine an axis into parts, and pin axes whose order matters; and it names what the op passes through
+besides inputs and outputs (`Call.visit`). An op without one pins all axes that it touches.
+
+A *power rule* gets tensors as `TensorPowers`, when the axes are known and final: axes of one class
+carry the same units in the same order. It may say that powers are equal, opposite or zero. An op
+without one makes all powers zero that it touches, and so does a rule that raises `UnmatchedError`.
+
+So what is not said costs symmetries and never makes a wrong one.
 """
 
-from gpu_align._symmetry._rules import (  # noqa: F401  they fill the table
+from gpu_align._symmetry._rules import (  # noqa: F401  they fill the tables
     _attention,
     _contractions,
-    _joints,
     _norms,
     _places,
     _pointwise,
     _reductions,
     _shapes,
 )
+from gpu_align._symmetry._rules._joints import CUTS
 from gpu_align._symmetry._rules._recurrence import RECURRENT
-from gpu_align._symmetry._rules._table import RULES, Call, Constant, Rule, TensorAxes
+from gpu_align._symmetry._rules._table import (
+    AXIS_RULES,
+    POWER_RULES,
+    Call,
+    Constant,
+    PowerCall,
+    find_rule,
+    unknown,
+)
 
-__all__ = ["RECURRENT", "RULES", "Call", "Constant", "Rule", "TensorAxes"]
+__all__ = [
+    "AXIS_RULES",
+    "CUTS",
+    "POWER_RULES",
+    "RECURRENT",
+    "Call",
+    "Constant",
+    "PowerCall",
+    "find_rule",
+    "unknown",
+]

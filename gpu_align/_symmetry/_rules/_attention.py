@@ -3,10 +3,19 @@
 from typing import Any
 
 from gpu_align._symmetry._classes import AxisClass, product
-from gpu_align._symmetry._rules._table import Call, TensorAxes, broadcast, replaced, rule
+from gpu_align._symmetry._power import TensorPowers, set_opposite, set_zero
+from gpu_align._symmetry._rules._table import (
+    Call,
+    PowerCall,
+    axis_rule,
+    broadcast,
+    power_rule,
+    replaced,
+)
+from gpu_align._symmetry._splits import TensorAxes
 
 
-@rule("scaled_dot_product_attention")
+@axis_rule("scaled_dot_product_attention")
 def _attention(
     call: Call,
     query: TensorAxes,
@@ -39,13 +48,31 @@ def _attention(
     return TensorAxes((*scores[:-1], value[-1]))
 
 
+@power_rule("scaled_dot_product_attention")
+def _attention_powers(
+    call: PowerCall,
+    query: TensorPowers,
+    key: TensorPowers,
+    value: TensorPowers,
+    attn_mask: TensorPowers | None = None,
+    **_: Any,
+) -> TensorPowers:
+    """Scores do not change; values pass through.
+
+    Heads are left alone: what they could do, the dimensions inside them can do.
+    """
+    set_opposite(query[-1], key[-1])
+    set_zero((*query[:-1], *key[:-1], *value[:-1], *(attn_mask or ())))
+    return TensorPowers((*call.output[:-1], value[-1]))
+
+
 def _repeat_heads(axes: TensorAxes, count: int) -> TensorAxes:
     repeats = AxisClass(count // axes[-3].size)
     return replaced(axes, len(axes) - 3, product([axes[-3], repeats]))
 
 
-@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention")
-@rule("_scaled_dot_product_flash_attention", "_scaled_dot_product_cudnn_attention")
+@axis_rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention")
+@axis_rule("_scaled_dot_product_flash_attention", "_scaled_dot_product_cudnn_attention")
 def _backend_attention(
     call: Call,
     query: TensorAxes,

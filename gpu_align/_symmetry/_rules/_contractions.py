@@ -1,16 +1,34 @@
-"""Contractions: the summed axes of both operands are one class.
+"""Contractions: the summed axes of both operands are one class and have opposite powers.
 
 Each visits its index space, which has every index exactly once: where rows and columns are in one
 class, that class is there twice.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from gpu_align._symmetry._classes import AxisClass, product
-from gpu_align._symmetry._rules._table import Call, TensorAxes, broadcast, rule, without
+from gpu_align._symmetry._classes import AxisClass, Structure, product
+from gpu_align._symmetry._power import (
+    AxisPowers,
+    TensorPowers,
+    UnmatchedError,
+    multiplied,
+    set_opposite,
+    set_zero,
+)
+from gpu_align._symmetry._rules._pointwise import powers_of_product, powers_of_sum
+from gpu_align._symmetry._rules._table import (
+    Call,
+    PowerCall,
+    axis_rule,
+    broadcast,
+    power_rule,
+    without,
+)
+from gpu_align._symmetry._splits import TensorAxes
 
 
-@rule("linear")
+@axis_rule("linear")
 def _linear(
     call: Call, input: TensorAxes, weight: TensorAxes, bias: TensorAxes | None = None
 ) -> TensorAxes:
@@ -21,7 +39,16 @@ def _linear(
     return TensorAxes((*input[:-1], *weight[:-1]))
 
 
-@rule("conv1d", "conv2d", "conv3d")
+@power_rule("linear")
+def _linear_powers(
+    call: PowerCall, input: TensorPowers, weight: TensorPowers, bias: TensorPowers | None = None
+) -> TensorPowers:
+    set_opposite(input[-1], weight[-1])
+    made = TensorPowers((*input[:-1], *weight[:-1]))
+    return made if bias is None else powers_of_sum(call, [made, bias])
+
+
+@axis_rule("conv1d", "conv2d", "conv3d")
 def _convolution(
     call: Call,
     input: TensorAxes,
@@ -40,7 +67,29 @@ def _convolution(
     return _map(call, input, weight, bias, weight[0])
 
 
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@power_rule("conv1d", "conv2d", "conv3d")
+def _convolution_powers(
+    call: PowerCall,
+    input: TensorPowers,
+    weight: TensorPowers,
+    bias: TensorPowers | None = None,
+    groups: int = 1,
+    **_: Any,
+) -> TensorPowers:
+    """The weight is [groups * out, in, ...] for an input of groups * in channels."""
+    count = len(weight) - 2
+    *batch, channels = input[:-count]
+    shared, inner = _apart(channels, weight[1])
+    same, made = weight[0].powers[: len(shared.powers)], weight[0].powers[len(shared.powers) :]
+    if inner.powers or made:
+        _check_product(groups, channels, weight[0])
+    set_opposite(inner, weight[1])
+    passed = multiplied(shared, AxisPowers(weight[0].axis, same), (False, True))
+    out = AxisPowers(weight[0].axis, passed.powers + made)
+    return _with_bias(call, [*batch, out], count, bias)
+
+
+@axis_rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _transposed_convolution(
     call: Call,
     input: TensorAxes,
@@ -59,10 +108,67 @@ def _transposed_convolution(
     return _map(call, input, weight, bias, product([group, weight[1]]))
 
 
-@rule("convolution")
+@power_rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _transposed_convolution_powers(
+    call: PowerCall,
+    input: TensorPowers,
+    weight: TensorPowers,
+    bias: TensorPowers | None = None,
+    groups: int = 1,
+    **_: Any,
+) -> TensorPowers:
+    """The weight is [groups * in, out, ...] for an output of groups * out channels."""
+    count = len(weight) - 2
+    *batch, channels = input[:-count]
+    out = call.output[-count - 1]
+    number = len(out.powers) - len(weight[1].powers)
+    shared, inner = channels.powers[:number], channels.powers[number:]
+    same, reads = weight[0].powers[:number], weight[0].powers[number:]
+    if inner or weight[1].powers:
+        _check_product(groups, channels, out)
+    set_opposite(AxisPowers(channels.axis, inner), AxisPowers(weight[0].axis, reads))
+    passed = multiplied(
+        AxisPowers(channels.axis, shared), AxisPowers(weight[0].axis, same), (False, True)
+    )
+    made = AxisPowers(out.axis, passed.powers + weight[1].powers)
+    return _with_bias(call, [*batch, made], count, bias)
+
+
+@axis_rule("convolution")
 def _any_convolution(call: Call, transposed: bool, **arguments: Any) -> TensorAxes:
     chosen: Any = _transposed_convolution if transposed else _convolution
     return chosen(call, **arguments)
+
+
+@power_rule("convolution")
+def _any_convolution_powers(call: PowerCall, transposed: bool, **arguments: Any) -> TensorPowers:
+    chosen: Any = _transposed_convolution if transposed else _convolution
+    return chosen(call, **arguments)
+
+
+def _apart(axis: AxisPowers, last: AxisPowers) -> tuple[AxisPowers, AxisPowers]:
+    """Take an axis apart that is a product: its first factors, and those of `last`."""
+    number = len(axis.powers) - len(last.powers)
+    if number < 0:
+        raise UnmatchedError
+    return AxisPowers(axis.axis, axis.powers[:number]), AxisPowers(axis.axis, axis.powers[number:])
+
+
+def _check_product(groups: int, *axes: AxisPowers) -> None:
+    """Only of a product the last powers are those inside each group."""
+    if groups > 1 and any(len(axis.axis.flat_parts(Structure.CONCAT)) > 1 for axis in axes):
+        raise UnmatchedError
+
+
+def _with_bias(
+    call: PowerCall, axes: list[AxisPowers], count: int, bias: TensorPowers | None
+) -> TensorPowers:
+    """Return the output of a convolution with its `count` spatial axes."""
+    made = TensorPowers((*axes, *call.output[-count:]))
+    if bias is None:
+        return made
+    one = AxisPowers(AxisClass(1))
+    return powers_of_sum(call, [made, TensorPowers((*bias, *[one] * count))])
 
 
 def _named_with_groups(call: Call, groups: int) -> Call:
@@ -83,7 +189,7 @@ def _map(
     return TensorAxes((*input[: -count - 1], out, *places))
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot")
+@axis_rule("matmul", "mm", "bmm", "mv", "dot")
 def _matmul(
     call: Call,
     self: TensorAxes,
@@ -102,26 +208,65 @@ def _matmul(
     return TensorAxes((*batch, *rows, *columns))
 
 
-@rule("addmm")
+@power_rule("matmul", "mm", "bmm", "mv", "dot")
+def _matmul_powers(
+    call: PowerCall,
+    self: TensorPowers,
+    other: TensorPowers | None = None,
+    mat2: TensorPowers | None = None,
+    vec: TensorPowers | None = None,
+    tensor: TensorPowers | None = None,
+    **_: Any,
+) -> TensorPowers:
+    right = next(axes for axes in (other, mat2, vec, tensor) if axes is not None)
+    set_opposite(self[-1], right[-2] if len(right) > 1 else right[0])
+    batches = TensorPowers(self[:-2]), TensorPowers(right[:-2])
+    for batch, whole in zip(batches, (self, right), strict=True):
+        batch.is_stored = whole.is_stored
+    rows = self[-2:-1] if len(self) > 1 else ()
+    columns = right[-1:] if len(right) > 1 else ()
+    return TensorPowers((*powers_of_product(*batches), *rows, *columns))
+
+
+@axis_rule("addmm")
 def _addmm(
     call: Call, self: TensorAxes, mat1: TensorAxes, mat2: TensorAxes, **_: Any
 ) -> TensorAxes:
     return broadcast(call, [self, _matmul(call, mat1, mat2)])
 
 
-@rule("baddbmm")
+@power_rule("addmm")
+def _addmm_powers(
+    call: PowerCall, self: TensorPowers, mat1: TensorPowers, mat2: TensorPowers, **_: Any
+) -> TensorPowers:
+    return powers_of_sum(call, [self, _matmul_powers(call, mat1, mat2)])
+
+
+@axis_rule("baddbmm")
 def _baddbmm(
     call: Call, self: TensorAxes, batch1: TensorAxes, batch2: TensorAxes, **_: Any
 ) -> TensorAxes:
     return broadcast(call, [self, _matmul(call, batch1, batch2)])
 
 
-@rule("outer", "ger")
+@power_rule("baddbmm")
+def _baddbmm_powers(
+    call: PowerCall, self: TensorPowers, batch1: TensorPowers, batch2: TensorPowers, **_: Any
+) -> TensorPowers:
+    return powers_of_sum(call, [self, _matmul_powers(call, batch1, batch2)])
+
+
+@axis_rule("outer", "ger")
 def _outer(call: Call, self: TensorAxes, vec2: TensorAxes) -> TensorAxes:
     return TensorAxes((*self, *vec2))
 
 
-@rule("bilinear")
+@power_rule("outer", "ger")
+def _outer_powers(call: PowerCall, self: TensorPowers, vec2: TensorPowers) -> TensorPowers:
+    return TensorPowers((*self, *vec2))
+
+
+@axis_rule("bilinear")
 def _bilinear(
     call: Call,
     input1: TensorAxes,
@@ -138,7 +283,7 @@ def _bilinear(
     return TensorAxes((*batch, weight[0]))
 
 
-@rule("einsum")
+@axis_rule("einsum")
 def _einsum(call: Call, equation: str, tensors: list[TensorAxes], **_: Any) -> TensorAxes:
     """An index is one class wherever it stands; "..." are further indices, aligned at the end."""
     terms, arrow, made = equation.replace(" ", "").partition("->")
@@ -165,13 +310,51 @@ def _einsum(call: Call, equation: str, tensors: list[TensorAxes], **_: Any) -> T
     return TensorAxes((*(indices[x] for x in first), *middle, *(indices[x] for x in last)))
 
 
-@rule("embedding")
+@power_rule("einsum")
+def _einsum_powers(
+    call: PowerCall, equation: str, tensors: list[TensorPowers], **_: Any
+) -> TensorPowers:
+    """Indices that are summed over stand in two terms, those that are kept in one or two."""
+    terms, arrow, made = equation.replace(" ", "").partition("->")
+    if not arrow or "." in equation:
+        raise UnmatchedError
+    found: dict[str, list[tuple[AxisPowers, bool]]] = {}
+    for term, axes in zip(terms.split(","), tensors, strict=True):
+        for letter, axis in zip(term, axes, strict=True):
+            found.setdefault(letter, []).append((axis, axes.is_stored))
+    kept = {letter: _met(places, letter in made) for letter, places in found.items()}
+    return TensorPowers(kept[letter] for letter in made)
+
+
+def _met(places: Sequence[tuple[AxisPowers, bool]], is_kept: bool) -> AxisPowers:
+    """Return the axis of an index, given where it stands and whether in a stored tensor."""
+    (first, stored), *others = places
+    if len(others) > 1:
+        raise UnmatchedError
+    for other, other_stored in others:
+        if is_kept:
+            return multiplied(first, other, (stored, other_stored))
+        set_opposite(first, other)
+    if not is_kept and not others:
+        set_zero([first])
+    return first
+
+
+@axis_rule("embedding")
 def _embedding(call: Call, weight: TensorAxes, indices: TensorAxes, **_: Any) -> TensorAxes:
     call.pin(weight[:1])
     return TensorAxes((*indices, *weight[1:]))
 
 
-@rule("cosine_similarity")
+@power_rule("embedding")
+def _embedding_powers(
+    call: PowerCall, weight: TensorPowers, indices: TensorPowers, **_: Any
+) -> TensorPowers:
+    set_zero((weight[0], *indices))
+    return TensorPowers((*call.output[: len(indices)], *weight[1:]))
+
+
+@axis_rule("cosine_similarity")
 def _cosine_similarity(
     call: Call, x1: TensorAxes, x2: TensorAxes, dim: int = 1, **_: Any
 ) -> TensorAxes:

@@ -1,13 +1,27 @@
 """Concatenation, and its inverse: units of a part stay in their part."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from gpu_align._symmetry._classes import AxisClass, Structure, concat
-from gpu_align._symmetry._rules._table import Call, TensorAxes, replaced, rule
-from gpu_align._symmetry._splits import slices_along, with_parts
+from gpu_align._symmetry._power import (
+    AxisPowers,
+    Power,
+    TensorPowers,
+    UnmatchedError,
+    placed,
+    set_equal,
+    set_zero,
+)
+from gpu_align._symmetry._rules._shapes import moved_powers
+from gpu_align._symmetry._rules._table import Call, PowerCall, axis_rule, power_rule, replaced
+from gpu_align._symmetry._splits import TensorAxes, slices_along, with_parts
+
+_SPLITS = ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
+CUTS = frozenset({"slice", "narrow", "select", "unbind", *_SPLITS})
 
 
-@rule("cat", "concat", "concatenate")
+@axis_rule("cat", "concat", "concatenate")
 def _concatenation(call: Call, tensors: list[TensorAxes], dim: int = 0) -> TensorAxes:
     place = dim % len(call.shape)
     # torch passes over empty vectors whatever the rank of the others.
@@ -15,11 +29,30 @@ def _concatenation(call: Call, tensors: list[TensorAxes], dim: int = 0) -> Tenso
     return _joined(call, parts, place, concat([axes[place] for axes in parts]))
 
 
-@rule("stack")
+@power_rule("cat", "concat", "concatenate")
+def _concatenation_powers(
+    call: PowerCall, tensors: list[TensorPowers], dim: int = 0
+) -> TensorPowers:
+    place = dim % len(call.output)
+    # torch passes over empty vectors whatever the rank of the others.
+    parts = [axes for axes in tensors if len(axes) == len(call.output)]
+    along = tuple(power for part in parts for power in part[place].powers)
+    return _joined_powers(parts, place, AxisPowers(call.output[place].axis, along))
+
+
+@axis_rule("stack")
 def _stack(call: Call, tensors: list[TensorAxes], dim: int = 0) -> TensorAxes:
     place = dim % len(call.shape)
     parts = [TensorAxes((*axes[:place], AxisClass(1), *axes[place:])) for axes in tensors]
     return _joined(call, parts, place, call.pinned(len(tensors)))
+
+
+@power_rule("stack")
+def _stack_powers(call: PowerCall, tensors: list[TensorPowers], dim: int = 0) -> TensorPowers:
+    place = dim % len(call.output)
+    one = AxisPowers(AxisClass(1))
+    parts = [TensorPowers((*axes[:place], one, *axes[place:])) for axes in tensors]
+    return _joined_powers(parts, place, call.output[place])
 
 
 def _joined(call: Call, parts: list[TensorAxes], place: int, along: AxisClass) -> TensorAxes:
@@ -28,6 +61,14 @@ def _joined(call: Call, parts: list[TensorAxes], place: int, along: AxisClass) -
             if number != place:
                 call.unify(parts[0][number], axis)
     return replaced(parts[0], place, along)
+
+
+def _joined_powers(parts: list[TensorPowers], place: int, along: AxisPowers) -> TensorPowers:
+    for axes in parts[1:]:
+        for number, axis in enumerate(axes):
+            if number != place:
+                set_equal(parts[0][number], axis)
+    return TensorPowers((*parts[0][:place], along, *parts[0][place + 1 :]))
 
 
 def cut_along(call: Call, self: TensorAxes, dim: int, sizes: list[int]) -> list[TensorAxes]:
@@ -44,12 +85,49 @@ def cut_along(call: Call, self: TensorAxes, dim: int, sizes: list[int]) -> list[
     return [replaced(self, place, part) for part in parts]
 
 
-@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
+def _cut_powers(
+    call: PowerCall, self: TensorPowers, dim: int, sizes: Sequence[int]
+) -> list[list[Power]]:
+    """Return the powers of neighbouring parts of an axis, each with those of the other axes."""
+    place = dim % len(self)
+    others = [power for number, axis in enumerate(self) if number != place for power in axis.powers]
+    if not self[place].powers or call.extents[place] in sizes:
+        return [[*others, *self[place].powers]] * len(sizes)
+    # One place is several where slices of a split axis are taken apart.
+    multiple = self[place].axis.size // call.extents[place]
+    parts = _cut_axis_powers(self[place], [size * multiple for size in sizes])
+    return [[*others, *part] for part in parts]
+
+
+def _cut_axis_powers(axis: AxisPowers, sizes: Sequence[int]) -> list[list[Power]]:
+    own = iter(axis.axis.flat_parts(Structure.CONCAT))
+    powers, seen = iter(axis.powers), set(axis.leaves)
+    cut = []
+    for size in sizes:
+        found: list[Power] = []
+        while size > 0 and (part := next(own, None)) is not None:
+            size -= part.size
+            found += [next(powers) for leaf in part.leaves() if leaf in seen]
+        if size != 0:
+            raise UnmatchedError
+        cut.append(found)
+    return cut
+
+
+@axis_rule(*_SPLITS)
 def _split(call: Call, self: TensorAxes, dim: int = 0, **_: Any) -> tuple[TensorAxes, ...]:
     return tuple(cut_along(call, self, dim, [shape[dim] for shape in call.shapes]))
 
 
-@rule("unbind")
+@power_rule(*_SPLITS)
+def _split_powers(
+    call: PowerCall, self: TensorPowers, dim: int = 0, **_: Any
+) -> tuple[TensorPowers, ...]:
+    parts = _cut_powers(call, self, dim, [extents[dim] for extents in call.shapes])
+    return tuple(placed(axes, part) for axes, part in zip(call.outputs, parts, strict=True))
+
+
+@axis_rule("unbind")
 def _unbind(call: Call, self: TensorAxes, dim: int = 0) -> tuple[TensorAxes, ...]:
     place = dim % len(self)
     if slices_along(self, place) is None:
@@ -59,7 +137,13 @@ def _unbind(call: Call, self: TensorAxes, dim: int = 0) -> tuple[TensorAxes, ...
     return tuple(replaced(axes, place) for axes in slices)
 
 
-@rule("slice")
+@power_rule("unbind")
+def _unbind_powers(call: PowerCall, self: TensorPowers, dim: int = 0) -> tuple[TensorPowers, ...]:
+    parts = _cut_powers(call, self, dim, [1] * len(call.outputs))
+    return tuple(placed(axes, part) for axes, part in zip(call.outputs, parts, strict=True))
+
+
+@axis_rule("slice")
 def _slice(
     call: Call,
     self: TensorAxes,
@@ -77,13 +161,38 @@ def _slice(
     return cut_along(call, self, dim, [first, last - first, size - last])[1]
 
 
-@rule("narrow")
+@power_rule("slice")
+def _slice_powers(
+    call: PowerCall,
+    self: TensorPowers,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> TensorPowers:
+    if step != 1:
+        return moved_powers(call, self)
+    size = call.extents[dim]
+    first, last, _ = slice(start, end).indices(size)
+    last = max(first, last)
+    return placed(call.output, _cut_powers(call, self, dim, [first, last - first, size - last])[1])
+
+
+@axis_rule("narrow")
 def _narrow(call: Call, self: TensorAxes, dim: int, start: int, length: int) -> TensorAxes:
     first = start % self[dim].size
     return _slice(call, self, dim, first, first + length)
 
 
-@rule("select")
+@power_rule("narrow")
+def _narrow_powers(
+    call: PowerCall, self: TensorPowers, dim: int, start: int, length: int
+) -> TensorPowers:
+    first = start % call.extents[dim]
+    return _slice_powers(call, self, dim, first, first + length)
+
+
+@axis_rule("select")
 def _select(call: Call, self: TensorAxes, dim: int, index: int) -> TensorAxes:
     place, size = dim % len(self), self[dim].size
     first = index % size
@@ -91,9 +200,28 @@ def _select(call: Call, self: TensorAxes, dim: int, index: int) -> TensorAxes:
     return replaced(chosen, place)
 
 
-@rule("glu")
+@power_rule("select")
+def _select_powers(call: PowerCall, self: TensorPowers, dim: int, index: int) -> TensorPowers:
+    size = call.extents[dim]
+    first = index % size
+    return placed(call.output, _cut_powers(call, self, dim, [first, 1, size - first - 1])[1])
+
+
+@axis_rule("glu")
 def _gated_linear_unit(call: Call, self: TensorAxes, dim: int = -1) -> TensorAxes:
     value, gate = cut_along(call, self, dim, [call.shape[dim]] * 2)
     for a, b in zip(value, gate, strict=True):
         call.unify(a, b)
     return value
+
+
+@power_rule("glu")
+def _gated_linear_unit_powers(call: PowerCall, self: TensorPowers, dim: int = -1) -> TensorPowers:
+    """The gate decides through a sigmoid; the other half passes."""
+    place = dim % len(self)
+    half = call.shapes[0][place]
+    value, gate = _cut_axis_powers(self[place], [half, half]) if self[place].powers else ([], [])
+    set_zero([AxisPowers(self[place].axis, tuple(gate))])
+    return TensorPowers(
+        (*self[:place], AxisPowers(call.output[place].axis, tuple(value)), *self[place + 1 :])
+    )

@@ -6,17 +6,28 @@ Each visits its statistics, which have the axes that are not normalised.
 from typing import Any
 
 from gpu_align._symmetry._classes import AxisClass, Structure, recut
-from gpu_align._symmetry._rules._table import Call, TensorAxes, broadcast, rule, without
+from gpu_align._symmetry._power import TensorPowers, odd, set_equal
+from gpu_align._symmetry._rules._pointwise import powers_of_product
+from gpu_align._symmetry._rules._table import (
+    Call,
+    PowerCall,
+    axis_rule,
+    broadcast,
+    power_rule,
+    unknown,
+    without,
+)
+from gpu_align._symmetry._splits import TensorAxes
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax")
+@axis_rule("softmax", "log_softmax", "_softmax", "_log_softmax")
 def _softmax(call: Call, self: TensorAxes, dim: int, **_: Any) -> TensorAxes:
     """It commutes with any reordering, also of the axis it sums over."""
     call.visit(without(self, [dim]))
     return self
 
 
-@rule("batch_norm", "instance_norm")
+@axis_rule("batch_norm", "instance_norm")
 def _batch_norm(
     call: Call,
     input: TensorAxes,
@@ -33,7 +44,27 @@ def _batch_norm(
     return input
 
 
-@rule("_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "native_batch_norm")
+@power_rule("batch_norm")
+def _batch_norm_powers(
+    call: PowerCall,
+    input: TensorPowers,
+    weight: TensorPowers | None,
+    bias: TensorPowers | None,
+    running_mean: TensorPowers | None,
+    running_var: TensorPowers | None,
+    **_: Any,
+) -> TensorPowers:
+    """The statistics fix what comes in; weight and bias make the units anew."""
+    unknown(call, [input, running_mean, running_var])
+    if weight is None:
+        unknown(call, [bias])
+        return call.output
+    if bias is not None:
+        set_equal(weight[0], bias[0])
+    return TensorPowers((call.output[0], weight[0], *call.output[2:]))
+
+
+@axis_rule("_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "native_batch_norm")
 def _native_batch_norm(call: Call, input: TensorAxes, **arguments: Any) -> tuple[TensorAxes, ...]:
     """Further outputs are statistics of the batch, which have no places in evaluation mode."""
     parameters = {"weight": None, "bias": None, "running_mean": None, "running_var": None}
@@ -43,7 +74,15 @@ def _native_batch_norm(call: Call, input: TensorAxes, **arguments: Any) -> tuple
     return (out, *(TensorAxes(input[1:2] if n else none) for (n,) in call.shapes[1:]))
 
 
-@rule("layer_norm", "rms_norm")
+@power_rule("_native_batch_norm_legit_no_training")
+def _native_batch_norm_powers(
+    call: PowerCall, input: TensorPowers, **arguments: Any
+) -> tuple[TensorPowers, ...]:
+    """Further outputs are for the backward pass."""
+    return _batch_norm_powers(call, input, **arguments), *call.outputs[1:]
+
+
+@axis_rule("layer_norm", "rms_norm")
 def _layer_norm(
     call: Call,
     input: TensorAxes,
@@ -59,7 +98,20 @@ def _layer_norm(
     return input
 
 
-@rule("native_layer_norm")
+@power_rule("rms_norm")
+def _rms_norm_powers(
+    call: PowerCall,
+    input: TensorPowers,
+    normalized_shape: Any,
+    weight: TensorPowers | None = None,
+    eps: float | None = None,
+) -> TensorPowers:
+    """The mean of squares does not see signs."""
+    normalized = TensorPowers(odd(axis) for axis in input)
+    return normalized if weight is None else powers_of_product(normalized, weight)
+
+
+@axis_rule("native_layer_norm")
 def _native_layer_norm(
     call: Call, input: TensorAxes, normalized_shape: list[int], **arguments: Any
 ) -> tuple[TensorAxes, ...]:
@@ -69,7 +121,7 @@ def _native_layer_norm(
     return out, statistics, statistics
 
 
-@rule("group_norm")
+@axis_rule("group_norm")
 def _group_norm(
     call: Call,
     input: TensorAxes,
@@ -121,7 +173,7 @@ def _keep_groups(call: Call, batch: AxisClass, channels: AxisClass, size: int) -
         call.visit([batch, groups])
 
 
-@rule("native_group_norm")
+@axis_rule("native_group_norm")
 def _native_group_norm(
     call: Call,
     input: TensorAxes,

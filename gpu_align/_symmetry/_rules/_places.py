@@ -3,13 +3,30 @@
 from typing import Any
 
 from gpu_align._symmetry._classes import AxisClass, Structure, concat
+from gpu_align._symmetry._power import AxisPowers, TensorPowers, homogeneous, placed
+from gpu_align._symmetry._rules._shapes import moved_powers
 from gpu_align._symmetry._rules._table import (
     Call,
-    TensorAxes,
+    PowerCall,
+    axis_rule,
     broadcast,
+    first_tensor,
+    power_rule,
     replaced,
-    rule,
+    unknown,
     without,
+)
+from gpu_align._symmetry._splits import TensorAxes
+
+_MAX_POOLS = tuple(f"max_pool{n}d" for n in (1, 2, 3))
+_AVERAGE_POOLS = (
+    *(f"{kind}_pool{n}d" for kind in ("avg", "adaptive_avg") for n in (1, 2, 3)),
+    *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"),
+)
+_UPSAMPLINGS = (
+    *("upsample_nearest1d", "upsample_linear1d", "upsample_nearest2d", "upsample_bilinear2d"),
+    *("upsample_bicubic2d", "upsample_nearest3d", "upsample_trilinear3d"),
+    *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa"),
 )
 
 
@@ -20,25 +37,33 @@ def _spatial(call: Call, input: TensorAxes, count: int) -> tuple[TensorAxes, Ten
     return TensorAxes(input[:-count]), out
 
 
-@rule(*(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg") for n in (1, 2, 3)))
-@rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "lp_pool1d", "lp_pool2d")
+@axis_rule(*_MAX_POOLS, *_AVERAGE_POOLS, "lp_pool1d", "lp_pool2d")
 def _pool(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     kept, places = _spatial(call, self, _dimensions(call))
     return TensorAxes((*kept, *places))
 
 
-@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool1d")
-@rule("adaptive_max_pool2d", "adaptive_max_pool3d", "max_pool1d_with_indices")
+@axis_rule("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool1d")
+@axis_rule("adaptive_max_pool2d", "adaptive_max_pool3d", "max_pool1d_with_indices")
 def _pool_with_indices(call: Call, self: TensorAxes, **_: Any) -> tuple[TensorAxes, ...]:
     return (_pool(call, self),) * 2
 
 
-@rule("upsample_nearest1d", "upsample_linear1d", "upsample_nearest2d", "upsample_bilinear2d")
-@rule("upsample_bicubic2d", "upsample_nearest3d", "upsample_trilinear3d")
-@rule("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa")
+@axis_rule(*_UPSAMPLINGS)
 def _upsample(call: Call, input: TensorAxes, **_: Any) -> TensorAxes:
     kept, places = _spatial(call, input, _dimensions(call))
     return TensorAxes((*kept, *places))
+
+
+@power_rule(*_AVERAGE_POOLS, *_UPSAMPLINGS)
+def _average_powers(call: PowerCall, **arguments: Any) -> TensorPowers:
+    """Each output is a sum of inputs of the same channel; their places are pinned."""
+    return placed(call.output, first_tensor(arguments).powers)
+
+
+@power_rule(*_MAX_POOLS)
+def _max_pool_powers(call: PowerCall, **arguments: Any) -> TensorPowers:
+    return TensorPowers(homogeneous(axis) for axis in _average_powers(call, **arguments))
 
 
 def _dimensions(call: Call) -> int:
@@ -46,7 +71,7 @@ def _dimensions(call: Call) -> int:
     return next(n for n in (1, 2, 3) if f"{n}d" in call.op)
 
 
-@rule("pixel_shuffle")
+@axis_rule("pixel_shuffle")
 def _pixel_shuffle(call: Call, self: TensorAxes, upscale_factor: int) -> TensorAxes:
     """Channels c r r become places: c is free, the places inside a channel are not."""
     (*batch, channels), spatial = _spatial(call, self, 2)
@@ -55,7 +80,7 @@ def _pixel_shuffle(call: Call, self: TensorAxes, upscale_factor: int) -> TensorA
     return TensorAxes((*batch, kept, *spatial))
 
 
-@rule("pixel_unshuffle")
+@axis_rule("pixel_unshuffle")
 def _pixel_unshuffle(call: Call, self: TensorAxes, downscale_factor: int) -> TensorAxes:
     """Places become channels: each of the c channels has r r of them now."""
     (*batch, channels), spatial = _spatial(call, self, 2)
@@ -64,7 +89,10 @@ def _pixel_unshuffle(call: Call, self: TensorAxes, downscale_factor: int) -> Ten
     return TensorAxes((*batch, made, *spatial))
 
 
-@rule("constant_pad_nd", "pad")
+power_rule("pixel_shuffle", "pixel_unshuffle")(moved_powers)
+
+
+@axis_rule("constant_pad_nd", "pad")
 def _pad(
     call: Call, self: TensorAxes, pad: list[int], mode: str = "constant", value: Any = None
 ) -> TensorAxes:
@@ -81,7 +109,21 @@ def _pad(
     return TensorAxes(out)
 
 
-@rule("cumsum", "cumprod", "logcumsumexp", "flip", "roll")
+@power_rule("constant_pad_nd", "pad")
+def _pad_powers(
+    call: PowerCall, self: TensorPowers, pad: list[int], mode: str = "constant", value: Any = None
+) -> TensorPowers:
+    """Zeros stay zeros; other constants are not multiplied, wherever they are put."""
+    if mode == "constant" and value:
+        return unknown(call, [self])
+    padded = {len(self) - 1 - number // 2 for number, places in enumerate(pad) if places}
+    return TensorPowers(
+        AxisPowers(new.axis, old.powers) if number in padded else old
+        for number, (old, new) in enumerate(zip(self, call.output, strict=True))
+    )
+
+
+@axis_rule("cumsum", "cumprod", "logcumsumexp", "flip", "roll")
 def _ordered(call: Call, self: TensorAxes, **arguments: Any) -> TensorAxes:
     """Pin the axes along which it goes, all if none is named."""
     dims = arguments.get("dim", arguments.get("dims"))
@@ -95,7 +137,10 @@ def _ordered(call: Call, self: TensorAxes, **arguments: Any) -> TensorAxes:
     return out
 
 
-@rule("diff")
+power_rule("flip", "roll")(moved_powers)
+
+
+@axis_rule("diff")
 def _difference(
     call: Call,
     self: TensorAxes,
@@ -111,18 +156,21 @@ def _difference(
     return replaced(self, place, call.pinned(call.shape[place]))
 
 
-@rule("tril", "triu")
+@axis_rule("tril", "triu")
 def _triangle(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     call.pin(self[-2:])
     return self
 
 
-@rule("arange", "linspace", "eye", "tril_indices", "triu_indices")
+power_rule("tril", "triu")(moved_powers)
+
+
+@axis_rule("arange", "linspace", "eye", "tril_indices", "triu_indices")
 def _numbered(call: Call, **_: Any) -> TensorAxes:
     return TensorAxes(call.pinned(size) for size in call.shape)
 
 
-@rule("index_select")
+@axis_rule("index_select")
 def _index_select(call: Call, self: TensorAxes, dim: int, index: TensorAxes) -> TensorAxes:
     """Places are chosen by number."""
     if not self:
@@ -132,7 +180,7 @@ def _index_select(call: Call, self: TensorAxes, dim: int, index: TensorAxes) -> 
     return replaced(self, place, call.pinned(call.shape[place]))
 
 
-@rule("gather")
+@axis_rule("gather")
 def _gather(call: Call, self: TensorAxes, dim: int, index: TensorAxes, **_: Any) -> TensorAxes:
     """Places are chosen by number, along the other axes each for itself."""
     place = dim % len(self) if self else 0
@@ -143,7 +191,7 @@ def _gather(call: Call, self: TensorAxes, dim: int, index: TensorAxes, **_: Any)
     return index
 
 
-@rule("index", "_unsafe_index")
+@axis_rule("index", "_unsafe_index")
 def _index(call: Call, self: TensorAxes, indices: list[TensorAxes | None]) -> TensorAxes:
     """Places are chosen by number; masks, whose outcome depends on data, have no shape here."""
     given = [number for number, axes in enumerate(indices) if axes is not None]
@@ -155,3 +203,6 @@ def _index(call: Call, self: TensorAxes, indices: list[TensorAxes | None]) -> Te
     first = given[0] if neighbours else 0
     before = [axis for n, axis in kept if n < first]
     return TensorAxes((*before, *met, *(axis for n, axis in kept if n >= first)))
+
+
+power_rule("index_select", "gather", "index", "_unsafe_index")(moved_powers)

@@ -3,11 +3,16 @@
 from typing import Any
 
 from gpu_align._symmetry._classes import AxisClass, Structure, product, recut
-from gpu_align._symmetry._rules._table import Call, TensorAxes, replaced, rule
-from gpu_align._symmetry._splits import factors_of, split_open, unsplit
+from gpu_align._symmetry._power import AxisPowers, TensorPowers, UnmatchedError, placed
+from gpu_align._symmetry._rules._table import Call, PowerCall, axis_rule, power_rule, replaced
+from gpu_align._symmetry._splits import TensorAxes, factors_of, split_open, unsplit
+
+_RESHAPES = (
+    *("view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten", "ravel"),
+)
 
 
-@rule("view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten", "ravel")
+@axis_rule(*_RESHAPES)
 def _reshape(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     """Merge neighbouring axes into products and split axes into factors, slowest first."""
     factors = (factor for axis in self for factor in factors_of(axis))
@@ -24,25 +29,41 @@ def _reshape(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     return TensorAxes(AxisClass(1) if n == 1 else product(next(pieces)) for n in call.shape)
 
 
-@rule("unsqueeze")
+@power_rule(*_RESHAPES, "squeeze", "unsqueeze")
+def _reshape_powers(call: PowerCall, self: TensorPowers, **more: Any) -> TensorPowers:
+    """The units of all axes keep their order."""
+    if "dtype" in more or self.leaves != call.output.leaves:
+        raise UnmatchedError
+    powers = iter(self.powers)
+    return TensorPowers(
+        AxisPowers(axis.axis, tuple(next(powers) for _ in axis.powers)) for axis in call.output
+    )
+
+
+@axis_rule("unsqueeze")
 def _unsqueeze(call: Call, self: TensorAxes, dim: int) -> TensorAxes:
     place = dim % (len(self) + 1)
     return TensorAxes((*self[:place], AxisClass(1), *self[place:]))
 
 
-@rule("squeeze")
+@axis_rule("squeeze")
 def _squeeze(call: Call, self: TensorAxes, dim: Any = None) -> TensorAxes:
     dims = range(len(self)) if dim is None else [dim] if isinstance(dim, int) else dim
     named = {number % len(self) for number in dims} if self else set()
     return TensorAxes(x for n, x in enumerate(self) if n not in named or x.size != 1)
 
 
-@rule("permute")
+@axis_rule("permute")
 def _permute(call: Call, self: TensorAxes, dims: list[int]) -> TensorAxes:
     return TensorAxes(self[number] for number in dims)
 
 
-@rule("transpose", "swapaxes", "swapdims")
+@power_rule("permute")
+def _permute_powers(call: PowerCall, self: TensorPowers, dims: list[int]) -> TensorPowers:
+    return TensorPowers(self[number] for number in dims)
+
+
+@axis_rule("transpose", "swapaxes", "swapdims")
 def _transpose(call: Call, self: TensorAxes, **dims: int) -> TensorAxes:
     if not self:
         return self
@@ -52,17 +73,31 @@ def _transpose(call: Call, self: TensorAxes, **dims: int) -> TensorAxes:
     return TensorAxes(axes)
 
 
-@rule("t", "numpy_T")
+@power_rule("transpose", "swapaxes", "swapdims")
+def _transpose_powers(call: PowerCall, self: TensorPowers, **dims: int) -> TensorPowers:
+    axes = list(self)
+    if axes:
+        first, second = dims.values()
+        axes[first], axes[second] = axes[second], axes[first]
+    return TensorPowers(axes)
+
+
+@axis_rule("t", "numpy_T")
 def _reverse(call: Call, self: TensorAxes) -> TensorAxes:
     return TensorAxes(reversed(self))
 
 
-@rule("mT", "adjoint", "mH", "matrix_H")
+@power_rule("t", "numpy_T")
+def _reverse_powers(call: PowerCall, self: TensorPowers) -> TensorPowers:
+    return TensorPowers(reversed(self))
+
+
+@axis_rule("mT", "adjoint", "mH", "matrix_H")
 def _matrix_transpose(call: Call, self: TensorAxes) -> TensorAxes:
     return TensorAxes((*self[:-2], self[-1], self[-2]))
 
 
-@rule("movedim", "moveaxis")
+@axis_rule("movedim", "moveaxis")
 def _movedim(call: Call, self: TensorAxes, source: Any, destination: Any) -> TensorAxes:
     sources = [source] if isinstance(source, int) else source
     places = [destination] if isinstance(destination, int) else destination
@@ -72,7 +107,13 @@ def _movedim(call: Call, self: TensorAxes, source: Any, destination: Any) -> Ten
     return TensorAxes(moved[place] if place in moved else next(still) for place in range(count))
 
 
-@rule("expand", "expand_as", "broadcast_to")
+@power_rule("mT", "mH", "adjoint", "movedim", "moveaxis", "repeat", "tile", "repeat_interleave")
+def moved_powers(call: PowerCall, self: TensorPowers, **_: Any) -> TensorPowers:
+    """Along new places, where entries are repeated, nothing changes."""
+    return placed(call.output, self.powers)
+
+
+@axis_rule("expand", "expand_as", "broadcast_to")
 def _expand(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     """Repeated places are equal, so their order is free."""
     added = len(call.shape) - len(self)
@@ -83,7 +124,18 @@ def _expand(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     )
 
 
-@rule("repeat", "tile")
+@power_rule("expand", "expand_as", "broadcast_to")
+def _expand_powers(call: PowerCall, self: TensorPowers, **_: Any) -> TensorPowers:
+    """Repeated entries are equal, so along the new places nothing changes."""
+    added = len(call.output) - len(self)
+    kept = [
+        old if old.axis.size == new.axis.size else new
+        for old, new in zip(self, call.output[added:], strict=True)
+    ]
+    return TensorPowers((*call.output[:added], *kept))
+
+
+@axis_rule("repeat", "tile")
 def _repeat(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     """The axis as a whole once more and once more."""
     old = [AxisClass(1)] * (len(call.shape) - len(self)) + list(self)
@@ -93,7 +145,7 @@ def _repeat(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     )
 
 
-@rule("repeat_interleave")
+@axis_rule("repeat_interleave")
 def _repeat_interleave(
     call: Call, self: TensorAxes, repeats: Any, dim: int | None = None, **_: Any
 ) -> TensorAxes:

@@ -1,10 +1,13 @@
-"""The table of rules, and what a rule can say."""
+"""The two tables of rules, and what a rule can say."""
 
-from collections.abc import Callable, Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from gpu_align._symmetry._classes import AxisClass, Structure
+from gpu_align._symmetry._power import TensorPowers, set_zero
 from gpu_align._symmetry._splits import TensorAxes
 
 
@@ -14,7 +17,7 @@ class Constant(TensorAxes):
 
 @dataclass(frozen=True)
 class Call:
-    """The op being traced, and what its rule says.
+    """The op whose axes are looked at, and what its rule says.
 
     Attributes:
         op: its name for messages.
@@ -67,18 +70,72 @@ class Call:
         self.visited.append(TensorAxes(axes))
 
 
-Rule = Callable[..., Any]
-RULES: dict[str, Rule] = {}
+@dataclass(frozen=True)
+class PowerCall:
+    """The op whose powers are looked at.
+
+    Attributes:
+        op: its name, without `aten.` and overload.
+        outputs: its outputs with all powers 0.
+        extents: shape of its first argument.
+        shapes: of its outputs. Where slices of an axis have been taken apart, shapes differ from
+            the sizes of the axes, see `Traced`.
+    """
+
+    op: str
+    outputs: tuple[TensorPowers, ...]
+    extents: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def output(self) -> TensorPowers:
+        """The first output with all powers 0."""
+        return self.outputs[0]
 
 
-def rule(*ops: str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of the named ATen ops (in-place variants included)."""
+class Rule(Protocol):
+    """What an op says, given its arguments by their schema names."""
 
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(ops, function))
-        return function
+    def __call__(self, call: Any, /, *args: Any, **arguments: Any) -> Any:
+        """Return what comes out: one tensor, or a tuple of them."""
 
-    return register
+
+AXIS_RULES: dict[str, Rule] = {}
+POWER_RULES: dict[str, Rule] = {}
+
+R = TypeVar("R", bound=Rule)
+
+
+def axis_rule(*ops: str) -> Callable[[R], R]:
+    """Register a function as what the named ATen ops (also in place) say of axes."""
+    return functools.partial(_register, AXIS_RULES, ops)
+
+
+def power_rule(*ops: str) -> Callable[[R], R]:
+    """Register a function as what the named ATen ops (also in place) say of powers."""
+    return functools.partial(_register, POWER_RULES, ops)
+
+
+def _register(rules: dict[str, Rule], ops: tuple[str, ...], function: R) -> R:
+    rules.update(dict.fromkeys(ops, function))
+    return function
+
+
+def find_rule(rules: Mapping[str, Rule], op: str, arguments: Mapping[str, Any]) -> Rule | None:
+    """Return the rule of an op; None without one, or if it is for another overload."""
+    rule: Rule | None = rules.get(op) or rules.get(op.removesuffix("_"))
+    if rule is None:
+        return None
+    try:
+        _signature(rule).bind(None, **arguments)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+    return rule
+
+
+@functools.cache
+def _signature(rule: Rule) -> inspect.Signature:
+    return inspect.signature(rule)
 
 
 def broadcast(call: Call, operands: Iterable[TensorAxes]) -> TensorAxes:
@@ -105,3 +162,20 @@ def without(axes: TensorAxes, dims: Iterable[int]) -> TensorAxes:
 def replaced(axes: TensorAxes, place: int, *axis: AxisClass) -> TensorAxes:
     """Return the axes with others, or none, in one place."""
     return TensorAxes((*axes[:place], *axis, *axes[place + 1 :]))
+
+
+def unknown(call: PowerCall, arguments: Any) -> Any:
+    """Make all powers zero, the rule of ops of which nothing is known."""
+    if isinstance(arguments, TensorPowers):
+        set_zero(arguments)
+    elif isinstance(arguments, dict):
+        unknown(call, list(arguments.values()))
+    elif isinstance(arguments, tuple | list):
+        for argument in arguments:
+            unknown(call, argument)
+    return call.output if len(call.outputs) == 1 else call.outputs
+
+
+def first_tensor(arguments: Mapping[str, Any]) -> TensorPowers:
+    """Return the first argument that is a tensor."""
+    return next(value for value in arguments.values() if isinstance(value, TensorPowers))

@@ -180,6 +180,11 @@ def _tie(first: Sequence[Power], second: Sequence[Power], turn: int) -> None:
         a.scale.tie(b.scale, turn)
 
 
+def unchanged(axis: AxisPowers) -> AxisPowers:
+    """Return the axis of a function that keeps signs and scales."""
+    return axis
+
+
 def no_powers(axis: AxisPowers) -> AxisPowers:
     """Return the axis of a value that does not change."""
     return AxisPowers(axis.axis, tuple(Power.none(power.leaf) for power in axis.powers))
