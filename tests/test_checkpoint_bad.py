@@ -3,7 +3,6 @@
 import pickle
 
 import pytest
-import safetensors.torch
 import torch
 from checkpoint_files import (
     INDEX,
@@ -28,11 +27,6 @@ from gpu_align._errors import CheckpointError
 BAD_INPUTS = {
     "missing": ("no.pt", lambda p: None, "no such file.*check the path"),
     "empty folder": ("folder", lambda p: p.mkdir(), "got none; name the file"),
-    "folder of torch": (
-        "folder",
-        lambda p: (p.mkdir(), make_torch(p / "m.bin", WEIGHTS)),
-        'got "m.bin"; name the file',
-    ),
     "empty safetensors": ("x.safetensors", lambda p: p.write_bytes(b""), "is empty; copy"),
     "empty pt": ("x.pt", lambda p: p.write_bytes(b""), "is empty; copy"),
     "truncated safetensors": ("x.safetensors", make_truncated, "truncated or damaged: copy"),
@@ -51,35 +45,15 @@ BAD_INPUTS = {
         "expected a whole safetensors file.*copy",
     ),
     "text as pt": ("x.pt", lambda p: p.write_text("some text"), "save `model.state_dict"),
-    "torch as safetensors": (
-        "x.safetensors",
-        lambda p: make_torch(p, WEIGHTS),
-        "got a torch file; rename it to .pt",
-    ),
-    "legacy as safetensors": (
-        "x.safetensors",
-        lambda p: make_torch(p, WEIGHTS, _use_new_zipfile_serialization=False),
-        "got a torch file; rename it to .pt",
-    ),
-    "safetensors as pt": (
-        "x.pt",
-        lambda p: safetensors.torch.save_file(WEIGHTS, p),
-        "got a safetensors file; rename it to .safetensors",
-    ),
     "git lfs": (
         "x.safetensors",
         lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"),
         "git lfs pull",
     ),
-    "code": (
-        "x.pt",
-        lambda p: make_torch(p, {"w": torch.ones(2), "c": Code()}),
-        "needs code to be loaded.*never executed; .*save `model.state_dict",
-    ),
     "legacy code": (
         "x.pt",
         lambda p: make_torch(p, [Code()], _use_new_zipfile_serialization=False),
-        "needs code to be loaded.*never executed; .*save `model.state_dict",
+        "need code to be loaded.*never executed; .*save `model.state_dict",
     ),
     "whole module": (
         "x.pt",
@@ -89,7 +63,7 @@ BAD_INPUTS = {
     "plain pickle": (
         "x.pt",
         lambda p: p.write_bytes(pickle.dumps({"a": 1})),
-        "default pickle protocol.*save `model.state_dict",
+        "plain pickle.*save `model.state_dict",
     ),
     "a tensor": ("x.pt", lambda p: make_torch(p, torch.ones(1)), "expected a dict, got Tensor"),
     "no entries": ("x.pt", lambda p: make_torch(p, {}), "no tensors in it.*keys: none"),
@@ -106,12 +80,7 @@ BAD_INPUTS = {
     "two state dicts": (
         "x.pt",
         lambda p: make_torch(p, {"model": WEIGHTS, "net": WEIGHTS}),
-        '"model", "net"; save the one',
-    ),
-    "nested tensors": (
-        "x.pt",
-        lambda p: make_torch(p, {"encoder": WEIGHTS, "epoch": 3}),
-        'nested tensors under "encoder" .keys: "encoder", "epoch".; save',
+        '"model", "net"; choose one by key',
     ),
     "nested beside tensors": (
         "x.pt",
@@ -133,14 +102,8 @@ BAD_INPUTS = {
         lambda p: make_torch(p, {"w": torch.ones(2, device="meta")}),
         '"w" must be a dense tensor.*device meta',
     ),
-    "unknown extension": ("x.onnx", lambda p: p.write_text("x"), r'".onnx"; use .safetensors, .pt'),
-    "no extension": ("x", lambda p: p.write_text("x"), 'unknown extension ""; use .safetensors'),
-    "torch index": (
-        "pytorch_model.bin.index.json",
-        lambda p: p.write_text("{}"),
-        "only safetensors can be sharded; convert",
-    ),
-    "index not JSON": (INDEX, lambda p: p.write_text("{"), "expected JSON.*download the index"),
+    "text without extension": ("x", lambda p: p.write_text("x"), "something else; .*state_dict"),
+    "index not JSON": (INDEX, lambda p: p.write_text("{"), "expected JSON.*download it again"),
     "index not text": (INDEX, lambda p: p.write_bytes(b"\xff\xff\xff"), "expected JSON"),
     "index a list": (INDEX, lambda p: p.write_text("[]"), "expected a JSON object, got list"),
     "index with bad metadata": (INDEX, lambda p: p.write_text('{"metadata": 1}'), '"metadata"'),
@@ -159,12 +122,12 @@ BAD_INPUTS = {
     "shard outside": (
         INDEX,
         lambda p: make_index(p, index_of(a="../model-1.safetensors")),
-        "must be .safetensors files beside the index.*correct the names",
+        "must be files beside the index.*correct the names",
     ),
     "shard below": (
         INDEX,
         lambda p: make_index(p, index_of(a="shards/model-1.safetensors")),
-        "must be .safetensors files beside the index.*correct the names",
+        "must be files beside the index.*correct the names",
     ),
     "tensor missing in shard": (
         INDEX,
@@ -276,7 +239,8 @@ def test_bad_output_is_explained(work, name, message):
         ("in", "not empty; choose a new or an empty folder"),
         ("file", "a file has that name; choose another"),
         ("no/out", "does not exist; create it"),
-        ("x.index.json", 'unknown extension ".json"; choose one of'),
+        ("x.json", 'unknown extension ".json"; choose one of'),
+        ("x.index.json", "not empty; choose a new or an empty folder"),
     ],
 )
 def test_bad_output_of_shards_is_explained(work, name, message):

@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import some_tensors, write_sharded
+from checkpoint_files import assert_same, some_tensors, write_sharded
 
 from gpu_align._checkpoint import load_checkpoint, save_checkpoint
 from gpu_align._checkpoint._atomic import atomic_folder, atomic_write
@@ -48,14 +49,14 @@ def test_a_file_that_changes_later_changes_nothing(work):
 def test_a_file_that_is_written_to_while_it_is_read_is_refused(work, suffix, monkeypatch):
     path = work / f"x{suffix}"
     save_checkpoint(path, {"a": torch.randn(30, 30)})
-    real = torch.Tensor.clone if suffix == ".safetensors" else torch.load
+    owner, name = (torch, "empty" if suffix == ".safetensors" else "load")
+    real = getattr(owner, name)
 
     def slow(*arguments, **options):
         found = real(*arguments, **options)
         os.utime(path, ns=(0, 0))
         return found
 
-    owner, name = (torch.Tensor, "clone") if suffix == ".safetensors" else (torch, "load")
     monkeypatch.setattr(owner, name, slow)
     with pytest.raises(CheckpointError, match="written to while it was read"):
         load_checkpoint(path)
@@ -75,7 +76,7 @@ def test_failure_leaves_the_old_file(work, monkeypatch, failure, raised):
     save_checkpoint(path, some_tensors())
     before = path.read_bytes()
 
-    def fail(content, file):
+    def fail(content, file, **options):
         file.write(b"half")
         raise failure
 
@@ -131,10 +132,36 @@ def test_new_files_and_folders_have_usual_permissions(work):
     assert (work / "made").stat().st_mode == (work / "folder").stat().st_mode
 
 
-def test_link_is_replaced_not_followed(work):
-    (work / "blob").write_text("old")
-    (work / "x").symlink_to(work / "blob")
+def test_link_is_written_through(work):
+    (work / "folder").mkdir()
+    (work / "folder" / "blob").write_text("old")
+    (work / "folder" / "next").symlink_to("blob")
+    (work / "x").symlink_to(Path("folder") / "next")
+    with atomic_write(work / "x") as temporary:
+        assert temporary.parent == work / "folder"
+        temporary.write_text("new")
+    assert (work / "x").is_symlink()
+    assert (work / "folder" / "next").is_symlink()
+    assert (work / "folder" / "blob").read_text() == "new"
+
+
+def test_link_to_nothing_makes_what_it_points_to(work):
+    (work / "x").symlink_to(work / "y.pt")
     with atomic_write(work / "x") as temporary:
         temporary.write_text("new")
-    assert (work / "blob").read_text() == "old"
-    assert (work / "x").read_text() == "new"
+    assert (work / "y.pt").read_text() == "new"
+    (work / "loop").symlink_to(work / "loop")
+    (work / "lost").symlink_to(work / "no" / "z")
+    for name in ("loop", "lost"):
+        with pytest.raises(InputError, match=f"cannot write .*{name}"), atomic_write(work / name):
+            pytest.fail("the body must not run")
+
+
+def test_folder_behind_a_link_gets_the_shards(work):
+    write_sharded(work / "in")
+    (work / "real").mkdir()
+    (work / "link").symlink_to(work / "real")
+    loaded = load_checkpoint(work / "in")
+    save_checkpoint(work / "link", loaded.tensors, like=loaded)
+    assert (work / "link").is_symlink()
+    assert_same(load_checkpoint(work / "real").tensors, loaded.tensors)
