@@ -48,6 +48,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture
+def work(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder, and check that no temporary file is left in it."""
+    yield tmp_path
+    assert [path for path in tmp_path.rglob("*") if path.name.startswith(".gpu-align-")] == []
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Hold a whole file to `PROOFS`."""

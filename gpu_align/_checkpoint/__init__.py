@@ -2,7 +2,8 @@
 
 from gpu_align._checkpoint._atomic import atomic_write
 from gpu_align._checkpoint._load import load_checkpoint
-from gpu_align._checkpoint._save import check_conversion, save_checkpoint
+from gpu_align._checkpoint._names import is_count, match_names
+from gpu_align._checkpoint._save import check_conversion, output_format, save_checkpoint
 from gpu_align._checkpoint._types import FILE_SUFFIXES, INDEX_SUFFIX, Checkpoint
 
 __all__ = [
@@ -11,6 +12,9 @@ __all__ = [
     "Checkpoint",
     "atomic_write",
     "check_conversion",
+    "is_count",
     "load_checkpoint",
+    "match_names",
+    "output_format",
     "save_checkpoint",
 ]

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
+from gpu_align._checkpoint._archive import write_archive
 from gpu_align._checkpoint._atomic import atomic_write
 from gpu_align._checkpoint._memory import has_plain_values
 from gpu_align._checkpoint._refusal import quoted
@@ -18,21 +20,45 @@ from gpu_align._errors import CheckpointError, bullet_list
 # What PyTorch's own tools put into new files; some loaders refuse files without it.
 _NEW_METADATA = {"format": "pt"}
 
+# Endings that promise something else than a checkpoint of PyTorch.
+_OTHER_FILES = frozenset(
+    (
+        *(".json", ".html", ".htm", ".txt", ".csv", ".py", ".search", ".log", ".md", ".yaml"),
+        *(".zip", ".tar", ".gz", ".7z", ".npz", ".npy", ".msgpack", ".pickle", ".pkl", ".joblib"),
+        *(
+            ".onnx",
+            ".pb",
+            ".tflite",
+            ".h5",
+            ".hdf5",
+            ".keras",
+            ".gguf",
+            ".ggml",
+            ".pt2",
+            ".mlmodel",
+        ),
+    )
+)
+
+
+Output = Literal["safetensors", "torch", "archive", "shards"]
+
 
 def save_checkpoint(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, like: Checkpoint | None = None
 ) -> None:
     """Write tensors to a file, or to a folder of shards.
 
-    The output appears whole or not at all. The order, metadata, shards and wrapper of `like` are
-    kept. In torch files, tensors that share memory are written as tied; in safetensors files,
-    which cannot share, as separate entries. Tensors are written contiguous. From torch to
-    safetensors, the module versions (`_metadata`), ties and gradient flags have no place.
+    The output appears whole or not at all. The order, metadata, shards, wrapper, names and
+    permission bits of `like` are kept. In torch files, tensors that share memory are written as
+    tied; in safetensors files, which cannot share, as separate entries. Tensors are written
+    contiguous. From torch to safetensors, the module versions (`_metadata`), ties and gradient
+    flags have no place.
 
     Args:
-        path: the extension chooses the format: `.safetensors`, or `.pt`, `.pth`, `.bin`, `.ckpt`.
-            If `like` is sharded, any other name, or `*.safetensors.index.json`, is a new or empty
-            folder that gets the same shards and index.
+        path: the extension chooses the format: `.safetensors`, or `.pt`, `.pth`, `.bin`, `.ckpt`;
+            any other keeps that of `like`. If `like` is sharded, any other name, or
+            `*.index.json`, is a new or empty folder that gets the same shards and index.
         tensors: name -> strided tensor of any shape, dtype and device.
         like: the checkpoint that the tensors came from; None for a new one.
 
@@ -42,32 +68,75 @@ def save_checkpoint(
     """
     out = Path(path)
     _check_tensors(tensors)
-    ordered = dict(tensors) if like is None else _in_order_of(like, tensors)
-    suffix = out.suffix.lower()
-    if suffix == ".safetensors":
-        metadata = _safetensors_metadata(out, like)
-        with atomic_write(out, CheckpointError) as temporary:
-            write_safetensors(temporary, _on_cpu(ordered), metadata)
-    elif suffix in TORCH_SUFFIXES:
-        _check_no_metadata_lost(out, like)
-        with atomic_write(out, CheckpointError) as temporary:
-            write_torch(temporary, _on_cpu(ordered), like.content if like else None)
-    elif like is not None and like.shards is not None and _may_be_folder(out):
-        write_shards(out, _on_cpu(ordered), like.shards)
-    else:
-        raise _unknown_output(out)
+    ordered = _on_cpu(dict(tensors) if like is None else _in_order_of(like, tensors))
+    content = None if like is None else like.content
+    mode = None if like is None else like.mode
+    chosen = output_format(out, like)
+    if chosen == "shards":
+        assert like is not None
+        assert like.shards is not None
+        write_shards(out, ordered, like.shards, mode)
+        return
+    if like is not None:
+        check_conversion(out, like)
+    with atomic_write(out, CheckpointError, mode=mode) as temporary:
+        if chosen == "safetensors":
+            write_safetensors(temporary, ordered, _safetensors_metadata(out, like))
+        elif chosen == "torch":
+            with open(temporary, "wb") as file:
+                write_torch(file, ordered, content)
+        else:
+            assert like is not None
+            assert like.archive is not None
+            assert content is not None
+            write_archive(temporary, ordered, content, like.archive)
+
+
+def output_format(out: Path, like: Checkpoint | None) -> Output:
+    """Tell what `save_checkpoint` makes of a path.
+
+    Args:
+        out: the output.
+        like: what it is written like; None for a new checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be told, or the name is that of another kind of file.
+    """
+    name = out.name.lower()
+    if name.endswith(".safetensors"):
+        return "safetensors"
+    if name.endswith(TORCH_SUFFIXES):
+        return "torch"
+    if like is not None and like.shards is not None:
+        if name.endswith(INDEX_SUFFIX) or out.suffix.lower() not in _OTHER_FILES:
+            return "shards"
+    elif like is not None and like.archive is not None:
+        if out.suffix.lower() not in _OTHER_FILES - {".zip"} and not out.is_dir():
+            return "archive"
+    elif like is not None and out.suffix.lower() not in _OTHER_FILES and not out.is_dir():
+        return like.format
+    raise _unknown_output(out)
 
 
 def check_conversion(out: Path, like: Checkpoint) -> None:
     """Check that the format of `out` has a place for everything that `like` holds.
 
     Raises:
-        CheckpointError: names what would be lost.
+        CheckpointError: names what would be lost, or the format cannot be told.
     """
-    if out.suffix.lower() in TORCH_SUFFIXES:
+    chosen = output_format(out, like)
+    if chosen == "torch":
         _check_no_metadata_lost(out, like)
-    else:
+    if chosen == "safetensors":
         _safetensors_metadata(out, like)
+    if chosen in ("safetensors", "torch") and like.archive is not None:
+        lost = [info.filename for info, _ in like.archive.members]
+        lost.remove(like.archive.name)
+        if lost:
+            raise CheckpointError(
+                f"cannot write {out}: one file has no place for {quoted(lost)} of {like.path}; "
+                "choose a .zip output"
+            )
 
 
 def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
@@ -92,7 +161,7 @@ def _in_order_of(like: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, T
             f"the tensors to write differ from {like.path}; pass all of its tensors with their "
             f"shapes and dtypes:\n{bullet_list(problems)}"
         )
-    return {name: tensors[name] for name in like.tensors}
+    return {like.file_names.get(name, name): tensors[name] for name in like.tensors}
 
 
 def _layout(tensor: Tensor) -> str:
@@ -109,7 +178,8 @@ def _safetensors_metadata(out: Path, like: Checkpoint | None) -> Mapping[str, st
     if like is None:
         return _NEW_METADATA
     if like.shards is not None:
-        return merged_metadata(like.shards)
+        metadata = merged_metadata(like.shards)
+        return _NEW_METADATA if like.format == "torch" else metadata
     if like.content is None:
         return like.metadata
     lost = list(like.content.surroundings())
@@ -122,7 +192,7 @@ def _safetensors_metadata(out: Path, like: Checkpoint | None) -> Mapping[str, st
 
 
 def _check_no_metadata_lost(out: Path, like: Checkpoint | None) -> None:
-    if like is None or like.format == "torch":
+    if like is None or like.content is not None:
         return
     metadata = merged_metadata(like.shards) if like.shards is not None else like.metadata
     lost = [key for key, value in (metadata or {}).items() if (key, value) != ("format", "pt")]
@@ -131,10 +201,6 @@ def _check_no_metadata_lost(out: Path, like: Checkpoint | None) -> None:
             f"cannot write {out}: a torch file has no place for the metadata {quoted(lost)} of "
             f"{like.path}; choose a .safetensors output"
         )
-
-
-def _may_be_folder(out: Path) -> bool:
-    return out.suffix.lower() != ".json" or out.name.endswith(INDEX_SUFFIX)
 
 
 def _unknown_output(out: Path) -> CheckpointError:

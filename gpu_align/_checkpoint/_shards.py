@@ -1,6 +1,5 @@
-"""Safetensors checkpoints divided into several files by an index."""
+"""Checkpoints divided into several files by an index."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from gpu_align._checkpoint._atomic import atomic_folder
-from gpu_align._checkpoint._refusal import quoted, unreadable
+from gpu_align._checkpoint._kind import kind_of
+from gpu_align._checkpoint._refusal import open_regular, parse_json, quoted, unreadable
 from gpu_align._checkpoint._safetensors_file import read_safetensors, write_safetensors
+from gpu_align._checkpoint._state import find_content, state_tensors
+from gpu_align._checkpoint._torch_file import read_torch, write_torch
 from gpu_align._checkpoint._types import INDEX_SUFFIX, ShardFile, Shards
 from gpu_align._errors import CheckpointError, bullet_list
 
@@ -21,7 +23,7 @@ def read_shards(index: Path) -> tuple[dict[str, Tensor], Shards]:
     """Read all shards of an index.
 
     Args:
-        index: an existing `*.safetensors.index.json`.
+        index: an existing `*.index.json`.
 
     Returns:
         The CPU tensors in the order of the index's weight_map, and the division into files.
@@ -29,29 +31,44 @@ def read_shards(index: Path) -> tuple[dict[str, Tensor], Shards]:
     Raises:
         CheckpointError: the index is no index, or does not agree with the shards.
     """
-    content = index.read_bytes()
+    with open_regular(index) as file:
+        content = file.read()
     document = _parse(index, content)
     weight_map = _weight_map(index, document)
     _check_present(index, weight_map)
     loaded: dict[str, Tensor] = {}
     files = {}
     for file_name in dict.fromkeys(weight_map.values()):
-        tensors, metadata = read_safetensors(index.parent / file_name)
+        tensors, files[file_name] = _read_shard(index.parent / file_name)
         _check_agreement(index, file_name, set(tensors), weight_map)
-        files[file_name] = ShardFile(tuple(tensors), metadata)
         loaded |= tensors
     index_metadata = document.get("metadata") or {}
     shards = Shards(index.name, content, index_metadata, files)
     return {name: loaded[name] for name in weight_map}, shards
 
 
-def write_shards(path: Path, tensors: Mapping[str, Tensor], shards: Shards) -> None:
+def _read_shard(path: Path) -> tuple[dict[str, Tensor], ShardFile]:
+    kind = kind_of(path)
+    if kind == "safetensors":
+        tensors, metadata = read_safetensors(path)
+        return tensors, ShardFile(tuple(tensors), metadata)
+    if kind == "torch":
+        content = find_content(path, read_torch(path))
+        tensors = state_tensors(path, content)
+        return tensors, ShardFile(tuple(tensors), None, content)
+    raise unreadable(path, "expected a shard with tensors", "correct the name in the index")
+
+
+def write_shards(
+    path: Path, tensors: Mapping[str, Tensor], shards: Shards, mode: int | None
+) -> None:
     """Write the same shards and index to a new folder.
 
     Args:
-        path: the folder, or `*.safetensors.index.json` inside it; the folder must be new or empty.
+        path: the folder, or `*.index.json` inside it; the folder must be new or empty.
         tensors: name -> strided CPU tensor, of the shapes and dtypes that were read.
         shards: the division into files.
+        mode: the files' permission bits; None for the usual ones.
 
     Raises:
         CheckpointError: the folder cannot be written or is not empty.
@@ -59,14 +76,19 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], shards: Shards) -> N
     given_index = path.name.endswith(INDEX_SUFFIX)
     folder = path.parent if given_index else path
     with atomic_folder(folder, CheckpointError) as temporary:
-        index_name = path.name if given_index else shards.index_name
-        (temporary / index_name).write_bytes(shards.index_bytes)
-        mode = (temporary / index_name).stat().st_mode
+        index = temporary / (path.name if given_index else shards.index_name)
+        index.write_bytes(shards.index_bytes)
+        mode = index.stat().st_mode if mode is None else mode
         for file_name, file in shards.files.items():
             part = {name: tensors[name] for name in file.names}
-            write_safetensors(temporary / file_name, part, file.metadata)
-            # The library makes files that only their owner can read, whatever the umask.
-            os.chmod(temporary / file_name, mode)
+            if file.content is None:
+                write_safetensors(temporary / file_name, part, file.metadata)
+            else:
+                with open(temporary / file_name, "wb") as opened:
+                    write_torch(opened, part, file.content)
+        for file_path in temporary.iterdir():
+            # safetensors makes files that only their owner can read, whatever the umask.
+            os.chmod(file_path, mode)
 
 
 def merged_metadata(shards: Shards) -> Mapping[str, str] | None:
@@ -90,10 +112,7 @@ def merged_metadata(shards: Shards) -> Mapping[str, str] | None:
 
 def _parse(index: Path, content: bytes) -> dict[str, Any]:
     remedy = "copy or download the index again"
-    try:
-        document = json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as failure:
-        raise unreadable(index, f"expected JSON, the parser says: {failure}", remedy) from failure
+    document = parse_json(index, content, "JSON with the names of shards")
     if not isinstance(document, dict):
         raise unreadable(index, f"expected a JSON object, got {type(document).__name__}", remedy)
     if not isinstance(document.get("metadata") or {}, dict):
@@ -108,22 +127,22 @@ def _weight_map(index: Path, document: dict[str, Any]) -> dict[str, str]:
         raise unreadable(
             index,
             'expected "weight_map": {"tensor name": "file name", ...}',
-            "name the index of a sharded checkpoint, or one .safetensors file",
+            "name the index of a sharded checkpoint, or one file with tensors",
         )
     # A path in the index could make us read, and later write, anywhere.
     strange = [f for f in dict.fromkeys(files) if not _is_plain_shard_name(f)]
     if strange:
         raise unreadable(
             index,
-            f"shards must be .safetensors files beside the index, got {quoted(strange)}",
+            f"shards must be files beside the index, got {quoted(strange)}",
             "put them beside the index and correct the names in it",
         )
     return weight_map
 
 
 def _is_plain_shard_name(name: str) -> bool:
-    plain = not any(character in name for character in "/\\:\0")
-    return plain and name.endswith(".safetensors")
+    plain = not any(character in name for character in "/\\:\0") and name not in ("", ".", "..")
+    return plain and name.isprintable()  # lone surrogates are not, and no file has them
 
 
 def _check_present(index: Path, weight_map: dict[str, str]) -> None:

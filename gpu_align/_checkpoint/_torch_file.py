@@ -1,20 +1,20 @@
-"""One file written by `torch.save`: a state dict, or a dict with a state dict in it."""
+"""One file written by `torch.save`: a state dict, or an object with a state dict in it."""
 
 import copy
 import pickle
-import re
 import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from gpu_align._checkpoint import _inert
 from gpu_align._checkpoint._memory import MemoryKey, compact, memory_key, raw_bytes
-from gpu_align._checkpoint._refusal import leading_bytes, opened_once, unreadable
+from gpu_align._checkpoint._refusal import opened_once, unreadable
 from gpu_align._checkpoint._types import TorchContent
 from gpu_align._errors import CheckpointError
 from gpu_align._process import MODULES
@@ -42,26 +42,49 @@ def read_torch(path: Path) -> Any:
         path: an existing file.
 
     Returns:
-        The object that was saved, with its tensors on the CPU.
+        The object that was saved, with its tensors on the CPU, and placeholders (`Foreign`, `Name`)
+        in the place of what needs classes other than those of torch.
 
     Raises:
-        CheckpointError: the file is damaged, not a torch file, or needs code to be loaded.
+        CheckpointError: the file is damaged or not a torch file.
     """
-    _check_content(path)
+    with opened_once(path) as file:
+        return parse_torch(path, file)
+
+
+def parse_torch(path: Path, file: IO[bytes]) -> Any:
+    """Read an open torch file; see `read_torch`.
+
+    Args:
+        path: what it is called in messages.
+        file: at its beginning.
+
+    Raises:
+        CheckpointError: as for `read_torch`.
+    """
     try:
-        with opened_once(path) as file, MODULES, warnings.catch_warnings():
+        with MODULES, warnings.catch_warnings():
             # torch warns of unusual files, which then either load or fail with our own error.
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+            try:
+                return torch.load(file, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                file.seek(0)
+                # The unpickler loads no class either: see there.
+                return torch.load(
+                    file, map_location="cpu", pickle_module=_inert, weights_only=False
+                )
     except _DAMAGE as failure:
         raise _explain(path, failure) from failure
 
 
-def write_torch(path: Path, tensors: Mapping[str, Tensor], content: TorchContent | None) -> None:
+def write_torch(
+    file: IO[bytes], tensors: Mapping[str, Tensor], content: TorchContent | None
+) -> None:
     """Write a torch file; names whose tensors share memory stay tied.
 
     Args:
-        path: the file to create or overwrite.
+        file: open for writing, for torch would store the temporary name of a path in the file.
         tensors: name -> strided tensor.
         content: what to put around them; None for a plain dict.
 
@@ -76,13 +99,17 @@ def write_torch(path: Path, tensors: Mapping[str, Tensor], content: TorchContent
         compacted = _compact_all(tensors, state)
         dressed = {name: _dress(state[name], tensor) for name, tensor in compacted.items()}
         document = _with_state(content.root, content.path, dressed)
-    # A file object, because torch would store the temporary name of a path inside the archive.
-    with open(path, "wb") as file:
-        try:
-            torch.save(document, file)
-        except RuntimeError as failure:
-            # torch's zip writer hides the system's error (a full disk, mostly) behind its own.
-            raise OSError(f"torch.save failed ({failure})") from failure
+    module = _inert if content is not None and content.foreign else pickle
+    try:
+        torch.save(document, file, pickle_module=module)
+    except RecursionError as failure:
+        raise CheckpointError(
+            "what surrounds the tensors is nested too deep to be written back; save the state dict "
+            "alone"
+        ) from failure
+    except RuntimeError as failure:
+        # torch's zip writer hides the system's error (a full disk, mostly) behind its own.
+        raise OSError(f"torch.save failed ({failure})") from failure
 
 
 def _compact_all(tensors: Mapping[str, Tensor], before: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -117,7 +144,7 @@ def _dress(before: Tensor, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _with_state(node: Any, path: tuple[str, ...], state: dict[str, Tensor]) -> Any:
+def _with_state(node: Any, path: tuple[Any, ...], state: dict[str, Tensor]) -> Any:
     # copy.copy keeps the class, the order and the `_metadata` attribute of an OrderedDict.
     result = copy.copy(node)
     if path:
@@ -127,36 +154,13 @@ def _with_state(node: Any, path: tuple[str, ...], state: dict[str, Tensor]) -> A
     return result
 
 
-def _check_content(path: Path) -> None:
-    expected = "a file written by torch.save"
-    start = leading_bytes(path, expected)
-    if start[8:10] == b'{"':
-        raise unreadable(
-            path, f"expected {expected}, got a safetensors file", "rename it to .safetensors"
-        )
-    if not start.startswith((b"PK", b"\x80")):
-        raise unreadable(
-            path, f"expected {expected}, got something else", "save `model.state_dict()` to it"
-        )
-
-
 def _explain(path: Path, failure: Exception) -> CheckpointError:
     text = str(failure)
-    code = re.search(r"GLOBAL (\S+)|(TorchScript)|[Uu]nsupported class (\S+)", text)
-    if code:
-        needed = next(group for group in code.groups() if group)
+    if "magic number" in text:
         return unreadable(
             path,
-            f"expected tensors and plain values, the file needs code to be loaded ({needed}), and "
-            "files with code are never executed",
-            "where the model was made, save `model.state_dict()` and plain Python values only",
-        )
-    if "Unsupported operand" in text:
-        return unreadable(
-            path,
-            "expected a file written by torch.save with its default pickle protocol, got something "
-            "else or a damaged file",
-            "save `model.state_dict()` again, or download the file again",
+            "expected a file written by torch.save, got a plain pickle or a damaged file",
+            "save `model.state_dict()` with torch.save, or download the file again",
         )
     return unreadable(
         path,

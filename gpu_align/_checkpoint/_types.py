@@ -1,17 +1,21 @@
 """What is known about a checkpoint once it is read."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
+from zipfile import ZipInfo
 
 from torch import Tensor
 
+from gpu_align._checkpoint._names import match_names
+
 Format = Literal["safetensors", "torch"]
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-FILE_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-INDEX_SUFFIX = ".safetensors.index.json"
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".th", ".pth.tar", ".pt.tar")
+FILE_SUFFIXES = (".safetensors", *TORCH_SUFFIXES[:4])
+INDEX_SUFFIX = ".index.json"
 
 
 @dataclass(frozen=True)
@@ -21,15 +25,17 @@ class ShardFile:
     Attributes:
         names: the tensors in the file, in file order.
         metadata: the file's `__metadata__`; None if the header has none.
+        content: what a torch file holds; None for a safetensors file.
     """
 
     names: tuple[str, ...]
     metadata: Mapping[str, str] | None
+    content: "TorchContent | None" = None
 
 
 @dataclass(frozen=True)
 class Shards:
-    """How a safetensors checkpoint is divided into files.
+    """How a checkpoint is divided into files.
 
     Attributes:
         index_name: file name of the index.
@@ -52,13 +58,15 @@ class TorchContent:
     Attributes:
         root: the object that was saved.
         path: keys that lead from `root` to the state dict; empty for a plain state dict.
+        foreign: the classes and functions in it that are not loaded.
     """
 
-    root: dict[Any, Any] = field(repr=False)
-    path: tuple[str, ...]
+    root: Any = field(repr=False)
+    path: tuple[Any, ...]
+    foreign: tuple[str, ...] = ()
 
-    def levels(self) -> list[dict[Any, Any]]:
-        """List the dicts from `root` down to the state dict, which comes last."""
+    def levels(self) -> list[Any]:
+        """List the dicts (or lists) from `root` down to the state dict, which comes last."""
         levels = [self.root]
         for key in self.path:
             levels.append(levels[-1][key])
@@ -66,17 +74,38 @@ class TorchContent:
 
     def state(self) -> dict[str, Any]:
         """Return the state dict, with its entries that are not tensors."""
-        return self.levels()[-1]
+        state: dict[str, Any] = self.levels()[-1]
+        return state
 
     def surroundings(self) -> dict[str, Any]:
         """Map dotted names to all that is kept besides the state dict's tensors."""
         kept: dict[str, Any] = {}
         prefix = ""
         for level, inner in zip(self.levels()[:-1], self.path, strict=True):
-            kept |= {f"{prefix}{key}": value for key, value in level.items() if key != inner}
+            kept |= {f"{prefix}{key}": value for key, value in entries(level) if key != inner}
             prefix += f"{inner}."
         state = self.state().items()
         return kept | {f"{prefix}{k}": v for k, v in state if not isinstance(v, Tensor)}
+
+
+def entries(node: object) -> list[tuple[Any, Any]]:
+    """Return the keys and values of a dict, or the places and items of a list."""
+    if isinstance(node, dict):
+        return list(node.items())
+    return list(enumerate(node)) if isinstance(node, list) else []
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A zip archive with the checkpoint in it.
+
+    Attributes:
+        members: everything in the archive, in its order.
+        name: of the member that is the checkpoint.
+    """
+
+    members: tuple[tuple[ZipInfo, bytes], ...] = field(repr=False)
+    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +121,12 @@ class Checkpoint:
         metadata: `__metadata__` of a safetensors file; None if it has none, and for sharded and
             torch checkpoints.
         shards: division into files; None for a single file.
-        content: what surrounds the tensors in a torch file; None for safetensors.
+        content: what surrounds the tensors in a torch file; None for safetensors and shards.
         warnings: what will be copied as it is although it may not fit reordered units.
+        archive: the zip archive around a torch file; None for a file of its own.
+        files: what it was read from: none of them may be overwritten by something else.
+        mode: the permission bits of the file, which files written like it get.
+        file_names: the name of a tensor -> its name in the file, where these differ.
     """
 
     path: Path
@@ -103,11 +136,24 @@ class Checkpoint:
     shards: Shards | None = None
     content: TorchContent | None = None
     warnings: tuple[str, ...] = ()
+    archive: Archive | None = None
+    files: tuple[Path, ...] = ()
+    mode: int | None = None
+    file_names: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that it was read from: none of them may be overwritten by something else."""
-        if self.shards is None:
-            return tuple(self.path.glob("*.safetensors")) if self.path.is_dir() else (self.path,)
-        folder = self.path if self.path.is_dir() else self.path.parent
-        return tuple(folder / name for name in (self.shards.index_name, *self.shards.files))
+    def named_like(self, names: Collection[str]) -> "Checkpoint":
+        """Return the checkpoint with the tensors called as in another network.
+
+        It is written back under the names in its file. Without a match (see `match_names`) it
+        stays as it is.
+
+        Args:
+            names: of the other network's tensors.
+        """
+        matched = match_names(self.tensors, names)
+        if matched is None or all(wanted == own for wanted, own in matched.items()):
+            return self
+        back = {own: wanted for wanted, own in matched.items()}
+        renamed = {back.get(own, own): tensor for own, tensor in self.tensors.items()}
+        file_names = {wanted: self.file_names.get(own, own) for wanted, own in matched.items()}
+        return replace(self, tensors=MappingProxyType(renamed), file_names=file_names)
