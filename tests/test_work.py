@@ -10,20 +10,30 @@ import pytest
 import torch
 from networks import mlp, pair, randomised
 from test_auction import make_cost
-from test_many import FORWARD, with_memory, zoo
+from test_many import FORWARD, many, with_memory, zoo
 from test_problem import problem_of
 from test_recall import swapped
 from torch import Tensor
 
 from gpu_align import (
+    METRICS,
     AlignmentProblem,
+    Annealing,
+    BeamDescent,
     Budget,
     CoordinateDescent,
+    FrankWolfe,
+    KBest,
+    LayerwiseBeam,
+    Portfolio,
     Progress,
+    Recombination,
+    Search,
     align,
     chain_spec,
     run_search,
 )
+from gpu_align._align._batches import bytes_per_model
 from gpu_align._device import RandomStream
 from gpu_align._search import _recall
 from gpu_align.kernels.auction import auction
@@ -126,3 +136,35 @@ def test_batches_share_a_budget_of_seconds(fitting: int, monkeypatch: pytest.Mon
     align(sources, target, spec=spec, search=FORWARD, budget=budget, progress=note)
     assert len(shares) == -(-5 // fitting)
     assert sum(shares.values()) == pytest.approx(5000, abs=5)
+
+
+def test_batches_leave_room_for_the_results_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what is free is planned with, and on the host the results are not free."""
+    spec, sources, target = zoo("mlp", 4)
+    held = sum(tensor.nbytes for source in sources for tensor in source.values())
+    need = 2**20
+    monkeypatch.setattr(many, "bytes_per_model", lambda *args: need)
+    for missing, size in ((0, 2), (2, 1)):
+        monkeypatch.setattr(many, "free_bytes", lambda *args: 4 * need + held - missing)  # noqa: B023
+        results = align(sources, target, spec=spec, search=FORWARD)
+        assert [result.batch_size for result in results] == [size] * 4
+
+
+@pytest.mark.parametrize("name", ["mlp", "heads"])
+def test_a_model_needs_more_memory_the_more_hypotheses_there_are(name: str) -> None:
+    def need(search: Search) -> int:
+        return bytes_per_model(pair(name).spec, METRICS["l2"], search, torch.float32)
+
+    for few, many_more in (
+        (LayerwiseBeam(3, KBest(1)), LayerwiseBeam(3, KBest(20))),
+        (LayerwiseBeam(3, KBest(4)), LayerwiseBeam(9, KBest(4))),
+        (CoordinateDescent(), CoordinateDescent(starts=5)),
+        (FrankWolfe(), FrankWolfe(starts=5)),
+        (Annealing(starts=1), Annealing(starts=5)),
+        (Recombination(population=8), Recombination(population=20)),
+        (Recombination(children=8), Recombination(children=20)),
+        (BeamDescent(width=2), BeamDescent(width=8)),
+        (BeamDescent(expansions=2), BeamDescent(expansions=8)),
+        (Portfolio(width=2), Portfolio(width=20)),
+    ):
+        assert need(few) < need(many_more)
