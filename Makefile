@@ -1,9 +1,10 @@
 # make demo   train four small digit classifiers, align them with every search, write demo/report.html
-# make test   the whole test suite
+# make test   the test suite: minutes on two cores
+# make test-slow  more cases of what it tests, long campaigns, and the demo; CI runs both
 # make proofs compile every device kernel; no GPU needed. It installs Triton, NVRTC and CuPy, so that
 #             `make test` after it runs the kernels' tests too, which it else skips
 # make simulate  the assignment kernels thread by thread, without a GPU: races, missing barriers,
-#             deadlocks, bad reads. Needs g++ and addr2line. `make test` has the quick form
+#             deadlocks, bad reads. Needs g++ and addr2line. `make test-slow` has the quick form
 # make check  what CI runs before the tests: lint, format, types
 # Each makes its own virtual environment on first use and needs only Python >= 3.11 and make.
 
@@ -12,20 +13,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test proofs simulate check bench clean
+.PHONY: demo test test-slow proofs simulate check bench clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/gpu-align demo --out demo
 
 test: $(VENV)/test.stamp
-	$(BIN)/pytest -q -n auto
+	$(BIN)/pytest -q -n auto --dist worksteal
+
+test-slow: $(VENV)/test.stamp
+	$(BIN)/pytest -q -n auto --dist worksteal -m 'slow and not whole'
 
 proofs: $(VENV)/proofs.stamp
 	$(BIN)/python -m bench.compile_kernels
 	$(BIN)/python -m bench.compile_auction
 
 simulate: $(VENV)/test.stamp
-	$(BIN)/pytest -q -n auto tests/test_simulator.py -m 'whole or not whole'
+	$(BIN)/pytest -q -n auto tests/test_simulator.py -m ''
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -5,8 +5,12 @@ plans, scratch memory and the order of arguments are those of `gpu_align.kernels
 """
 
 import ctypes
+import fcntl
+import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,9 +34,23 @@ _LEADING = 4
 _TRAILING = 4
 
 
+@contextmanager
+def shared_folder(factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Lock the folder of all workers of a session, so that one builds there what all use."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / "build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
 def build(folder: Path) -> Path:
-    """Compile a library with one thread for every block."""
-    return _compile(folder / "auction.so", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra")
+    """Compile a library with one thread for every block, unless the folder has it."""
+    library = folder / "auction_host.so"
+    if not library.exists():
+        _compile(library, "-O2", "-shared", "-fPIC", "-Wall", "-Wextra")
+    return library
 
 
 def build_sanitized(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests, and what may be skipped."""
 
 import os
+import signal
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -92,6 +93,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Take Ctrl-C, as children then do too: a shell has jobs in the background ignore it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
@@ -104,12 +115,13 @@ def generator() -> torch.Generator:
 
 @pytest.fixture(scope="session")
 def auction_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The assignment kernels, compiled for the host once a session; skips without g++."""
-    from auction_host import COMPILER, build
+    """The assignment kernels, compiled for the host once for all workers; skips without g++."""
+    from auction_host import COMPILER, build, shared_folder
 
     if COMPILER is None:
         pytest.skip("needs g++")
-    return build(tmp_path_factory.mktemp("auction"))
+    with shared_folder(tmp_path_factory) as folder:
+        return build(folder)
 
 
 @pytest.fixture

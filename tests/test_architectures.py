@@ -11,6 +11,7 @@ import pytest
 import sequence_architectures as sequence
 import torch
 from architectures import Example
+from marks import slow
 from oracles import assert_same_function
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -199,7 +200,7 @@ def test_the_symmetries_are_those_derived_by_hand(name: str) -> None:
     assert spec.log10_symmetries == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", slow(FULL, but=("wide_mlp", "vgg16")))
 def test_full_sizes(name: str) -> None:
     build, expected = FULL[name]
     spec = discover(*build(), verify=False)

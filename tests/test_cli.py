@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import child
 from typer.testing import CliRunner, Result
 
 from gpu_align import (
@@ -272,15 +273,13 @@ def test_ctrl_c_keeps_the_best_found(folder: Path) -> None:
     command += ["-o", "new.safetensors", "--seconds", "120"]
     master, slave = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=slave, env=environment, text=True
-    )
-    os.close(slave)
     shown = b""
-    while b"sweep" not in shown:
-        shown += os.read(master, 4096)
-    process.send_signal(signal.SIGINT)
-    stdout, _ = process.communicate(timeout=60)
+    with child(command, stdout=subprocess.PIPE, stderr=slave, env=environment) as process:
+        os.close(slave)
+        while b"sweep" not in shown:
+            shown += os.read(master, 4096)  # an error once the child has ended
+        process.send_signal(signal.SIGINT)
+        stdout, _ = process.communicate()
     os.close(master)
     assert process.returncode == 1
     assert "interrupted; this is the best permutation found" in stdout
@@ -380,6 +379,7 @@ def test_duration(value: float, text: str) -> None:
     assert _terminal.duration(value) == text
 
 
+@pytest.mark.slow
 def test_demo_and_the_commands_it_names(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
@@ -365,10 +366,24 @@ def is_usable(op: Op, values: list[Tensor]) -> bool:
     return out is not None and 0 < out.numel() <= MOST_ENTRIES and out.ndim > 0
 
 
-@settings(max_examples=240, deadline=None, suppress_health_check=list(HealthCheck))
+ANY = settings(deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@settings(ANY, max_examples=40)
 @given(network=networks())
 def test_random_networks_keep_their_function(network: tuple[nn.Module, Tensor]) -> None:
-    model, inputs = network
+    assert_symmetries_hold(*network)
+
+
+@pytest.mark.slow
+@settings(ANY, max_examples=300)
+@given(network=networks())
+def test_many_random_networks_keep_their_function(network: tuple[nn.Module, Tensor]) -> None:
+    assert_symmetries_hold(*network)
+
+
+def assert_symmetries_hold(model: nn.Module, inputs: Tensor) -> None:
+    """Assert that discovered symmetries keep a function, and that the spec survives its JSON."""
     spec = discover(model, inputs, verify=False)
     assert PermutationSpec.from_json(spec.to_json()) == spec
     state = model.state_dict()

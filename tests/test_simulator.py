@@ -1,12 +1,11 @@
 """The assignment kernels thread by thread: no race, no fault, SciPy's answer, in every schedule.
 
-What is marked `whole` runs by `make simulate` only. `-s` shows what notices the missing barriers.
+It takes minutes: `make test-slow` runs it, and what is marked `whole` runs by `make simulate`
+only. `-s` shows what notices the missing barriers.
 """
 
 import ctypes
-import fcntl
 import math
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -16,14 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from auction_host import COMPILER, HostDevice
+from auction_host import COMPILER, HostDevice, shared_folder
 from auction_simulator import ADDR2LINE, Layout, Policy, SimulatedDevice, Simulator, build
 from test_auction import KINDS, check, make_cost, statuses
 
 from gpu_align._status import Status
 from gpu_align.kernels.auction import AuctionResult, auction
 
-pytestmark = pytest.mark.skipif(not (COMPILER and ADDR2LINE), reason="needs g++ and addr2line")
+pytestmark = [
+    pytest.mark.skipif(not (COMPILER and ADDR2LINE), reason="needs g++ and addr2line"),
+    pytest.mark.slow,
+]
 
 EXACT = ("col_ind", "row_dual", "col_dual", "status_codes", "stats")
 """What one thread on the host computes too, bit for bit."""
@@ -34,13 +36,9 @@ Make = Callable[[str], Path]
 @pytest.fixture(scope="session")
 def simulator_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Build a unit of `simulator/` once for all workers of a session."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
 
     def make(unit: str) -> Path:
-        with (folder / "simulator.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with shared_folder(tmp_path_factory) as folder:
             return build(folder, unit)
 
     return make

@@ -20,7 +20,7 @@ THREADS = 8
 
 def side_by_side(tasks: list[Callable[[], Any]]) -> list[Any]:
     """Run tasks in threads that begin together, and return what they return."""
-    ready = threading.Barrier(THREADS)
+    ready = threading.Barrier(THREADS, timeout=60)
 
     def run(share: list[Callable[[], Any]]) -> list[Any]:
         ready.wait()

@@ -255,7 +255,7 @@ def _identity(
 ) -> dict[str, str]:
     """Return all that the result depends on, apart from budgets: name -> value or hash."""
     engine, spec = problem.engine, replace(problem.spec, origin="")
-    tensors = {**problem.evidence, **({} if start is None else start.perms)}
+    given = [problem.evidence, {} if start is None else start.perms]
     return {
         "the version of gpu-align": str(version("gpu-align")),
         **{name: str(value) for name, value in settings.items()},
@@ -264,7 +264,7 @@ def _identity(
         "the device": f"{engine.device.type}{' with kernels' if engine.kernels else ''}",
         "the symmetries": _HASH + hashlib.sha256(spec.to_json().encode()).hexdigest(),
         **{name: _HASH + digest for name, digest in problem.digests().items()},
-        "the evidence or the start": _HASH + hash_tensors([tensors]),
+        "the evidence or the start": _HASH + hash_tensors(given),
     }
 
 

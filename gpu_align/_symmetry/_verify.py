@@ -382,9 +382,11 @@ def _relative(a: Tensor, b: Tensor) -> float:
         # Nothing can be compared, and that is no proof.
         return float("inf")
     agrees = (a == b) | (a.isnan() & b.isnan())
-    gap = torch.where(agrees, 0.0, (b - a).abs()).nan_to_num(nan=float("inf"))
-    scale = a.abs().clamp_min(_typical(a[finite].abs()))
-    return float((gap / scale).nan_to_num(nan=0.0, posinf=float("inf")).max())
+    if not bool((agrees | (finite & b.isfinite())).all()):
+        return float("inf")
+    gap = torch.where(agrees, 0.0, (b - a).abs())
+    scale = torch.where(finite, a.abs(), 0.0).clamp_min(_typical(a[finite].abs()))
+    return float((gap / scale).max())
 
 
 def _typical(sizes: Tensor) -> float:
