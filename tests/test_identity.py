@@ -38,7 +38,7 @@ def start(shift: int) -> object:
 
 
 def stop(progress: Progress) -> None:
-    if progress.sweep == 2:
+    if progress.step == 2:
         raise KeyboardInterrupt
 
 
@@ -78,7 +78,7 @@ def test_another_run_is_refused(changes: dict[str, object], tmp_path: Path) -> N
 
 def test_a_budget_may_be_another(tmp_path: Path) -> None:
     run(tmp_path / "s", resume=False)
-    assert len(run(tmp_path / "s", resume=True, budget=Budget(sweeps=3)).history) == 3
+    assert len(run(tmp_path / "s", resume=True, budget=Budget(steps=3)).history) == 3
 
 
 def test_the_identity_has_exactly_these_parts(tmp_path: Path) -> None:

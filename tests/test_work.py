@@ -12,7 +12,7 @@ from networks import mlp, pair, randomised
 from test_auction import make_cost
 from test_many import FORWARD, many, with_memory, zoo
 from test_problem import problem_of
-from test_recall import swapped
+from test_similarity_cache import swapped
 from torch import Tensor
 
 from gpu_align import (
@@ -35,7 +35,7 @@ from gpu_align import (
 )
 from gpu_align._align._batches import bytes_per_model
 from gpu_align._device import RandomStream
-from gpu_align._search import _recall
+from gpu_align._search import _similarity_cache
 from gpu_align.kernels.auction import auction
 
 
@@ -74,7 +74,7 @@ def test_a_small_change_is_an_update_and_a_large_one_is_not(
     for variable, size in problem.sizes.items():
         old = torch.zeros(2, size, size, dtype=torch.float64)
         problem.updated_similarity(variable, old, perms, turned, model)
-    assert problem.full == sum(bool(problem.touching(variable)) for variable in problem.sizes)
+    assert problem.full == sum(bool(problem.terms_of(variable)) for variable in problem.sizes)
 
 
 def test_a_swap_of_two_units_among_many_is_an_update(stream: RandomStream) -> None:
@@ -90,7 +90,7 @@ def test_a_swap_of_two_units_among_many_is_an_update(stream: RandomStream) -> No
 
 def test_a_descent_updates_what_it_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each group is looked at in full once, and again only where much has moved since."""
-    monkeypatch.setattr(_recall, "_WORTH", 0)
+    monkeypatch.setattr(_similarity_cache, "_LEAST_WORK", 0)
     states = [randomised(mlp([4, 12, 12, 12, 3]), seed).state_dict() for seed in (0, 1)]
     problem = Counted(*states, chain_spec(states[0]))
     outcome = run_search(CoordinateDescent(order="forward"), problem)
