@@ -237,6 +237,24 @@ def test_certificate_is_relative_to_the_costs(scale):
     assert certify(problem, claim).status == (Status.SOLVED,)
 
 
+@pytest.mark.parametrize("scale", [1e-100, 1.0, 1e100])
+@pytest.mark.parametrize(
+    ("lacking", "status"), [(1e-12, Status.OPTIMAL), (1e-7, Status.SOLVED), (1e-4, Status.SOLVED)]
+)
+def test_only_rounding_counts_as_no_gap(lacking, status, scale):
+    """The identity lacks a share of the largest cost."""
+    cost = scale * torch.tensor([[[1.0, 0.0], [0.0, lacking - 1.0]]], dtype=torch.float64)
+    identity = matching(torch.tensor([[0, 1]]), cost.diagonal(dim1=1, dim2=2).sum(1))
+    assert certify(AssignmentProblem(cost), identity).status == (status,)
+
+
+@pytest.mark.parametrize("failure", [Status.ROUND_LIMIT, Status.INEXACT, Status.NOT_FINITE])
+def test_certify_keeps_a_failure(failure):
+    problem = AssignmentProblem(make_cost("gaussian", 2, 6, seed=0))
+    failed = replace(solve(problem), status=(failure, Status.SOLVED))
+    assert certify(problem, failed).status == (failure, Status.OPTIMAL)
+
+
 @settings(deadline=None, max_examples=40)
 @given(problem=problems, seed=st.integers(0, 1000))
 def test_gap_of_any_matching_is_what_it_lacks(problem, seed):

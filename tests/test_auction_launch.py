@@ -167,7 +167,7 @@ def test_blocks_that_wait_for_each_other_must_fit(recorder):
     recorder.blocks_each = 0
     with pytest.raises(UnavailableError, match=r"expected room for \d+ blocks .* has room for 0"):
         auction(cost)
-    auction(torch.zeros(3, 20, 20))  # its blocks don't wait
+    auction(torch.zeros(3, 20, 20))  # its blocks do not wait
 
 
 def test_shared_memory_is_granted_when_more_is_needed(recorder):

@@ -140,10 +140,7 @@ def add_term(
             b_ptr + row[:, None] * b_stride,
             (i[:, None] < units) & (k[None, :] < padded_length),
             (k[:, None] < length) & (j[None, :] < padded),
-            a_plane,
-            b_plane,
-            PLANES,
-            PRECISION,
-        )
+            a_plane, b_plane, PLANES, PRECISION,
+        )  # fmt: skip
         row = next_row
     return total
