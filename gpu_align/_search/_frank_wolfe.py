@@ -79,30 +79,32 @@ class FrankWolfe(RelaxedSearch[_Polytope]):
 
     def relax(self, run: Run, present: _Polytope, taken: int) -> _Polytope:
         """See `RelaxedSearch.relax`."""
-        problem, point, model = run.problem, present, present.model
-        gradient = problem.soft_similarity(point.soft, model, None, run.heartbeat)
+        problem, model = run.problem, present.model
+        gradient = problem.soft_similarity(present.soft, model, None, run.heartbeat)
         direction = {}
         for done, family in enumerate(problem.families.values()):
             run.heartbeat(f"assignment {done + 1} of {len(problem.families)}")
             own = {variable: gradient[variable] for variable in family.variables}
             for variable, perm in family.assign(own, run.match).items():
-                direction[variable] = to_matrix(perm, problem.dtype) - point.soft[variable]
+                direction[variable] = to_matrix(perm, problem.dtype) - present.soft[variable]
 
         def along(step: Tensor) -> dict[str, Tensor]:
             length = step.to(problem.dtype)[:, None, None]
-            return {g: torch.addcmul(point.soft[g], length, direction[g]) for g in direction}
+            return {g: torch.addcmul(present.soft[g], length, direction[g]) for g in direction}
 
         degree = max((len(term.variables) for term in problem.terms), default=1)
         nodes = torch.linspace(0, 1, degree + 1, dtype=torch.float64)
         later = [
-            problem.soft_value(along(torch.full_like(point.value, node)), model)
+            problem.soft_value(along(torch.full_like(present.value, node)), model)
             for node in nodes[1:].tolist()
         ]
-        step = maximize_polynomial(nodes, torch.stack([point.value, *later], dim=1))
-        soft = along(torch.where(point.moving, step, 0.0))
+        step = maximize_polynomial(nodes, torch.stack([present.value, *later], dim=1))
+        soft = along(torch.where(present.moving, step, 0.0))
         value = problem.soft_value(soft, model)
-        increase = (value - point.value) / value.abs().clamp_min(1e-30)
-        return replace(point, soft=soft, value=value, moving=point.moving & (increase > self.rtol))
+        increase = (value - present.value) / value.abs().clamp_min(1e-30)
+        return replace(
+            present, soft=soft, value=value, moving=present.moving & (increase > self.rtol)
+        )
 
 
 def maximize_polynomial(nodes: Tensor, values: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def soften(
     Args:
         family: what is scaled together.
         similarity: variable -> [b, n, n].
-        temperature: [], in units of the standard deviation of each group's gains.
+        temperature: [], in units of the standard deviation of each group's unit gains.
         iterations: Sinkhorn iterations.
 
     Returns:
@@ -77,11 +77,11 @@ def soften(
     return soft
 
 
-def _spread(gains: Tensor) -> Tensor:
-    """Return the standard deviation of gains, [b, 1, 1]."""
+def _spread(unit_gains: Tensor) -> Tensor:
+    """Return the standard deviation of unit gains, [b, 1, 1]."""
     # Where all units are alike, the spread is rounding noise and must not be blown up.
-    floor = 1e-6 * gains.abs().amax((1, 2)) + torch.finfo(gains.dtype).tiny
-    return torch.maximum(deviation(gains), floor)[:, None, None]
+    floor = 1e-6 * unit_gains.abs().amax((1, 2)) + torch.finfo(unit_gains.dtype).tiny
+    return torch.maximum(deviation(unit_gains), floor)[:, None, None]
 
 
 def _logits(member: Member, similarity: Mapping[str, Tensor], unit: Tensor) -> Tensor:

@@ -34,15 +34,15 @@ class _Step:
 
     Attributes:
         similarity: of the group's variables, to where `move` looks for them.
-        gains: float32 [c, n, n], what is assigned: the similarity, or room for it plus the
+        unit_gains: float32 [c, n, n], what is assigned: the similarity, or room for it plus the
             magnitude of the signed one.
-        assignment: of the gains.
+        assignment: of the unit gains.
         move: what is noted about it.
         accept: notes it.
     """
 
     similarity: "RowDistance"
-    gains: Tensor
+    unit_gains: Tensor
     assignment: Auction
     move: "Move"
     accept: "Accept"
@@ -123,7 +123,7 @@ class Workspace:
         for step in self._steps[number]:
             step.similarity.launch()
             if step.move.signed is not None:
-                torch.abs(step.move.signed, out=step.gains).add_(step.move.similarity)
+                torch.abs(step.move.signed, out=step.unit_gains).add_(step.move.similarity)
             queued = step.assignment.launch()
             step.accept.launch(queued.col_ind, queued.col_dual, queued.status_codes)
 
@@ -189,10 +189,10 @@ class Workspace:
             col_dual=self._dual_views[group][here],
             neighbours=torch.tensor(neighbours, dtype=torch.int64).to(problem.device),
         )
-        gains = rest[1] if rest else first
-        wanted = AssignmentProblem(gains, maximize=True, sizes=batch.active)
+        unit_gains = rest[1] if rest else first
+        wanted = AssignmentProblem(unit_gains, maximize=True, sizes=batch.active)
         assignment = queue.prepare(wanted, (move.col_dual, move.perm))
-        return _Step(similarity, gains, assignment, move, Accept(move))
+        return _Step(similarity, unit_gains, assignment, move, Accept(move))
 
 
 def _views(flat: Tensor, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
