@@ -66,7 +66,7 @@ def source_rows(
 
 
 @triton.jit
-def product(
+def add_product(
     total: tl.tensor,
     a_ptr: tl.tensor,
     b_ptr: tl.tensor,
@@ -153,7 +153,7 @@ def add_term(
         next_row = source_rows(
             u_ptr, v_ptr, p, q, r, k + BLOCK_K, u_end, v_end, u_stride, v_stride, negative
         )
-        total = product(
+        total = add_product(
             total,
             a_ptr + k[None, :],
             b_ptr + row[:, None] * b_stride,
