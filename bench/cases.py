@@ -31,12 +31,12 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """Of one cost matrix per hypothesis and group."""
+        """Of one similarity per hypothesis and group."""
         rows = ((n, sum(units * inner for units, inner in terms)) for n, terms in self.groups)
         return sum(2 * self.batch * n * n * length for n, length in rows)
 
     def bytes(self, element: int) -> int:
-        """Every weight and index vector read once, every cost written once."""
+        """Every weight and index vector read once, every similarity written once."""
         total = 0
         for n, terms in self.groups:
             length = sum(units * inner for units, inner in terms)

@@ -40,10 +40,6 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 SPILL_LIMIT = {80: 32, 90: 16}
 """Architecture -> bytes that a thread may spill: tiles are chosen for sm_90."""
 
-TABLE = {"first_ptr": "*i64", "problems": "i32", "groups": "i32", "steps": "i32"}
-TABLE |= {"problem_ptr": "*i64", "group_ptr": "*i64"}
-"""Arguments of the grouped launches: a kernel has some of them."""
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -74,7 +70,7 @@ def variants() -> Iterator[Variant]:
 
 
 def _row_variants() -> Iterator[Variant]:
-    types = TABLE | {"term_ptr": "*i64", "part_ptr": "*fp32", "arrived_ptr": "*i32", "cost": "i32"}
+    types = {"problem": "*i64", "term_ptr": "*i64", "part_ptr": "*fp32", "arrived_ptr": "*i32"}
     for planes, tiles in TILES.items():
         for tile in tiles:
             dtype = torch.bfloat16 if planes > 1 else torch.float32
@@ -108,7 +104,8 @@ def _move_variants() -> Iterator[Variant]:
 
 
 def _sinkhorn_variants() -> Iterator[Variant]:
-    numbers = TABLE | {"temperature_ptr": "*fp32", "damping": "fp32", "iterations": "i32"}
+    numbers = {"first_ptr": "*i64", "group_ptr": "*i64", "groups": "i32", "steps": "i32"}
+    numbers |= {"temperature_ptr": "*fp32", "damping": "fp32", "iterations": "i32"}
     for block, warps in RESIDENT.items():
         options = {"num_warps": warps, "enable_fp_fusion": True}
         yield Variant(resident_kernel, f"n <= {block}", numbers, {"BLOCK": block}, options)

@@ -1,6 +1,6 @@
 """Which terms couple which variables of a problem."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -28,10 +28,9 @@ class Coupling:
         """Return the coupling terms in which a matrix takes part."""
         return tuple(term for term in self.terms if variable in term.variables)
 
-    def modes_of(self, variable: str) -> Iterator[tuple[AnyTerm, int]]:
-        """Yield the coupling terms of a matrix, each with every index that the matrix has in it."""
-        for term in self.terms_of(variable):
-            yield from ((term, mode) for mode, v in enumerate(term.variables) if v == variable)
+    def modes_of(self, variable: str) -> Sequence[tuple[AnyTerm, int]]:
+        """Return the coupling terms of a matrix, each with every index that it has there."""
+        return self._modes[variable]
 
     def roots(self, term: AnyTerm) -> tuple[str, ...]:
         """Return the group that each matrix of a term is decided with."""
@@ -68,6 +67,14 @@ class Coupling:
     def is_quadratic(self, group: str) -> bool:
         """Say whether a term couples two matrices of a family, or one with itself."""
         return group in self.neighbours(group)
+
+    @cached_property
+    def _modes(self) -> dict[str, list[tuple[AnyTerm, int]]]:
+        found: dict[str, list[tuple[AnyTerm, int]]] = {variable: [] for variable in self._root_of}
+        for term in self.terms:
+            for mode, variable in enumerate(term.variables):
+                found[variable].append((term, mode))
+        return found
 
     @cached_property
     def _root_of(self) -> dict[str, str]:

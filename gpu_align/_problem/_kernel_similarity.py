@@ -1,7 +1,6 @@
 """Similarities by the row-distance kernels, in the place of torch's products."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -33,12 +32,12 @@ class KernelSimilarity:
 
     def similarity(self, variable: str, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """See `AlignmentProblem.similarity`; terms of siblings are left out."""
-        from gpu_align.kernels.row_distance import row_distance
+        from gpu_align.kernels.row_distance import RowDistance
 
-        rows, unary = self._rows(variable), self._unary[variable]
+        rows = self._rows(variable)
         if rows is None:
-            return unary[model]
-        return row_distance([self._row_problem(rows, perms, model, unary)])[0]
+            return self._unary[variable][model]
+        return RowDistance(self._problem(variable, rows, perms, model)).launch()
 
     def prepares(self, variable: str) -> bool:
         """Say whether `prepared` takes a matrix: its terms have at most two others each."""
@@ -49,22 +48,18 @@ class KernelSimilarity:
 
     def prepared(
         self,
-        variables: Sequence[str],
+        variable: str,
         perms: Mapping[str, Tensor],
         model: Tensor,
         active: Tensor,
-        out: Sequence[Tensor],
+        out: Tensor,
     ) -> "RowDistance":
         """See `AlignmentProblem.prepared_similarity`."""
         from gpu_align.kernels.row_distance import RowDistance
 
-        problems = []
-        for variable in variables:
-            rows = self._rows(variable)
-            assert rows is not None
-            problem = self._row_problem(rows, perms, model, self._unary[variable])
-            problems.append(replace(problem, active=active))
-        return RowDistance(problems, out=out)
+        rows = self._rows(variable)
+        assert rows is not None
+        return RowDistance(self._problem(variable, rows, perms, model, active), out=out)
 
     def _rows(self, variable: str) -> "PackedRows | None":
         from gpu_align.kernels.rows import RowTerm, pack_rows
@@ -81,10 +76,15 @@ class KernelSimilarity:
             self._packed[variable] = pack_rows(terms, signed=signed) if terms else None
         return self._packed[variable]
 
-    def _row_problem(
-        self, rows: "PackedRows", perms: Mapping[str, Tensor], model: Tensor, unary: Tensor
+    def _problem(
+        self,
+        variable: str,
+        rows: "PackedRows",
+        perms: Mapping[str, Tensor],
+        model: Tensor,
+        active: Tensor | None = None,
     ) -> "RowProblem":
         from gpu_align.kernels.rows import RowProblem
 
-        others = {name for term in rows.terms for name in term.others}
-        return RowProblem(rows, {name: perms[name] for name in others}, model, unary)
+        others = {name: perms[name] for term in rows.terms for name in term.others}
+        return RowProblem(rows, others, model, self._unary[variable], active)

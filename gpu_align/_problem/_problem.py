@@ -281,7 +281,7 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
             before, after: variable -> int64 [b, n].
             model: int64 [b].
         """
-        modes = list(self.modes_of(variable))
+        modes = self.modes_of(variable)
         siblings = any(isinstance(term, SiblingTerm) for term, _ in modes)
         if siblings or self._kernels is not None or not self.engine.waits:
             return self.similarity(variable, after, model)
@@ -311,23 +311,23 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
 
     def prepared_similarity(
         self,
-        variables: Sequence[str],
+        variable: str,
         perms: Mapping[str, Tensor],
         model: Tensor,
         active: Tensor,
-        out: Sequence[Tensor],
+        out: Tensor,
     ) -> "RowDistance":
-        """Prepare the similarities of some matrices for many launches; see `similarity`.
+        """Prepare the similarity of a matrix for many launches; see `similarity`.
 
         Args:
-            variables: of a group that `prepares` names.
+            variable: of a group that `prepares` names.
             perms: variable -> int64 [b, n], which may be overwritten between launches.
             model: int64 [b].
             active: int64 [b], likewise; 0 where a hypothesis is left out.
-            out: float32 [b, n, n] of each matrix, contiguous.
+            out: float32 [b, n, n], contiguous.
         """
         assert self._kernels is not None
-        return self._kernels.prepared(variables, perms, model, active, out)
+        return self._kernels.prepared(variable, perms, model, active, out)
 
     def similarities(
         self, group: str, perms: Mapping[str, Tensor], model: Tensor

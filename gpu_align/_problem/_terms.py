@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gpu_align._problem._hypotheses import in_chunks
-from gpu_align._problem._signed import index_of, is_signed, sign_of, with_sign
+from gpu_align._problem._signed import index_of, is_signed, sign_of
+from gpu_align.kernels.rows import fold
 
 CHUNK_ELEMENTS = 2**26
 """Largest number of elements of one permuted copy of a term (256 MiB in float32)."""
@@ -125,7 +126,7 @@ class Term:
             [b, n, n]; None where so much has changed that computing it anew is faster.
         """
         flat, names = self._matricization(mode), self.others(mode)
-        old, new = (_numbered([perms[name] for name in names]) for perms in (before, after))
+        old, new = (fold([perms[name] for name in names]) for perms in (before, after))
         moved = old != new
         most = int(moved.sum(1).max()) if len(model) else 0
         if most > _FEW * moved.shape[1]:
@@ -186,16 +187,6 @@ class Term:
                 target.reshape(size, -1).contiguous(), last.reshape(rows, -1).contiguous()
             )
         return self._matricizations[mode]
-
-
-def _numbered(perms: Sequence[Tensor]) -> Tensor:
-    """Return one index vector for several axes, `~j` where an odd number of units is negated."""
-    total = perms[0]
-    for perm in perms[1:]:
-        unit = index_of(total)[:, :, None] * perm.shape[1] + index_of(perm)[:, None, :]
-        negative = (total < 0)[:, :, None] ^ (perm < 0)[:, None, :]
-        total = with_sign(unit, negative).flatten(1)
-    return total
 
 
 def _signed_rows(rows: Tensor, first: Tensor, perm: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class _Step:
     """A move of one group for a range of hypotheses.
 
     Attributes:
-        similarity: of the group's variables, to where `move` looks for them.
+        similarities: of the group's variables, to where `move` looks for them.
         unit_gains: float32 [c, n, n], what is assigned: the similarity, or room for it plus the
             magnitude of the signed one.
         assignment: of the unit gains.
@@ -41,7 +41,7 @@ class _Step:
         accept: notes it.
     """
 
-    similarity: "RowDistance"
+    similarities: list["RowDistance"]
     unit_gains: Tensor
     assignment: Auction
     move: "Move"
@@ -121,7 +121,8 @@ class Workspace:
         """
         self._selects[number].launch(chosen)
         for step in self._steps[number]:
-            step.similarity.launch()
+            for similarity in step.similarities:
+                similarity.launch()
             if step.move.signed is not None:
                 torch.abs(step.move.signed, out=step.unit_gains).add_(step.move.similarity)
             queued = step.assignment.launch()
@@ -176,9 +177,10 @@ class Workspace:
         out = [first, *rest[: len(variables) - 1]]
         perms = {variable: self._views[variable][here] for variable in problem.seen_from(group)}
         batch = self._batch.part(part.start, part.stop)
-        similarity = problem.prepared_similarity(
-            variables, perms, self._model[here], batch.active, out
-        )
+        similarities = [
+            problem.prepared_similarity(variable, perms, self._model[here], batch.active, matrices)
+            for variable, matrices in zip(variables, out, strict=True)
+        ]
         neighbours = [problem.order.index(name) for name in problem.neighbours(group)]
         move = Move(
             batch=batch,
@@ -192,7 +194,7 @@ class Workspace:
         unit_gains = rest[1] if rest else first
         wanted = AssignmentProblem(unit_gains, maximize=True, sizes=batch.active)
         assignment = queue.prepare(wanted, (move.col_dual, move.perm))
-        return _Step(similarity, unit_gains, assignment, move, Accept(move))
+        return _Step(similarities, unit_gains, assignment, move, Accept(move))
 
 
 def _views(flat: Tensor, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:

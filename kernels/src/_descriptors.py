@@ -1,4 +1,4 @@
-"""What a grouped row-distance launch knows of each problem and term: addresses, strides, sizes."""
+"""What a row-distance launch knows of its problem and the terms: addresses, strides, sizes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,30 +13,26 @@ from .rows import PackedTerm, RowProblem
 
 
 class ProblemRow(NamedTuple):
-    """One problem of the table; tensors are addresses, 0 where there is none.
+    """The problem of a launch; tensors are addresses, 0 where there is none.
 
-    A tile is the work of `chunks` programs, `chunk` steps of BLOCK_K each; the sums of its tiles
-    begin at tile `part` of the scratch memory. `*_step` is elements per hypothesis or model.
+    A tile is the work of `chunks` programs, `chunk` steps of BLOCK_K each. `*_step` is elements per
+    hypothesis or model.
     """
 
     size: int
     batch: int
     out: int
     model: int
-    target_norm: int
-    source_norm: int
     unary: int
     unary_step: int
     active: int
     chunks: int
     chunk: int
-    part: int
-    first_term: int
-    last_term: int
+    terms: int
 
 
 class TermRow(NamedTuple):
-    """One term of the table. A row's position (u, v, r) is `u * u_stride + v * v_stride + r`.
+    """One term of a launch. A row's position (u, v, r) is `u * u_stride + v * v_stride + r`.
 
     u and v are units of the other two groups, r is below `inner`; a group that is not there has
     one unit, whose index vector has address 0. `*_step` is elements per hypothesis or model; the
@@ -64,22 +60,18 @@ MAX_LENGTH = 2**31 - 2**10
 """Rows are shorter, so that a position a step beyond their end has 32 bits."""
 
 # The same fields as numbers: a kernel reads no NamedTuple.
-P_FIELDS, T_FIELDS = tl.constexpr(len(ProblemRow._fields)), tl.constexpr(len(TermRow._fields))
+T_FIELDS = tl.constexpr(len(TermRow._fields))
 (
     P_SIZE,
     P_BATCH,
     P_OUT,
     P_MODEL,
-    P_TARGET_NORM,
-    P_SOURCE_NORM,
     P_UNARY,
     P_UNARY_STEP,
     P_ACTIVE,
     P_CHUNKS,
     P_CHUNK,
-    P_PART,
-    P_FIRST_TERM,
-    P_LAST_TERM,
+    P_TERMS,
 ) = map(tl.constexpr, range(len(ProblemRow._fields)))
 (
     T_TARGET,
@@ -100,17 +92,13 @@ P_FIELDS, T_FIELDS = tl.constexpr(len(ProblemRow._fields)), tl.constexpr(len(Ter
 ) = map(tl.constexpr, range(len(TermRow._fields)))
 
 
-def problem_row(
-    problem: RowProblem, out: Tensor, terms: tuple[int, int], chunks: tuple[int, int], part: int
-) -> ProblemRow:
+def problem_row(problem: RowProblem, out: Tensor, chunks: tuple[int, int]) -> ProblemRow:
     """Return the row of a problem.
 
     Args:
         problem: the hypotheses.
         out: float32 [b, n, n].
-        terms: numbers of its first term and of the one after its last.
         chunks: how many, and the steps of each.
-        part: its first tile in the scratch memory.
     """
     rows, unary, active = problem.rows, problem.unary, problem.active
     return ProblemRow(
@@ -118,16 +106,12 @@ def problem_row(
         batch=len(problem.model),
         out=out.data_ptr(),
         model=problem.model.data_ptr(),
-        target_norm=rows.target_norm.data_ptr(),
-        source_norm=rows.source_norm.data_ptr(),
         unary=0 if unary is None else unary.data_ptr(),
         unary_step=0 if unary is None or len(unary) == 1 else unary.stride(0),
         active=0 if active is None else active.data_ptr(),
         chunks=chunks[0],
         chunk=chunks[1],
-        part=part,
-        first_term=terms[0],
-        last_term=terms[1],
+        terms=len(rows.terms),
     )
 
 
@@ -166,40 +150,6 @@ def term_row(
         v=0 if v is None else v.data_ptr(),
         v_step=0 if v is None else v.stride(0),
     )
-
-
-def fold(indices: Sequence[Tensor]) -> Tensor:
-    """Return one index vector for several axes, int64 [b, product of units], signs multiplied."""
-    total = indices[0]
-    for index in indices[1:]:
-        unit, inner = (torch.where(i < 0, ~i, i) for i in (total, index))
-        both = unit[:, :, None] * index.shape[1] + inner[:, None, :]
-        negative = (total < 0)[:, :, None] ^ (index < 0)[:, None, :]
-        total = torch.where(negative, ~both, both).flatten(1)
-    return total
-
-
-def outputs(problems: Sequence[RowProblem], given: Sequence[Tensor] | None) -> list[Tensor]:
-    """Check the problems against each other; return checked or new float32 [b, n, n].
-
-    Raises:
-        InputError: several dtypes, planes or devices, or `given` does not fit.
-    """
-    kinds = {(p.rows.dtype, p.rows.planes, p.rows.device) for p in problems}
-    if len(kinds) > 1:
-        raise InputError(
-            "expected problems of one dtype, number of planes and device in a launch, got "
-            f"{sorted(map(str, kinds))}"
-        )
-    shapes = [(len(p.model), p.rows.size, p.rows.size) for p in problems]
-    if given is None:
-        devices = [problem.rows.device for problem in problems]
-        return [torch.empty(s, device=d) for s, d in zip(shapes, devices, strict=True)]
-    if len(given) != len(problems):
-        raise InputError(f"expected {len(problems)} outputs, got {len(given)}")
-    for problem, matrix, shape in zip(problems, given, shapes, strict=True):
-        check_matrices("out", matrix, shape, problem.rows.device)
-    return list(given)
 
 
 def check_matrices(

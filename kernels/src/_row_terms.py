@@ -56,7 +56,7 @@ def source_rows(
 
 
 @triton.jit
-def product(
+def add_product(
     total: tl.tensor,
     a_ptr: tl.tensor,
     b_ptr: tl.tensor,
@@ -134,7 +134,7 @@ def add_term(
         q = tl.where(carry, q - v_size, q)
         p += p_step + carry.to(tl.int32)
         next_row = source_rows(index, p, q, r, k + BLOCK_K)
-        total = product(
+        total = add_product(
             total,
             a_ptr + k[None, :],
             b_ptr + row[:, None] * b_stride,

@@ -1,7 +1,6 @@
 """Shapes of the work of one program of the row-distance kernel, chosen without a look at data."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,7 +40,7 @@ class Tile:
 
 
 class Work(NamedTuple):
-    """What a problem of a launch asks for.
+    """What a launch asks for.
 
     Attributes:
         units: n.
@@ -84,38 +83,33 @@ SHORTEST = 8
 """Steps of the shortest chunk: less does not pay for adding the chunks."""
 
 
-def choose_tile(work: Sequence[Work], planes: int, processors: int, architecture: int) -> Tile:
-    """Return the tile that is done first by its rate and by what it pads.
+def choose_tile(work: Work, planes: int, processors: int, architecture: int) -> Tile:
+    """Return the tile with which the work is done first, by its rate and by what it pads.
 
     Args:
-        work: of each problem of the launch.
+        work: of the launch.
         planes: of the weights.
         processors: multiprocessors of the device.
         architecture: 90 for sm_90.
     """
 
     def enough(tile: Tile) -> bool:
-        many = sum(load.tiles(tile) for load in work) >= processors
-        return tile.rows < LARGE or (many and architecture >= 90)
+        return tile.rows < LARGE or (work.tiles(tile) >= processors and architecture >= 90)
 
     def seconds(tile: Tile) -> float:
-        entries = sum(load.tiles(tile) * sum(load.lengths) for load in work)
-        return entries * tile.rows * tile.columns / tile.rate
+        return work.tiles(tile) * sum(work.lengths) * tile.rows * tile.columns / tile.rate
 
     return min(filter(enough, TILES[planes]), key=seconds)
 
 
-def split(work: Sequence[Work], tile: Tile, processors: int) -> list[tuple[int, int]]:
-    """Return into how many chunks of how many steps each problem's tiles are split.
+def split(work: Work, tile: Tile, processors: int) -> tuple[int, int]:
+    """Return into how many chunks of how many steps the tiles of a launch are split.
 
-    All chunks of a launch have about the same length, that at which there is one program for each
-    place on the device: a launch with many tiles is not split.
+    A chunk is as long as it is with one program for each place on the device: a launch with many
+    tiles is not split.
     """
     places = processors * max(WARPS // tile.warps, 1)
-    steps = sum(load.tiles(tile) * load.steps(tile) for load in work)
-    length = max(math.ceil(steps / places), SHORTEST)
-    counts = [max(math.ceil(load.steps(tile) / length), 1) for load in work]
-    return [
-        (count, math.ceil(load.steps(tile) / count))
-        for count, load in zip(counts, work, strict=True)
-    ]
+    steps = work.steps(tile)
+    length = max(math.ceil(work.tiles(tile) * steps / places), SHORTEST)
+    count = max(math.ceil(steps / length), 1)
+    return count, math.ceil(steps / count)

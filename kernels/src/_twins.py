@@ -16,34 +16,27 @@ def row_distance_reference(
     perms: Mapping[str, Tensor],
     model: Tensor,
     *,
-    cost: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Return the similarity or row-distance cost of one group by gathers and matrix products.
+    """Return the similarity of one group by gathers and matrix products.
 
-    `S[w, i, j] = sum_t <A_t[i], (pi_w B_t)[j]>`, `C = |a_i|^2 + |b_j|^2 - 2 S`.
+    `S[w, i, j] = sum_t <A_t[i], (pi_w B_t)[j]>`.
 
     Args:
         terms: the tensors of the group.
         perms: group -> int64 [b, units], ~j for the negative of unit j.
         model: int64 [b].
-        cost: return C instead of S.
         dtype: of the computation.
 
     Returns:
         [b, n, n].
     """
-    rows = terms[0].target.shape[terms[0].place]
+    rows = terms[0].target.shape[terms[0].mode]
     total = torch.zeros(len(model), rows, rows, dtype=dtype, device=model.device)
     for term in terms:
-        target = term.target.movedim(term.place, 0).flatten(1).to(dtype)
+        target = term.target.movedim(term.mode, 0).flatten(1).to(dtype)
         source = _moved(term, perms, model, dtype).flatten(2)
-        similarity = target @ source.transpose(1, 2)
-        if cost:
-            norms = target.square().sum(1)[:, None] + source.square().sum(2)[:, None, :]
-            total += norms - 2 * similarity
-        else:
-            total += similarity
+        total += target @ source.transpose(1, 2)
     return total
 
 
@@ -83,7 +76,7 @@ def annealing_step_reference(
 
 def _moved(term: RowTerm, perms: Mapping[str, Tensor], model: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the source rows with the other axes re-indexed, [b, n, ..., d]."""
-    moved = term.source.movedim(term.place + 1, 1).to(dtype)[model]
+    moved = term.source.movedim(term.mode + 1, 1).to(dtype)[model]
     for axis, group in enumerate(term.others, start=2):
         shape = [len(model)] + [1] * (moved.dim() - 1)
         shape[axis] = perms[group].shape[1]

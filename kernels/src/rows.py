@@ -20,25 +20,25 @@ class RowTerm:
 
     Axes that carry no group are flattened into the last one. A composite axis (unit * inner + r,
     as after conv -> flatten -> linear) is two axes of the view: the units, and r in the last one.
-    An axis re-indexed by a family of inner permutations is one axis of parent * inner units.
+    Units inside each unit of a parent are one axis of parent * inner units.
 
     Attributes:
         target: [n_1, ..., n_k, d], any strides.
         source: [m, n_1, ..., n_k, d], one slice per source model, any strides.
         groups: the group of each of the k leading axes; a group may come twice.
-        place: which of them the rows are.
+        mode: which of them has the rows.
     """
 
     target: Tensor
     source: Tensor
     groups: tuple[str, ...]
-    place: int = 0
+    mode: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.place < len(self.groups) or self.target.dim() != len(self.groups) + 1:
+        if not 0 <= self.mode < len(self.groups) or self.target.dim() != len(self.groups) + 1:
             raise InputError(
                 f"expected a target [n_1, ..., n_k, d] with k = {len(self.groups)} groups and a "
-                f"place below k, got {list(self.target.shape)} and place {self.place}"
+                f"mode below k, got {list(self.target.shape)} and mode {self.mode}"
             )
         if self.source.shape[1:] != self.target.shape:
             raise InputError(
@@ -48,8 +48,8 @@ class RowTerm:
 
     @property
     def others(self) -> tuple[str, ...]:
-        """The groups of the leading axes other than `place`."""
-        return (*self.groups[: self.place], *self.groups[self.place + 1 :])
+        """The groups of the other leading axes."""
+        return (*self.groups[: self.mode], *self.groups[self.mode + 1 :])
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,6 @@ class PackedRows:
         models: m.
         planes: 3 where the weights are the sum of three bfloat16 matrices, else 1.
         signed: whether index vectors may carry signs.
-        target_norm: float32 [n], `|a_i|^2` over all terms.
-        source_norm: float32 [m, n], `|b_j|^2`.
     """
 
     terms: tuple[PackedTerm, ...]
@@ -96,8 +94,6 @@ class PackedRows:
     models: int
     planes: int
     signed: bool
-    target_norm: Tensor
-    source_norm: Tensor
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,19 +103,18 @@ class PackedRows:
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return self.target_norm.device
+        return self.terms[0].target.device
 
 
 @dataclass(frozen=True)
 class RowProblem:
-    """One group and the hypotheses whose costs are wanted.
+    """One group and the hypotheses whose similarities are wanted.
 
     Attributes:
         rows: the weights of the group.
         perms: group -> int64 [b, units], for each other group of the terms: unit j of the source
-            at place i, or ~j for its negative where the rows are signed. Each row must be a
-            permutation up to signs: the kernel reads where it points, and `|b_j|^2` is taken from
-            the weights as they are.
+            at place i, or ~j for its negative where the rows are signed. Nothing checks that it
+            points at a unit: the kernel reads there.
         model: int64 [b], which source each hypothesis permutes.
         unary: float32 [1 or m, n, n], added to the similarity: of each hypothesis's source, or
             the only one.
@@ -187,23 +182,15 @@ def pack_rows(
             f"expected float32 weights, got {sorted(map(str, found))}; convert them with .float(), "
             "or use the CPU for float64"
         )
-    shapes = {(t.target.shape[t.place], len(t.source), t.target.device) for t in terms}
+    shapes = {(t.target.shape[t.mode], len(t.source), t.target.device) for t in terms}
     if len(shapes) > 1:
         raise InputError(
             f"expected terms of the same rows, models and device, got (n, m, device) {shapes}"
         )
     size, models, _ = shapes.pop()
     planes = 3 if split else 1
-    norms = [_squared_norms(term) for term in terms]
-    return PackedRows(
-        tuple(_pack(term, planes, signed) for term in terms),
-        size,
-        models,
-        planes,
-        signed,
-        torch.stack([a for a, _ in norms]).sum(0).float(),
-        torch.stack([b for _, b in norms]).sum(0).float(),
-    )
+    packed = tuple(_pack(term, planes, signed) for term in terms)
+    return PackedRows(packed, size, models, planes, signed)
 
 
 def split_planes(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,8 +215,8 @@ def split_planes(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _pack(term: RowTerm, planes: int, signed: bool) -> PackedTerm:
-    rows = term.target.movedim(term.place, 0)
-    columns = term.source.movedim(term.place + 1, -1)
+    rows = term.target.movedim(term.mode, 0)
+    columns = term.source.movedim(term.mode + 1, -1)
     sizes, inner = tuple(rows.shape[1:-1]), rows.shape[-1]
     length = math.prod(sizes) * inner
     lay = _padded if planes == 1 else _split
@@ -260,12 +247,19 @@ def _split(matrix: Tensor) -> Tensor:
     return laid.flatten(1)
 
 
-def _squared_norms(term: RowTerm) -> tuple[Tensor, Tensor]:
-    """Return `|a_i|^2` [n] and `|b_j|^2` [m, n] in float64."""
-    a = term.target.movedim(term.place, 0).flatten(1)
-    b = term.source.movedim(term.place + 1, 1).flatten(2)
-    norm = torch.linalg.vector_norm
-    return norm(a, dim=1, dtype=torch.float64) ** 2, norm(b, dim=2, dtype=torch.float64) ** 2
+def fold(indices: Sequence[Tensor]) -> Tensor:
+    """Return one index vector for several axes, int64 [b, product of units], signs multiplied.
+
+    Args:
+        indices: int64 [b, units] of each axis, slowest first; ~j for the negative of unit j.
+    """
+    total = indices[0]
+    for index in indices[1:]:
+        unit, inner = (i ^ (i >> 63) for i in (total, index))
+        both = unit[:, :, None] * index.shape[1] + inner[:, None, :]
+        negative = (total < 0)[:, :, None] ^ (index < 0)[:, None, :]
+        total = torch.where(negative, ~both, both).flatten(1)
+    return total
 
 
 def check_index(name: str, index: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
