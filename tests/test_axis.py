@@ -202,7 +202,9 @@ def test_count_of_symmetries_of_a_wide_mlp() -> None:
 
 def test_members_and_groups() -> None:
     spec = chain_spec(mlp([3, 4, 5, 2]).state_dict())
-    assert spec.members("0") == (("0.weight", 0), ("0.bias", 0), ("2.weight", 1))
+    assert spec.perm_to_axes("0") == (("0.weight", 0), ("0.bias", 0), ("2.weight", 1))
+    with pytest.warns(DeprecationWarning, match="perm_to_axes"):
+        assert spec.members("0") == spec.perm_to_axes("0")
     assert spec.tensors["2.weight"].groups == ("2", "0")
     assert spec.tensors["2.weight"].shape == (5, 4)
     assert Axis(((Factor(2), Factor(3, "g")), (Factor(3, "g"),))).groups == ("g",)

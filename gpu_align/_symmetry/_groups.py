@@ -3,12 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from gpu_align._symmetry._classes import AxisClass
-from gpu_align._symmetry._families import find_parents
+from gpu_align._symmetry._parents import find_parents
 from gpu_align._symmetry._spec import Group
 from gpu_align._symmetry._splits import TensorAxes
-
-Members = dict[AxisClass, list[str]]
-"""Free leaf -> the tensors on which it lies, in the order in which they are used."""
 
 
 def name_groups(
@@ -27,13 +24,13 @@ def name_groups(
     Returns:
         Free leaf -> name, and name -> group.
     """
-    members = _members(used, tensors)
-    parents = find_parents([*(tensors[name] for name in used), *computed], list(members))
-    leaves = dict.fromkeys(leaf for child in members for leaf in (parents.get(child, child), child))
+    lies_on = _tensors_of_leaves(used, tensors)
+    parents = find_parents([*(tensors[name] for name in used), *computed], list(lies_on))
+    leaves = dict.fromkeys(leaf for child in lies_on for leaf in (parents.get(child, child), child))
     names: dict[AxisClass, str] = {}
     groups: dict[str, Group] = {}
     for leaf in leaves:
-        modules = [name.rpartition(".")[0] or name for name in members[leaf]]
+        modules = [name.rpartition(".")[0] or name for name in lies_on[leaf]]
         base = _common(modules) if leaf in parents.values() else ""
         names[leaf] = name = _unused(base or modules[0], groups)
         parent = parents.get(leaf)
@@ -41,12 +38,15 @@ def name_groups(
     return names, groups
 
 
-def _members(used: Sequence[str], tensors: Mapping[str, TensorAxes]) -> Members:
-    members: Members = {}
+def _tensors_of_leaves(
+    used: Sequence[str], tensors: Mapping[str, TensorAxes]
+) -> dict[AxisClass, list[str]]:
+    """Return the tensors on which each free leaf lies, in the order in which they are used."""
+    found: dict[AxisClass, list[str]] = {}
     for name in used:
         for leaf in _free_leaves(tensors[name]):
-            members.setdefault(leaf, []).append(name)
-    return members
+            found.setdefault(leaf, []).append(name)
+    return found
 
 
 def _free_leaves(axes: TensorAxes) -> Iterator[AxisClass]:

@@ -34,7 +34,7 @@ def move_each(
     if not spec.groups:
         return tensors
     moved = torch.empty_like(tensors, memory_format=torch.contiguous_format)
-    for block in spec.blocks():
+    for block in spec.blocks:
         part = block.unfold(tensors)
         # Units of a parent go first and take with them what is inside.
         numbers = sorted(
@@ -124,7 +124,7 @@ def multiply_each(
     wide = tensors.to(
         _product_dtype(tensors, multipliers), memory_format=torch.contiguous_format, copy=True
     )
-    for block in spec.blocks():
+    for block in spec.blocks:
         for number, factor in enumerate(block.factors):
             name = factor.group
             if name is not None and name in multipliers and factor.power:

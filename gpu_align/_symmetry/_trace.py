@@ -16,7 +16,7 @@ from gpu_align._symmetry._gauge._find import with_gauges
 from gpu_align._symmetry._gauge._norm_scale import find_norm_scales
 from gpu_align._symmetry._groups import name_groups
 from gpu_align._symmetry._layout import layout, make_expressible
-from gpu_align._symmetry._propagation import Traced, propagate
+from gpu_align._symmetry._propagation import propagate
 from gpu_align._symmetry._spec import PermutationSpec, Pin, TensorSpec, memory_of, storage_of
 from gpu_align._symmetry._splits import TensorAxes
 from gpu_align._symmetry._untouched import untouched
@@ -29,7 +29,7 @@ def discover(
     """Find the groups of interchangeable units of a model.
 
     The model is traced with `torch.export` in evaluation mode and axis classes are propagated
-    through the graph, one rule per family of ops (`gpu_align._symmetry._rules`). Graph inputs and
+    through the graph, one rule per kind of op (`gpu_align._symmetry._rules`). Graph inputs and
     outputs are pinned, and so is all that an op without a rule touches. What is found is checked
     on inputs of the traced shape and of other sizes, as far as the model takes them; trace with a
     batch of two or more, as a model may treat a batch of one in its own way.
@@ -101,9 +101,7 @@ def _build(
 ) -> PermutationSpec:
     """Find the symmetries in a program; `pin_cuts` leaves every axis fixed that it cuts."""
     tensors, ties = _fresh_axes(state)
-    graph = flat_graph(program)
-    traced = propagate(graph, program.graph_signature, tensors, ties)
-    _pin_unused(tensors, traced)
+    traced = propagate(flat_graph(program), program.graph_signature, tensors, ties)
     pin_cut_off(traced)
     if pin_cuts:
         pin_cut_axes(traced)
@@ -124,15 +122,15 @@ def _build(
         ties=ties,
         pins=tuple(_pins(tensors)),
         origin=origin,
-        norm_scales=tuple(find_norm_scales(graph, traced.stored, state)),
+        norm_scales=tuple(find_norm_scales(traced, state)),
     )
-    return with_gauges(spec, graph, traced, tensors, names, state)
+    return with_gauges(spec, traced, names, state)
 
 
 def _fresh_axes(state: Mapping[str, Tensor]) -> tuple[dict[str, TensorAxes], dict[str, str]]:
     """Give each tensor of the state dict its axis classes; names of one memory share them.
 
-    Tensors that share storage in different layouts (a transpose, a slice) are pinned: moving one
+    Tensors that are different views of one storage (a transpose, a slice) are pinned: moving one
     would move the other in another way.
     """
     tensors: dict[str, TensorAxes] = {}
@@ -153,13 +151,6 @@ def _fresh_axes(state: Mapping[str, Tensor]) -> tuple[dict[str, TensorAxes], dic
             for axis in tensors[name]:
                 axis.pin("shares memory in another layout")
     return tensors, ties
-
-
-def _pin_unused(tensors: Mapping[str, TensorAxes], traced: Traced) -> None:
-    """Pin tensors that forward does not use."""
-    for name, axes in tensors.items():
-        for axis in axes if name not in traced.used else ():
-            axis.pin("not used in forward")
 
 
 def _pins(tensors: Mapping[str, TensorAxes]) -> Iterator[Pin]:

@@ -24,18 +24,14 @@ def rescale(
 
     Args:
         spec: the symmetries.
-        state_dict: name -> tensor.
+        state_dict: name -> tensor, which fit the spec (`PermutationSpec.validate`).
         units: group -> [units], multipliers of its units: signs if it is signed, positive numbers
             if it is scaled; groups left out keep theirs.
         rows: weight of a norm scale -> [rows], positive.
 
     Returns:
         The same names in the same order, dtypes and devices kept.
-
-    Raises:
-        SpecError: names or shapes do not fit the spec.
     """
-    spec.validate(state_dict)
     scales = {
         name: (scale, (rows or {})[scale.weight])
         for scale in spec.norm_scales
