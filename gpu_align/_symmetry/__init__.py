@@ -15,7 +15,7 @@ from gpu_align._symmetry._outline import (
     pins_by_reason,
 )
 from gpu_align._symmetry._permutation import Permutation, apply_each
-from gpu_align._symmetry._spec import Block, Group, PermutationSpec, Pin, StateDict, TensorSpec
+from gpu_align._symmetry._spec import Block, PermutationSpec, StateDict, TensorSpec
 from gpu_align._symmetry._trace import discover
 from gpu_align._symmetry._verify import output_difference, tied_names
 from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of
@@ -23,12 +23,10 @@ from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, te
 __all__ = [
     "Block",
     "Factor",
-    "Group",
     "Module",
     "Outline",
     "Permutation",
     "PermutationSpec",
-    "Pin",
     "Span",
     "StateDict",
     "TensorSpec",

@@ -397,16 +397,3 @@ class PermutationSpec:
         from gpu_align._symmetry._spec_json import spec_from_json
 
         return spec_from_json(text)
-
-
-def memory_of(tensor: Tensor) -> object:
-    """Return a key that two tensors share exactly if they are the same memory (tied)."""
-    if tensor.numel() == 0:
-        return id(tensor)
-    place = (storage_of(tensor), tensor.storage_offset())
-    return tensor.device, tensor.dtype, place, tensor.shape, tensor.stride()
-
-
-def storage_of(tensor: Tensor) -> int:
-    """Return a number that two tensors share exactly if they share storage."""
-    return tensor.untyped_storage()._cdata

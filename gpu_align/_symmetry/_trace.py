@@ -14,10 +14,10 @@ from gpu_align._symmetry._cuts import pin_cut_axes, pin_cut_off
 from gpu_align._symmetry._flat_graph import flat_graph
 from gpu_align._symmetry._gauge._find import with_gauges
 from gpu_align._symmetry._gauge._norm_scale import find_norm_scales
-from gpu_align._symmetry._groups import name_groups
-from gpu_align._symmetry._layout import layout, make_expressible
+from gpu_align._symmetry._layout import layout, make_expressible, name_groups
+from gpu_align._symmetry._memory import memory_of, overlapping
 from gpu_align._symmetry._propagation import propagate
-from gpu_align._symmetry._spec import PermutationSpec, Pin, TensorSpec, memory_of, storage_of
+from gpu_align._symmetry._spec import PermutationSpec, Pin, TensorSpec
 from gpu_align._symmetry._splits import TensorAxes
 from gpu_align._symmetry._untouched import untouched
 from gpu_align._symmetry._verify import SizeError, as_arguments, copied, evaluation_mode
@@ -142,14 +142,9 @@ def _fresh_axes(state: Mapping[str, Tensor]) -> tuple[dict[str, TensorAxes], dic
             tensors[name] = TensorAxes(AxisClass(size) for size in tensor.shape)
         else:
             ties[name] = kept
-    stored: dict[int, list[str]] = {}
-    for name in tensors:
-        if state[name].numel():
-            stored.setdefault(storage_of(state[name]), []).append(name)
-    for names in stored.values():
-        for name in names if len(names) > 1 else ():
-            for axis in tensors[name]:
-                axis.pin("shares memory in another layout")
+    for name in overlapping(state) & tensors.keys():
+        for axis in tensors[name]:
+            axis.pin("shares memory in another layout")
     return tensors, ties
 
 

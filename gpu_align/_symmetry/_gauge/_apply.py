@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gpu_align._symmetry._memory import memory_of
 from gpu_align._symmetry._move import multiply
-from gpu_align._symmetry._spec import NormScale, PermutationSpec, StateDict, memory_of
+from gpu_align._symmetry._spec import NormScale, PermutationSpec, StateDict
 
 Multipliers = Mapping[str, Tensor]
 
