@@ -143,7 +143,7 @@ def _any_convolution(call: Call, transposed: bool, **arguments: Any) -> TensorAx
 
 @power_rule("convolution")
 def _any_convolution_powers(call: PowerCall, transposed: bool, **arguments: Any) -> TensorPowers:
-    chosen: Any = _transposed_convolution if transposed else _convolution
+    chosen: Any = _transposed_convolution_powers if transposed else _convolution_powers
     return chosen(call, **arguments)
 
 
