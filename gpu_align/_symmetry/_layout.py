@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from gpu_align._symmetry._axis import Axis, Factor, Segment
 from gpu_align._symmetry._classes import AxisClass, Structure
 from gpu_align._symmetry._parents import find_parents
+from gpu_align._symmetry._propagation import Traced
 from gpu_align._symmetry._spec import Group
 from gpu_align._symmetry._splits import TensorAxes
 
@@ -74,24 +75,21 @@ def _merge_fixed(segment: Segment) -> Segment:
     return tuple(merged) or (Factor(1),)
 
 
-def name_groups(
-    used: Sequence[str], tensors: Mapping[str, TensorAxes], computed: Sequence[TensorAxes]
-) -> tuple[dict[AxisClass, str], dict[str, Group]]:
+def name_groups(traced: Traced) -> tuple[dict[AxisClass, str], dict[str, Group]]:
     """Find the groups, in the order in which they are used, parents before what is inside them.
 
     A group is named after the module that uses it first; one with others inside it after what the
     names of its modules have in common, as it is about all of these.
 
-    Args:
-        used: state-dict names in the order of use.
-        tensors: state-dict name -> axes.
-        computed: axes of all further tensors.
-
     Returns:
         Free leaf -> name, and name -> group.
     """
-    lies_on = _tensors_of_leaves(used, tensors)
-    parents = find_parents([*(tensors[name] for name in used), *computed], list(lies_on))
+    lies_on: dict[AxisClass, list[str]] = {}
+    for name in traced.used:
+        for leaf in _free_leaves(traced.tensors[name]):
+            lies_on.setdefault(leaf, []).append(name)
+    stored = (traced.tensors[name] for name in traced.used)
+    parents = find_parents([*stored, *traced.computed], list(lies_on))
     leaves = dict.fromkeys(leaf for child in lies_on for leaf in (parents.get(child, child), child))
     names: dict[AxisClass, str] = {}
     groups: dict[str, Group] = {}
@@ -102,17 +100,6 @@ def name_groups(
         parent = parents.get(leaf)
         groups[name] = Group(name, leaf.size, parent=names[parent] if parent else None)
     return names, groups
-
-
-def _tensors_of_leaves(
-    used: Sequence[str], tensors: Mapping[str, TensorAxes]
-) -> dict[AxisClass, list[str]]:
-    """Return the tensors on which each free leaf lies, in the order in which they are used."""
-    found: dict[AxisClass, list[str]] = {}
-    for name in used:
-        for leaf in _free_leaves(tensors[name]):
-            found.setdefault(leaf, []).append(name)
-    return found
 
 
 def _free_leaves(axes: TensorAxes) -> Iterator[AxisClass]:

@@ -55,12 +55,12 @@ def _discover(
     model: nn.Module | ExportedProgram, example_inputs: object, verify: bool
 ) -> PermutationSpec:
     module: nn.Module
+    held: Mapping[str, object]
     if isinstance(model, ExportedProgram):
-        program, module = model, model.module()
+        program, module, held = model, model.module(), model.state_dict
         example_inputs = program.example_inputs if example_inputs is None else example_inputs
     else:
-        program, module = _export(model, example_inputs), model
-    held = model.state_dict if isinstance(model, ExportedProgram) else model.state_dict()
+        program, module, held = _export(model, example_inputs), model, model.state_dict()
     state = {name: tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
     origin = f"traced from {type(module).__name__}"
     spec = _build(program, state, origin)
@@ -106,17 +106,12 @@ def _build(
     if pin_cuts:
         pin_cut_axes(traced)
     make_expressible(axis for axes in tensors.values() for axis in axes)
-    names, groups = name_groups(traced.used, tensors, traced.computed)
-    parameters = set(program.graph_signature.parameters)
+    names, groups = name_groups(traced)
+    parameters = {ties.get(name, name) for name in program.graph_signature.parameters}
     spec = PermutationSpec(
         groups=groups,
         tensors={
-            name: TensorSpec(
-                tuple(layout(axis, names) for axis in axes),
-                counted=not parameters.isdisjoint(
-                    [name, *(alias for alias, kept in ties.items() if kept == name)]
-                ),
-            )
+            name: TensorSpec(tuple(layout(axis, names) for axis in axes), name in parameters)
             for name, axes in tensors.items()
         },
         ties=ties,
