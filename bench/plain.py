@@ -61,7 +61,7 @@ def _similarity(
 ) -> NDArray:
     size = spec.groups[group].size
     total = np.zeros((size, size))
-    for name, axis in spec.members(group):
+    for name, axis in spec.perm_to_axes(group):
         tensor = spec.tensors[name]
         if tensor.counted:
             moved = _permuted(source[name], tensor.axes, perms, skip=axis)

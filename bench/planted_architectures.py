@@ -25,7 +25,7 @@ from gpu_align import (
     discover,
     run_search,
 )
-from gpu_align._symmetry._gauge._apply import rescale
+from gpu_align._symmetry import rescale
 
 NOISE = 0.5
 SCALED = "ReLU MLP, scales"

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gpu_align import Permutation, PermutationSpec
-from gpu_align._symmetry import Group, TensorSpec
 from gpu_align._symmetry._axis import Axis, Factor
+from gpu_align._symmetry._spec import Group, TensorSpec
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]

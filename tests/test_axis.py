@@ -13,9 +13,9 @@ from oracles import Symmetry, all_symmetries, moved_array, symmetry_of
 from strategies import GROUPS, SIZES, axes, permutations, seeds, tensor_specs
 
 from gpu_align import Permutation, PermutationSpec, SpecError, chain_spec
-from gpu_align._symmetry import Group, TensorSpec
 from gpu_align._symmetry._axis import Axis, Factor
 from gpu_align._symmetry._move import move, multiply, one_of_each
+from gpu_align._symmetry._spec import Group, TensorSpec
 
 PERMS = {"g": torch.tensor([2, 0, 1]), "h": torch.tensor([1, 0]), "one": torch.tensor([0])}
 LAYOUTS = {
@@ -202,7 +202,9 @@ def test_count_of_symmetries_of_a_wide_mlp() -> None:
 
 def test_members_and_groups() -> None:
     spec = chain_spec(mlp([3, 4, 5, 2]).state_dict())
-    assert spec.members("0") == (("0.weight", 0), ("0.bias", 0), ("2.weight", 1))
+    assert spec.perm_to_axes("0") == (("0.weight", 0), ("0.bias", 0), ("2.weight", 1))
+    with pytest.warns(DeprecationWarning, match="perm_to_axes"):
+        assert spec.members("0") == spec.perm_to_axes("0")
     assert spec.tensors["2.weight"].groups == ("2", "0")
     assert spec.tensors["2.weight"].shape == (5, 4)
     assert Axis(((Factor(2), Factor(3, "g")), (Factor(3, "g"),))).groups == ("g",)

@@ -74,7 +74,7 @@ def test_inspect_document(cli: Cli) -> None:
     child = document["groups"][2]
     assert (child["units"], child["size"], child["parent"]) == (6, 2, "heads")
     assert (child["signed"], child["scaled"]) == (True, True)
-    assert child["members"] == [list(member) for member in spec.members("wide.é[1]")]
+    assert child["members"] == [list(member) for member in spec.perm_to_axes("wide.é[1]")]
     assert document["ops_without_rule"] == ["op made_up"]
     assert document["written"] == {"report": "page.html"}
     page = Path("page.html").read_text(encoding="utf-8")

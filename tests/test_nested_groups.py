@@ -55,7 +55,7 @@ from gpu_align._problem import (
 from gpu_align._problem._family import families_of
 from gpu_align._search import Run
 from gpu_align._search._moves import best_move
-from gpu_align._symmetry import Group
+from gpu_align._symmetry._spec import Group
 
 SMALL = ["heads", "grouped", "gqa", "signed", "signed_recurrent", "single"]
 """Specs of which all symmetries can be tried."""

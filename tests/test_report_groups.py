@@ -16,10 +16,9 @@ from gpu_align._report import _pictures, render_report, render_symmetries, write
 from gpu_align._report._lane_chart import ROW, lane_chart
 from gpu_align._report._lanes import MOST_ROWS, MOST_TRACKS, layout
 from gpu_align._report._pictures import pictures_of_groups
-from gpu_align._symmetry import Group
 from gpu_align._symmetry._axis import Axis
 from gpu_align._symmetry._outline import Outline, outline
-from gpu_align._symmetry._spec import TensorSpec
+from gpu_align._symmetry._spec import Group, TensorSpec
 
 
 def spec_of(groups: dict[str, Any], tensors: dict[str, Any], **more: Any) -> PermutationSpec:
@@ -132,7 +131,7 @@ def test_outline_says_what_the_spec_says(name: str) -> None:
     spec, found = SPECS[name], outline(SPECS[name])
     assert {span.name for span in found.groups} == set(spec.groups)
     for span in found.groups:
-        tensors = {tensor for tensor, _ in spec.members(span.name)}
+        tensors = {tensor for tensor, _ in spec.perm_to_axes(span.name)}
         assert {found.modules[m].name for m in span.modules} == {
             tensor.rpartition(".")[0] or tensor for tensor in tensors
         }

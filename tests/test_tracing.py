@@ -103,7 +103,7 @@ def test_axes_of_group_normalised_channels() -> None:
 
 def test_residual_stream_is_one_group() -> None:
     spec = discover(*model_of("resnet"))
-    stream = {name for name, _ in spec.members("conv")}
+    stream = {name for name, _ in spec.perm_to_axes("conv")}
     assert {"conv.weight", "bn.bias", "l1.conv2.weight", "l1.bn2.weight"} <= stream
     assert {"l2.conv1.weight", "l2.short.0.weight"} <= stream
     assert spec.groups["conv"].size == 2
@@ -154,7 +154,7 @@ def test_unused_parameters_and_constant_buffers_are_pinned() -> None:
     assert spec.tensors["spare.weight"].counted
     model.register_buffer("mask", torch.rand(4))
     spec = discover(model, torch.randn(2, 3))
-    assert {("first.weight", 0), ("mask", 0)} <= set(spec.members("first"))
+    assert {("first.weight", 0), ("mask", 0)} <= set(spec.perm_to_axes("first"))
     assert not spec.tensors["mask"].counted
 
 

@@ -142,7 +142,7 @@ def _entries(
     parent = spec.groups[group].parent
     found = []
     for name, tensor in spec.tensors.items():
-        for block in tensor.blocks() if tensor.counted and group in tensor.groups else ():
+        for block in tensor.blocks if tensor.counted and group in tensor.groups else ():
             signed = [
                 number
                 for number, factor in enumerate(block.factors)

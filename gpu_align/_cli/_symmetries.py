@@ -7,7 +7,7 @@ from gpu_align._cli._terminal import columns, console, facts, folded, print_line
 from gpu_align._symmetry import (
     Outline,
     PermutationSpec,
-    member_names,
+    axis_names,
     ops_without_rule,
     outline,
     pins_by_reason,
@@ -30,7 +30,7 @@ def document(spec: PermutationSpec) -> dict[str, Any]:
             "parent": span.parent,
             "signed": span.signed,
             "scaled": span.scaled,
-            "members": [list(member) for member in spec.members(span.name)],
+            "members": [list(member) for member in spec.perm_to_axes(span.name)],
         }
         for span in found.groups
     ]
@@ -105,7 +105,7 @@ def _print_groups(spec: PermutationSpec, found: Outline) -> None:
     shown = _SHOWN_MEMBERS_OF_MANY if len(found.groups) > _MANY_GROUPS else _SHOWN_MEMBERS
     for span in found.groups:
         name = span.name if span.parent is None else f"{INSIDE}{span.name}"
-        members = folded(member_names(spec, span.name), shown)
+        members = folded(axis_names(spec, span.name), shown)
         gauge = [span.gauge] if has_gauge else []
         table.add_row(name, found.units_in_words(span), *gauge, members)
     console().print(table)

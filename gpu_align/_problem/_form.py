@@ -88,7 +88,7 @@ def build_form(
     names = [n for n, t in spec.tensors.items() if t.counted and 0 not in t.shape]
     terms: dict[tuple[tuple[str, ...], int], list[_Arrangement]] = {}
     for name in names:
-        for block in spec.tensors[name].blocks():
+        for block in spec.tensors[name].blocks:
             plan = arrange(name, block)
             terms.setdefault((plan.variables, plan.siblings), []).append(plan)
     fixed = terms.pop(((), 0), [])

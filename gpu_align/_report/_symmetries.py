@@ -11,7 +11,7 @@ from gpu_align._report._tables import Table
 from gpu_align._symmetry import (
     Outline,
     PermutationSpec,
-    member_names,
+    axis_names,
     ops_without_rule,
     outline,
     pins_by_reason,
@@ -81,7 +81,7 @@ def _group_table(spec: PermutationSpec, found: Outline) -> Table | None:
         "group": [span.name for span in found.groups],
         "units": [found.units_in_words(span) for span in found.groups],
         "gauge": [span.gauge for span in found.groups],
-        "lies on": [_some(member_names(spec, span.name)) for span in found.groups],
+        "lies on": [_some(axis_names(spec, span.name)) for span in found.groups],
     }
     notes = {
         "Indented: groups inside each unit of the group above.": any(

@@ -9,13 +9,13 @@ from gpu_align._symmetry._outline import (
     Module,
     Outline,
     Span,
-    member_names,
+    axis_names,
     ops_without_rule,
     outline,
     pins_by_reason,
 )
 from gpu_align._symmetry._permutation import Permutation, apply_permutations
-from gpu_align._symmetry._spec import Block, Group, PermutationSpec, Pin, StateDict, TensorSpec
+from gpu_align._symmetry._spec import Block, PermutationSpec, StateDict, TensorSpec
 from gpu_align._symmetry._trace import discover
 from gpu_align._symmetry._verify import output_difference, tied_names
 from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of
@@ -23,21 +23,19 @@ from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, te
 __all__ = [
     "Block",
     "Factor",
-    "Group",
     "Module",
     "Outline",
     "Permutation",
     "PermutationSpec",
-    "Pin",
     "Span",
     "StateDict",
     "TensorSpec",
     "Weights",
     "apply_permutations",
+    "axis_names",
     "balance",
     "chain_spec",
     "discover",
-    "member_names",
     "move",
     "multiply",
     "ops_without_rule",

@@ -81,9 +81,7 @@ def chain_spec(state_dict: StateDict) -> PermutationSpec:
     }
     tensors: dict[str, TensorSpec] = {}
     for layer in layers:
-        if layer.is_norm and len(layer.weight) == 1:
-            width = Axis.fixed(1)  # a PReLU with one slope for all units, or a norm of one unit
-        elif layer.is_norm:
+        if layer.is_norm:
             owner = _norm_owner(layer, layers, chain)
             width = Axis.fixed(len(layer.weight)) if owner is None else widths[owner.name]
         else:
@@ -181,8 +179,13 @@ def _axes(chain: list[_Layer]) -> tuple[dict[str, Axis], dict[str, Axis]]:
 
 
 def _norm_owner(norm: _Layer, layers: list[_Layer], chain: list[_Layer]) -> _Layer | None:
-    """Return the layer whose units a norm scales; None if it scales the inputs of the chain."""
+    """Return the layer whose units a norm scales.
+
+    None if it scales the inputs of the chain, or all by one number: a PReLU, a norm of one unit.
+    """
     size = len(norm.weight)
+    if size == 1:
+        return None
     same_size = [layer for layer in chain if len(layer.weight) == size]
     before = [layer for layer in chain if layer.stem == norm.stem and layer.number < norm.number]
     paired = [layer for layer in same_size if layer.number == norm.number >= 0]

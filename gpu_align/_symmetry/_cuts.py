@@ -23,7 +23,10 @@ _CUT_TO_SIZE = "cut to the size of the inputs"
 
 
 def pin_cut_off(traced: Traced) -> None:
-    """Pin the places of stored tensors that are cut off."""
+    """Pin the places of stored tensors that are cut off, and tensors that are not used at all."""
+    for name, tensor in traced.tensors.items():
+        for axis in tensor if name not in traced.used else ():
+            axis.pin(_CUT_OFF)
     live = _live_leaves(traced)
     for name in dict.fromkeys(traced.stored.values()):
         nodes = [node for node, stored in traced.stored.items() if stored == name]
@@ -64,7 +67,7 @@ def _outputs(node: fx.Node, traced: Traced) -> Iterator[TensorAxes]:
 
 
 def _sizes_of_inputs(traced: Traced) -> set[int]:
-    inputs = (n for n in _nodes(traced) if n.op == "placeholder" and n not in traced.stored)
+    inputs = (n for n in traced.graph.nodes if n.op == "placeholder" and n not in traced.stored)
     axes = (axis for n in inputs for axes in tensors_in(traced.values[n]) for axis in axes)
     return {axis.size for axis in axes if axis.size > 1}
 
@@ -73,7 +76,7 @@ def _live_leaves(traced: Traced) -> dict[fx.Node, set[AxisClass]]:
     """Return the places of each value on which the outputs depend, by one walk back."""
     live: dict[fx.Node, set[AxisClass]] = {node: set() for node in traced.values}
     needed: set[fx.Node] = set()
-    for node in reversed(_nodes(traced)):
+    for node in reversed(traced.graph.nodes):
         if node.op == "output":
             for argument in node.all_input_nodes:
                 needed.add(argument)
@@ -104,17 +107,13 @@ def _cuts_of_constants(traced: Traced) -> dict[fx.Node, list[fx.Node]]:
     """Return the values that do not depend on the inputs and are cut, each with its cuts."""
     constant: set[fx.Node] = set(traced.stored)
     cuts: dict[fx.Node, list[fx.Node]] = {}
-    for node in _nodes(traced):
+    for node in traced.graph.nodes:
         sources = node.all_input_nodes
         if node.op == "call_function" and sources and constant.issuperset(sources):
             constant.add(node)
             if Op(node).name in CUTS:
                 cuts.setdefault(sources[0], []).append(node)
     return cuts
-
-
-def _nodes(traced: Traced) -> list[fx.Node]:
-    return list(next(iter(traced.values)).graph.nodes) if traced.values else []
 
 
 def _used_leaves(node: fx.Node, traced: Traced) -> set[AxisClass]:

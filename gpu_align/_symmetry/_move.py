@@ -27,7 +27,7 @@ def move(tensors: Tensor, spec: TensorSpec, groups: Groups, perms: Mapping[str, 
     if not spec.groups:
         return tensors
     moved = torch.empty_like(tensors, memory_format=torch.contiguous_format)
-    for block in spec.blocks():
+    for block in spec.blocks:
         part = block.unfold(tensors)
         # Units of a parent go first and take with them what is inside.
         numbers = sorted(
@@ -109,7 +109,7 @@ def multiply(
     wide = tensors.to(
         _product_dtype(tensors, multipliers), memory_format=torch.contiguous_format, copy=True
     )
-    for block in spec.blocks():
+    for block in spec.blocks:
         for number, factor in enumerate(block.factors):
             name = factor.group
             if name is not None and name in multipliers and factor.power:

@@ -58,9 +58,15 @@ class Outline:
     def __post_init__(self) -> None:
         for span in self.groups:
             if not all(0 <= module < len(self.modules) for module in span.modules):
-                raise ValueError(f"group {span.name!r} lies on modules that are not there")
+                raise ValueError(
+                    f"group {span.name!r} lies on the modules {list(span.modules)}, expected "
+                    f"numbers below {len(self.modules)}"
+                )
             if span.parent is not None and span.parent not in self._sizes:
-                raise ValueError(f"group {span.name!r} has an unknown parent {span.parent!r}")
+                raise ValueError(
+                    f"group {span.name!r} has an unknown parent {span.parent!r}, expected one of "
+                    f"{sorted(self._sizes)}"
+                )
 
     def units(self, span: Span) -> int:
         """Return the number of units of a group, over all units of its parent."""
@@ -138,14 +144,14 @@ def _module(tensor: str) -> str:
     return tensor.rpartition(".")[0] or tensor
 
 
-def member_names(spec: PermutationSpec, group: str) -> list[str]:
+def axis_names(spec: PermutationSpec, group: str) -> list[str]:
     """Name the axes that a group lies on, with their layout where it is more than its units.
 
     Matrices come before vectors, for they tell which layers it joins.
     """
     names = []
     for tensor, number in sorted(
-        spec.members(group), key=lambda m: len(spec.tensors[m[0]].axes) < 2
+        spec.perm_to_axes(group), key=lambda m: len(spec.tensors[m[0]].axes) < 2
     ):
         parts = [
             "×".join(str(factor.size) for factor in segment)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from gpu_align._checkpoint import atomic_write
 from gpu_align._errors import CheckpointError, SpecError
+from gpu_align._symmetry._memory import memory_of
 from gpu_align._symmetry._move import move, multiply, one_of_each
-from gpu_align._symmetry._spec import Group, PermutationSpec, StateDict, TensorSpec, memory_of
+from gpu_align._symmetry._spec import Group, PermutationSpec, StateDict, TensorSpec
 from gpu_align._symmetry._weights import Weights, apart
 
 _SPEC_KEY = "gpu_align_spec"

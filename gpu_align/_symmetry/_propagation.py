@@ -21,12 +21,16 @@ class Traced:
     the axis that was split in place of the first, and axes of size 1 in place of the others.
 
     Attributes:
+        graph: what was walked.
+        tensors: state-dict name -> its axes.
         values: node -> the axes of its tensor, a tuple of them for several outputs.
         stored: placeholder node -> the state-dict name of its tensor, tied names resolved.
         used: state-dict names in the order in which they are used.
         computed: the axes of all tensors that ops give or pass through.
     """
 
+    graph: fx.Graph
+    tensors: Mapping[str, TensorAxes]
     values: dict[fx.Node, Any]
     stored: dict[fx.Node, str]
     used: list[str]
@@ -47,7 +51,7 @@ def propagate(
         tensors: state-dict name -> its axes.
         ties: further name of a shared tensor -> its name in `tensors`.
     """
-    walk = _Walk()
+    walk = _AxisWalk()
     inputs = iter(signature.input_specs)
     stored: dict[fx.Node, str] = {}
     used: dict[str, None] = {}
@@ -69,13 +73,13 @@ def propagate(
         else:
             walk.values[node] = _pinned_like(node, "constant")
     walk.finish()
-    return Traced(walk.values, stored, list(used), walk.computed)
+    return Traced(graph, tensors, walk.values, stored, list(used), walk.computed)
 
 
 _ROLES = {InputKind.USER_INPUT: "graph input", InputKind.BUFFER: "non-persistent buffer"}
 
 
-class _Walk:
+class _AxisWalk:
     """The axes of the values so far, and what is still to be said about them."""
 
     def __init__(self) -> None:

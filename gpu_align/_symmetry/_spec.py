@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -85,19 +86,22 @@ class TensorSpec:
         """The shape that a tensor must have."""
         return tuple(axis.size for axis in self.axes)
 
-    @property
+    @cached_property
     def groups(self) -> tuple[str, ...]:
         """Names of the groups on any axis, without repetition."""
         return tuple(dict.fromkeys(name for axis in self.axes for name in axis.groups))
 
-    def blocks(self) -> Iterator[Block]:
-        """Yield the pieces of the tensor, one for each combination of segments of its axes."""
-        for chosen in itertools.product(*(_placed(axis) for axis in self.axes)):
-            yield Block(
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The pieces of the tensor, one for each combination of segments of its axes."""
+        return tuple(
+            Block(
                 starts=tuple(start for start, _ in chosen),
                 extents=tuple(segment_size(segment) for _, segment in chosen),
                 factors=tuple(factor for _, segment in chosen for factor in segment),
             )
+            for chosen in itertools.product(*(_placed(axis) for axis in self.axes))
+        )
 
 
 def _placed(axis: Axis) -> list[tuple[int, Segment]]:
@@ -174,11 +178,14 @@ class PermutationSpec:
             for axis in tensor.axes:
                 for factor in axis.factors():
                     self._check_factor(name, factor)
-            for block in tensor.blocks():
+            for block in tensor.blocks:
                 self._check_block(name, block)
         for alias, kept in self.ties.items():
             if kept not in self.tensors:
-                raise SpecError(f"{alias!r} is tied to {kept!r}, which is not among the tensors")
+                raise SpecError(
+                    f"{alias!r} is tied to {kept!r}, which is not among the tensors; "
+                    "tie it to a name in 'tensors'"
+                )
         for scale in self.norm_scales:
             self._check_norm_scale(scale)
 
@@ -191,7 +198,10 @@ class PermutationSpec:
         if group.parent is None:
             return
         if group.parent not in self.groups:
-            raise SpecError(f"group {group.name!r} names the unknown parent {group.parent!r}")
+            raise SpecError(
+                f"group {group.name!r} names the unknown parent {group.parent!r}; expected one of "
+                f"the groups {sorted(self.groups)}"
+            )
         if self.groups[group.parent].parent is not None:
             raise SpecError(
                 f"group {group.name!r} has the parent {group.parent!r}, which has a parent itself; "
@@ -202,7 +212,10 @@ class PermutationSpec:
         if factor.group is None:
             return
         if factor.group not in self.groups:
-            raise SpecError(f"tensor {name!r} names unknown group {factor.group!r}")
+            raise SpecError(
+                f"tensor {name!r} names unknown group {factor.group!r}; expected one of the groups "
+                f"{sorted(self.groups)}"
+            )
         group = self.groups[factor.group]
         if factor.size != group.size:
             raise SpecError(
@@ -229,7 +242,10 @@ class PermutationSpec:
     def _check_norm_scale(self, scale: NormScale) -> None:
         unknown = [name for name in scale.names if name not in self.tensors]
         if unknown:
-            raise SpecError(f"a norm scale names {unknown[0]!r}, which is not among the tensors")
+            raise SpecError(
+                f"the norm scale of {scale.weight!r} names {unknown[0]!r}, which is not among the "
+                "tensors; correct the name or leave the norm scale out"
+            )
         rows = self.tensors[scale.weight].shape[:1]
         for name in scale.names[1:]:
             if self.tensors[name].shape != rows:
@@ -260,7 +276,7 @@ class PermutationSpec:
         """All state-dict names, tied ones included."""
         return frozenset(self.tensors) | frozenset(self.ties)
 
-    def members(self, group: str) -> tuple[tuple[str, int], ...]:
+    def perm_to_axes(self, group: str) -> tuple[tuple[str, int], ...]:
         """Return the (tensor name, axis) pairs on which `group` lies."""
         return tuple(
             (name, number)
@@ -268,6 +284,15 @@ class PermutationSpec:
             for number, axis in enumerate(tensor.axes)
             if group in axis.groups
         )
+
+    def members(self, group: str) -> tuple[tuple[str, int], ...]:
+        """Return the same as `perm_to_axes`, by its former name."""
+        warnings.warn(
+            "PermutationSpec.members is called PermutationSpec.perm_to_axes now",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.perm_to_axes(group)
 
     def lookup(self, name: str) -> TensorSpec:
         """Return the TensorSpec of a state-dict name, following ties."""
@@ -372,16 +397,3 @@ class PermutationSpec:
         from gpu_align._symmetry._spec_json import spec_from_json
 
         return spec_from_json(text)
-
-
-def memory_of(tensor: Tensor) -> object:
-    """Return a key that two tensors share exactly if they are the same memory (tied)."""
-    if tensor.numel() == 0:
-        return id(tensor)
-    place = (storage_of(tensor), tensor.storage_offset())
-    return tensor.device, tensor.dtype, place, tensor.shape, tensor.stride()
-
-
-def storage_of(tensor: Tensor) -> int:
-    """Return a number that two tensors share exactly if they share storage."""
-    return tensor.untyped_storage()._cdata

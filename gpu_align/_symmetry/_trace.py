@@ -14,10 +14,10 @@ from gpu_align._symmetry._cuts import pin_cut_axes, pin_cut_off
 from gpu_align._symmetry._flat_graph import flat_graph
 from gpu_align._symmetry._gauge._find import with_gauges
 from gpu_align._symmetry._gauge._norm_scale import find_norm_scales
-from gpu_align._symmetry._groups import name_groups
-from gpu_align._symmetry._layout import layout, make_expressible
-from gpu_align._symmetry._propagation import Traced, propagate
-from gpu_align._symmetry._spec import PermutationSpec, Pin, TensorSpec, memory_of, storage_of
+from gpu_align._symmetry._layout import layout, make_expressible, name_groups
+from gpu_align._symmetry._memory import memory_of, overlapping
+from gpu_align._symmetry._propagation import propagate
+from gpu_align._symmetry._spec import PermutationSpec, Pin, TensorSpec
 from gpu_align._symmetry._splits import TensorAxes
 from gpu_align._symmetry._untouched import untouched
 from gpu_align._symmetry._verify import SizeError, as_arguments, copied, evaluation_mode
@@ -29,7 +29,7 @@ def discover(
     """Find the groups of interchangeable units of a model.
 
     The model is traced with `torch.export` in evaluation mode and axis classes are propagated
-    through the graph, one rule per family of ops (`gpu_align._symmetry._rules`). Graph inputs and
+    through the graph, one rule per kind of op (`gpu_align._symmetry._rules`). Graph inputs and
     outputs are pinned, and so is all that an op without a rule touches. What is found is checked
     on inputs of the traced shape and of other sizes, as far as the model takes them; trace with a
     batch of two or more, as a model may treat a batch of one in its own way.
@@ -55,12 +55,12 @@ def _discover(
     model: nn.Module | ExportedProgram, example_inputs: object, verify: bool
 ) -> PermutationSpec:
     module: nn.Module
+    held: Mapping[str, object]
     if isinstance(model, ExportedProgram):
-        program, module = model, model.module()
+        program, module, held = model, model.module(), model.state_dict
         example_inputs = program.example_inputs if example_inputs is None else example_inputs
     else:
-        program, module = _export(model, example_inputs), model
-    held = model.state_dict if isinstance(model, ExportedProgram) else model.state_dict()
+        program, module, held = _export(model, example_inputs), model, model.state_dict()
     state = {name: tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
     origin = f"traced from {type(module).__name__}"
     spec = _build(program, state, origin)
@@ -101,38 +101,31 @@ def _build(
 ) -> PermutationSpec:
     """Find the symmetries in a program; `pin_cuts` leaves every axis fixed that it cuts."""
     tensors, ties = _fresh_axes(state)
-    graph = flat_graph(program)
-    traced = propagate(graph, program.graph_signature, tensors, ties)
-    _pin_unused(tensors, traced)
+    traced = propagate(flat_graph(program), program.graph_signature, tensors, ties)
     pin_cut_off(traced)
     if pin_cuts:
         pin_cut_axes(traced)
     make_expressible(axis for axes in tensors.values() for axis in axes)
-    names, groups = name_groups(traced.used, tensors, traced.computed)
-    parameters = set(program.graph_signature.parameters)
+    names, groups = name_groups(traced)
+    parameters = {ties.get(name, name) for name in program.graph_signature.parameters}
     spec = PermutationSpec(
         groups=groups,
         tensors={
-            name: TensorSpec(
-                tuple(layout(axis, names) for axis in axes),
-                counted=not parameters.isdisjoint(
-                    [name, *(alias for alias, kept in ties.items() if kept == name)]
-                ),
-            )
+            name: TensorSpec(tuple(layout(axis, names) for axis in axes), name in parameters)
             for name, axes in tensors.items()
         },
         ties=ties,
         pins=tuple(_pins(tensors)),
         origin=origin,
-        norm_scales=tuple(find_norm_scales(graph, traced.stored, state)),
+        norm_scales=tuple(find_norm_scales(traced, state)),
     )
-    return with_gauges(spec, graph, traced, tensors, names, state)
+    return with_gauges(spec, traced, names, state)
 
 
 def _fresh_axes(state: Mapping[str, Tensor]) -> tuple[dict[str, TensorAxes], dict[str, str]]:
     """Give each tensor of the state dict its axis classes; names of one memory share them.
 
-    Tensors that share storage in different layouts (a transpose, a slice) are pinned: moving one
+    Tensors that are different views of one storage (a transpose, a slice) are pinned: moving one
     would move the other in another way.
     """
     tensors: dict[str, TensorAxes] = {}
@@ -144,22 +137,10 @@ def _fresh_axes(state: Mapping[str, Tensor]) -> tuple[dict[str, TensorAxes], dic
             tensors[name] = TensorAxes(AxisClass(size) for size in tensor.shape)
         else:
             ties[name] = kept
-    stored: dict[int, list[str]] = {}
-    for name in tensors:
-        if state[name].numel():
-            stored.setdefault(storage_of(state[name]), []).append(name)
-    for names in stored.values():
-        for name in names if len(names) > 1 else ():
-            for axis in tensors[name]:
-                axis.pin("shares memory in another layout")
+    for name in overlapping(state) & tensors.keys():
+        for axis in tensors[name]:
+            axis.pin("shares memory in another layout")
     return tensors, ties
-
-
-def _pin_unused(tensors: Mapping[str, TensorAxes], traced: Traced) -> None:
-    """Pin tensors that forward does not use."""
-    for name, axes in tensors.items():
-        for axis in axes if name not in traced.used else ():
-            axis.pin("not used in forward")
 
 
 def _pins(tensors: Mapping[str, TensorAxes]) -> Iterator[Pin]:

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from gpu_align._errors import ModelError, SpecError
 from gpu_align._process import MODULES
 from gpu_align._symmetry._gauge._apply import rescale
+from gpu_align._symmetry._memory import memory_of
 from gpu_align._symmetry._sizes import try_other_sizes
-from gpu_align._symmetry._spec import PermutationSpec, StateDict, memory_of
+from gpu_align._symmetry._spec import PermutationSpec, StateDict
 from gpu_align._symmetry._untouched import untouched
 
 if TYPE_CHECKING:

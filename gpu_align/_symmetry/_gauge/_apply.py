@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gpu_align._symmetry._memory import memory_of
 from gpu_align._symmetry._move import multiply, one_of_each
-from gpu_align._symmetry._spec import NormScale, PermutationSpec, StateDict, memory_of
+from gpu_align._symmetry._spec import NormScale, PermutationSpec, StateDict
 
 Multipliers = Mapping[str, Tensor]
 
@@ -24,18 +25,14 @@ def rescale(
 
     Args:
         spec: the symmetries.
-        state_dict: name -> tensor.
+        state_dict: name -> tensor, which fit the spec (`PermutationSpec.validate`).
         units: group -> [units], multipliers of its units: signs if it is signed, positive numbers
             if it is scaled; groups left out keep theirs.
         rows: weight of a norm scale -> [rows], positive.
 
     Returns:
         The same names in the same order, dtypes and devices kept.
-
-    Raises:
-        SpecError: names or shapes do not fit the spec.
     """
-    spec.validate(state_dict)
     scales = {
         name: (scale, (rows or {})[scale.weight])
         for scale in spec.norm_scales

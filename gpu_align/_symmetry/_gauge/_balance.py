@@ -107,7 +107,7 @@ def balance(spec: PermutationSpec, state: StateDict) -> tuple[dict[str, Tensor],
     for name, tensor in spec.tensors.items():
         if tensor.counted and (name in rows or not groups.keys().isdisjoint(tensor.groups)):
             entries = spec.tensor_of(name, state).cpu().double().square()
-            for block in tensor.blocks():
+            for block in tensor.blocks:
                 _add_block(block, entries, spec, groups, rows.get(name))
     _iterate([*rows.values(), *groups.values()])
     return _roots(groups), _roots(rows)

@@ -20,6 +20,7 @@ from gpu_align._symmetry._power import (
     AxisPowers,
     Power,
     TensorPowers,
+    Unknown,
     UnmatchedError,
     set_equal,
 )
@@ -35,35 +36,31 @@ _LOOKS_AT_SHAPES = ("sym_", "_assert")
 
 def with_gauges(
     spec: PermutationSpec,
-    graph: fx.Graph,
     traced: Traced,
-    tensors: Mapping[str, TensorAxes],
     names: Names,
     state: Mapping[str, Tensor],
 ) -> PermutationSpec:
     """Return a spec with the signs and scales of its groups.
 
-    Each group gets one family of signs, of scales or of both: that which lies on most tensors. A
-    group gets none if the units inside it have all that it could do.
+    Of the powers of a group that are tied to each other, those on most tensors are kept. A group
+    gets none if the units inside it have all that it could do.
 
     Args:
         spec: the permutations.
-        graph: of the traced model.
         traced: the axes of all values in the graph.
-        tensors: state-dict name -> axes.
         names: free leaf -> the name of its group.
         state: state-dict name -> tensor.
     """
-    walk = _Walk(names)
-    stored = {name: walk.stored(axes, state[name]) for name, axes in tensors.items()}
-    walk.run(graph, traced.values, {node: stored[name] for node, name in traced.stored.items()})
-    places: dict[AxisClass, list[_Place]] = {leaf: [] for leaf in names}
+    walk = _PowerWalk(names)
+    stored = {name: walk.stored(axes, state[name]) for name, axes in traced.tensors.items()}
+    walk.run(traced, stored)
+    occurrences: dict[AxisClass, list[_Occurrence]] = {leaf: [] for leaf in names}
     for name in traced.used:
         for power in stored[name].powers:
-            places[power.leaf].append(_Place(name, power))
-    gauges = {names[leaf]: _choose(found) for leaf, found in places.items()}
-    turns = {place: turn for gauge in gauges.values() for place, turn in gauge.turns.items()}
-    found = replace(
+            occurrences[power.leaf].append(_Occurrence(name, power))
+    gauges = {names[leaf]: _choose(lies_on) for leaf, lies_on in occurrences.items()}
+    turns = {power: turn for gauge in gauges.values() for power, turn in gauge.turns.items()}
+    with_all = replace(
         spec,
         groups={
             name: replace(group, signed=gauges[name].signed, scaled=gauges[name].scaled)
@@ -73,10 +70,10 @@ def with_gauges(
             name: _with_turns(tensor, stored[name], turns) for name, tensor in spec.tensors.items()
         },
     )
-    return _without(found, [name for name in found.groups if _is_implied(name, found)])
+    return _without(with_all, [name for name in with_all.groups if _is_implied(name, with_all)])
 
 
-class _Walk:
+class _PowerWalk:
     """The powers of all values in a graph, node after node."""
 
     def __init__(self, names: Names) -> None:
@@ -106,18 +103,13 @@ class _Walk:
             return tuple(self.unchanged(part) for part in value)
         return value
 
-    def run(
-        self,
-        graph: fx.Graph,
-        values: Mapping[fx.Node, Any],
-        stored: Mapping[fx.Node, TensorPowers],
-    ) -> None:
+    def run(self, traced: Traced, stored: Mapping[str, TensorPowers]) -> None:
         """Give every node its powers, and tell what its op says about those of its arguments."""
-        for node in graph.nodes:
-            if node in stored:
-                self.found[node] = stored[node]
+        for node in traced.graph.nodes:
+            if node in traced.stored:
+                self.found[node] = stored[traced.stored[node]]
             elif node.op != "output":
-                outputs = self.unchanged(values[node])
+                outputs = self.unchanged(traced.values[node])
                 is_call = node.op == "call_function"
                 self.found[node] = self._call(node, outputs) if is_call else outputs
 
@@ -177,7 +169,7 @@ def _tie_written(written: Sequence[Any], made: TensorPowers) -> None:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Occurrence:
     """One place of a group on a stored tensor."""
 
     tensor: str
@@ -193,40 +185,40 @@ class _Gauge:
     turns: Mapping[int, int]
 
 
-def _choose(places: Sequence[_Place]) -> _Gauge:
-    """Choose among the families of signs and scales of one group.
+def _choose(occurrences: Sequence[_Occurrence]) -> _Gauge:
+    """Choose among the powers of one group that are tied to each other.
 
     Signs and scales go together if they are seen at the same places. The first place of all is
     where the units are made.
     """
-    families: dict[tuple[int, ...], set[str]] = {}
+    kinds: dict[tuple[int, ...], set[str]] = {}
     for kind in ("sign", "scale"):
-        for family in _families(places, kind):
-            families.setdefault(family, set()).add(kind)
-    if not families:
+        for tied in _equal_powers(occurrences, kind):
+            kinds.setdefault(tied, set()).add(kind)
+    if not kinds:
         return _Gauge(False, False, {})
 
-    def size(family: tuple[int, ...]) -> tuple[int, int]:
-        return len({places[number].tensor for number in family}), len(families[family])
+    def extent(tied: tuple[int, ...]) -> tuple[int, int]:
+        return len({occurrences[number].tensor for number in tied}), len(kinds[tied])
 
-    best = max(families, key=size)
-    powers = [places[number].power for number in best]
+    best = max(kinds, key=extent)
+    powers = [occurrences[number].power for number in best]
     first = powers[0].scale
     return _Gauge(
-        signed="sign" in families[best],
-        scaled="scale" in families[best],
+        signed="sign" in kinds[best],
+        scaled="scale" in kinds[best],
         turns={id(power): power.scale.relative_to(first) or 1 for power in powers},
     )
 
 
-def _families(places: Sequence[_Place], kind: str) -> Iterable[tuple[int, ...]]:
-    """Return the numbers of the places of each unknown that is not zero."""
-    families: dict[int, list[int]] = {}
-    for number, place in enumerate(places):
-        unknown_power = getattr(place.power, kind)
-        if not unknown_power.zero:
-            families.setdefault(id(unknown_power.find()[0]), []).append(number)
-    return [tuple(numbers) for numbers in families.values()]
+def _equal_powers(occurrences: Sequence[_Occurrence], kind: str) -> Iterable[tuple[int, ...]]:
+    """Return the numbers of the places where powers are equal or opposite, if they are not 0."""
+    tied: dict[int, list[int]] = {}
+    for number, occurrence in enumerate(occurrences):
+        power: Unknown = getattr(occurrence.power, kind)
+        if not power.zero:
+            tied.setdefault(id(power.find()[0]), []).append(number)
+    return [tuple(numbers) for numbers in tied.values()]
 
 
 def _with_turns(tensor: TensorSpec, powers: TensorPowers, turns: Mapping[int, int]) -> TensorSpec:
@@ -281,7 +273,7 @@ def _is_implied(name: str, spec: PermutationSpec) -> bool:
     ]
     if not inside or not (group.signed or group.scaled):
         return False
-    blocks = [block for tensor in spec.tensors.values() for block in tensor.blocks()]
+    blocks = [block for tensor in spec.tensors.values() for block in tensor.blocks]
     return any(
         all(_power_of(name, block) == _power_of(child.name, block) for block in blocks)
         for child in inside

@@ -6,32 +6,31 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, fx
 
+from gpu_align._symmetry._memory import overlapping
 from gpu_align._symmetry._op import Op
-from gpu_align._symmetry._spec import NormScale, memory_of, storage_of
+from gpu_align._symmetry._propagation import Traced
+from gpu_align._symmetry._spec import NormScale
 
 # The last of each is what the others are decomposed into.
 _LAYERS = ("linear", "conv1d", "conv2d", "conv3d", "convolution")
 _NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 
 
-def find_norm_scales(
-    graph: fx.Graph, stored: Mapping[fx.Node, str], state: Mapping[str, Tensor]
-) -> Iterator[NormScale]:
+def find_norm_scales(traced: Traced, state: Mapping[str, Tensor]) -> Iterator[NormScale]:
     """Yield the layers whose outputs go into one batch norm and nowhere else.
 
     Args:
-        graph: of the traced model, in evaluation mode.
-        stored: placeholder node -> the state-dict name of its tensor.
+        traced: a model in evaluation mode.
         state: state-dict name -> tensor.
     """
-    uses = Counter({name: 0 for name in stored.values()})
-    for node, name in stored.items():
+    uses = Counter({name: 0 for name in traced.stored.values()})
+    for node, name in traced.stored.items():
         uses[name] += len(node.users)
-    overlapping = _overlapping(state)
-    for node in graph.nodes:
-        scale = _norm_scale(node, stored)
+    shared = overlapping(state)
+    for node in traced.graph.nodes:
+        scale = _norm_scale(node, traced.stored)
         if scale is not None and all(
-            uses[name] == 1 and name not in overlapping and torch.is_floating_point(state[name])
+            uses[name] == 1 and name not in shared and torch.is_floating_point(state[name])
             for name in scale.names
         ):
             yield scale
@@ -56,16 +55,3 @@ def _norm_scale(norm: fx.Node, stored: Mapping[fx.Node, str]) -> NormScale | Non
         return None
     names = {weight, bias, mean, variance}
     return NormScale(weight, bias, mean, variance, to["eps"]) if len(names) == 4 else None
-
-
-def _overlapping(state: Mapping[str, Tensor]) -> set[str]:
-    """Return the names of tensors that share storage in different layouts."""
-    layouts: dict[int, set[object]] = {}
-    for tensor in state.values():
-        if tensor.numel():
-            layouts.setdefault(storage_of(tensor), set()).add(memory_of(tensor))
-    return {
-        name
-        for name, tensor in state.items()
-        if tensor.numel() and len(layouts[storage_of(tensor)]) > 1
-    }

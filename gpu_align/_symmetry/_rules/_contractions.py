@@ -22,6 +22,7 @@ from gpu_align._symmetry._rules._table import (
     PowerCall,
     axis_rule,
     broadcast,
+    first_tensor,
     power_rule,
     without,
 )
@@ -142,7 +143,7 @@ def _any_convolution(call: Call, transposed: bool, **arguments: Any) -> TensorAx
 
 @power_rule("convolution")
 def _any_convolution_powers(call: PowerCall, transposed: bool, **arguments: Any) -> TensorPowers:
-    chosen: Any = _transposed_convolution if transposed else _convolution
+    chosen: Any = _transposed_convolution_powers if transposed else _convolution_powers
     return chosen(call, **arguments)
 
 
@@ -190,16 +191,8 @@ def _map(
 
 
 @axis_rule("matmul", "mm", "bmm", "mv", "dot")
-def _matmul(
-    call: Call,
-    self: TensorAxes,
-    other: TensorAxes | None = None,
-    mat2: TensorAxes | None = None,
-    vec: TensorAxes | None = None,
-    tensor: TensorAxes | None = None,
-    **_: Any,
-) -> TensorAxes:
-    right = next(axes for axes in (other, mat2, vec, tensor) if axes is not None)
+def _matmul(call: Call, self: TensorAxes, **others: Any) -> TensorAxes:
+    right = first_tensor(others)
     call.unify(self[-1], right[-2] if len(right) > 1 else right[0])
     batch = broadcast(call, [TensorAxes(self[:-2]), TensorAxes(right[:-2])])
     rows = self[-2:-1] if len(self) > 1 else ()
@@ -209,16 +202,8 @@ def _matmul(
 
 
 @power_rule("matmul", "mm", "bmm", "mv", "dot")
-def _matmul_powers(
-    call: PowerCall,
-    self: TensorPowers,
-    other: TensorPowers | None = None,
-    mat2: TensorPowers | None = None,
-    vec: TensorPowers | None = None,
-    tensor: TensorPowers | None = None,
-    **_: Any,
-) -> TensorPowers:
-    right = next(axes for axes in (other, mat2, vec, tensor) if axes is not None)
+def _matmul_powers(call: PowerCall, self: TensorPowers, **others: Any) -> TensorPowers:
+    right = first_tensor(others)
     set_opposite(self[-1], right[-2] if len(right) > 1 else right[0])
     batches = TensorPowers(self[:-2]), TensorPowers(right[:-2])
     for batch, whole in zip(batches, (self, right), strict=True):
@@ -232,28 +217,28 @@ def _matmul_powers(
 def _addmm(
     call: Call, self: TensorAxes, mat1: TensorAxes, mat2: TensorAxes, **_: Any
 ) -> TensorAxes:
-    return broadcast(call, [self, _matmul(call, mat1, mat2)])
+    return broadcast(call, [self, _matmul(call, mat1, mat2=mat2)])
 
 
 @power_rule("addmm")
 def _addmm_powers(
     call: PowerCall, self: TensorPowers, mat1: TensorPowers, mat2: TensorPowers, **_: Any
 ) -> TensorPowers:
-    return powers_of_sum(call, [self, _matmul_powers(call, mat1, mat2)])
+    return powers_of_sum(call, [self, _matmul_powers(call, mat1, mat2=mat2)])
 
 
 @axis_rule("baddbmm")
 def _baddbmm(
     call: Call, self: TensorAxes, batch1: TensorAxes, batch2: TensorAxes, **_: Any
 ) -> TensorAxes:
-    return broadcast(call, [self, _matmul(call, batch1, batch2)])
+    return broadcast(call, [self, _matmul(call, batch1, batch2=batch2)])
 
 
 @power_rule("baddbmm")
 def _baddbmm_powers(
     call: PowerCall, self: TensorPowers, batch1: TensorPowers, batch2: TensorPowers, **_: Any
 ) -> TensorPowers:
-    return powers_of_sum(call, [self, _matmul_powers(call, batch1, batch2)])
+    return powers_of_sum(call, [self, _matmul_powers(call, batch1, batch2=batch2)])
 
 
 @axis_rule("outer", "ger")

@@ -117,7 +117,7 @@ def _pow_powers(call: PowerCall, self: Any, exponent: Any) -> TensorPowers:
 def powers_of_sum(call: PowerCall, terms: Sequence[Any]) -> TensorPowers:
     """Return a sum, or a choice among values, that broadcasts: all terms are multiplied alike.
 
-    A number other than 0 is a term.
+    Of numbers 0 is no term.
     """
     tensors = [term for term in terms if isinstance(term, TensorPowers)]
     count = len(tensors) + sum(not isinstance(term, TensorPowers) and term != 0 for term in terms)
@@ -133,21 +133,12 @@ def powers_of_sum(call: PowerCall, terms: Sequence[Any]) -> TensorPowers:
     return TensorPowers(out)
 
 
-@power_rule("add", "sub", "subtract", "rsub")
-def _sum_powers(call: PowerCall, self: Any, other: Any, **_: Any) -> TensorPowers:
-    return powers_of_sum(call, [self, other])
-
-
-@power_rule("copy")
-def _written_powers(
-    call: PowerCall, self: TensorPowers, src: TensorPowers, **_: Any
+@power_rule("add", "sub", "subtract", "rsub", "copy", "fill")
+def _sum_powers(
+    call: PowerCall, self: Any, other: Any = 0, src: Any = 0, value: Any = 0, **_: Any
 ) -> TensorPowers:
-    return powers_of_sum(call, [self, src])
-
-
-@power_rule("fill")
-def _filled_powers(call: PowerCall, self: TensorPowers, value: Any) -> TensorPowers:
-    return powers_of_sum(call, [self, value])
+    """What is written into a tensor is multiplied as the tensor is."""
+    return powers_of_sum(call, [self, other, src, value])
 
 
 @power_rule("maximum", "minimum", "fmax", "fmin")

@@ -44,10 +44,9 @@ def _layers(
     params: list[TensorAxes],
     has_biases: bool,
     num_layers: int,
-    dropout: float,
-    train: bool,
     bidirectional: bool,
     batch_first: bool,
+    **_: Any,
 ) -> tuple[TensorAxes, ...]:
     """Layers one after another, each in one direction or two; outputs of directions are joined."""
     time = (1 if batch_first else 0) if len(input) == 3 else 0
@@ -149,12 +148,9 @@ def _gated_layer_powers(
     input: TensorPowers,
     hx: Any,
     params: list[TensorPowers],
-    has_biases: bool,
     num_layers: int,
-    dropout: float,
-    train: bool,
     bidirectional: bool,
-    batch_first: bool,
+    **_: Any,
 ) -> Any:
     directions = 2 if bidirectional else 1
     size = len(params) // (num_layers * directions)
@@ -185,12 +181,9 @@ def _recurrent_layer_powers(
     input: TensorPowers,
     hx: TensorPowers,
     params: list[TensorPowers],
-    has_biases: bool,
     num_layers: int,
-    dropout: float,
-    train: bool,
     bidirectional: bool,
-    batch_first: bool,
+    **_: Any,
 ) -> tuple[TensorPowers, ...]:
     """Layers one after another, each in one direction or two."""
     directions = 2 if bidirectional else 1

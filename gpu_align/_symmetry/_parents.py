@@ -1,4 +1,4 @@
-"""Families: units that may be reordered inside each unit of another group in its own way.
+"""Parents: units that may be reordered inside each unit of another group in its own way.
 
 Let a tensor have the units D inside each unit of H: the dimensions of attention heads. Reorder the
 units D of one unit of H only. An op that works on a tensor with these axes commutes with that if it
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from gpu_align._symmetry._classes import AxisClass, Structure
 from gpu_align._symmetry._splits import TensorAxes
 
-Block = tuple[AxisClass, ...]
+Leaves = tuple[AxisClass, ...]
 """The free leaves on all axes of one block of a tensor, with repetition."""
 
 
@@ -39,11 +39,11 @@ def find_parents(
     }
 
 
-def _distinct_blocks(tensors: Iterable[TensorAxes]) -> set[Block]:
+def _distinct_blocks(tensors: Iterable[TensorAxes]) -> set[Leaves]:
     """Return the blocks of all tensors, each once, leaves in a fixed order."""
-    found: set[Block] = set()
-    known: dict[AxisClass, tuple[Block, ...]] = {}
-    done: set[Block] = set()
+    found: set[Leaves] = set()
+    known: dict[AxisClass, tuple[Leaves, ...]] = {}
+    done: set[Leaves] = set()
     for axes in tensors:
         roots = tuple(sorted((axis.find() for axis in axes), key=id))
         if roots in done:
@@ -57,7 +57,7 @@ def _distinct_blocks(tensors: Iterable[TensorAxes]) -> set[Block]:
     return found
 
 
-def _segments_of(axis: AxisClass) -> tuple[Block, ...]:
+def _segments_of(axis: AxisClass) -> tuple[Leaves, ...]:
     """Return the free leaves of each segment of an axis, segments that have the same ones once."""
     root = axis.find()
     if root.structure is None:
@@ -70,7 +70,7 @@ def _segments_of(axis: AxisClass) -> tuple[Block, ...]:
 
 
 def _candidates(
-    blocks: Iterable[Block], leaves: Sequence[AxisClass]
+    blocks: Iterable[Leaves], leaves: Sequence[AxisClass]
 ) -> dict[AxisClass, list[AxisClass]]:
     """Return for each leaf those that occur exactly once in every block in which it occurs."""
     possible: dict[AxisClass, set[AxisClass]] = {}
