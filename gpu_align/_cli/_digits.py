@@ -340,6 +340,6 @@ def _write_report(folder: Path, trials: list[Trial]) -> Path:
     from gpu_align._report import write_report
 
     path = folder / "report.html"
-    entries = [{**trial.result.to_json(), "name": trial.title} for trial in trials]
-    write_report(entries, path, title="gpu-align demo: digit classifiers")
+    results, names = [trial.result for trial in trials], [trial.title for trial in trials]
+    write_report(results, path, title="gpu-align demo: digit classifiers", names=names)
     return path

@@ -206,4 +206,4 @@ class Outputs:
                 # Figures are slow to import, and few runs want them.
                 from gpu_align._report import write_report
 
-                write_report([result.to_json()], path, title=title)
+                write_report(result, path, title=title)
