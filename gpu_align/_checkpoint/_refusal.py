@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from gpu_align._errors import CheckpointError
+from gpu_align._errors import CheckpointError, folded
 
 
 def unreadable(path: Path, problem: str, remedy: str) -> CheckpointError:
@@ -22,8 +22,7 @@ def unreadable(path: Path, problem: str, remedy: str) -> CheckpointError:
 
 def quoted(names: list[str], limit: int = 20) -> str:
     """Join names for a message, and count those beyond `limit`."""
-    text = ", ".join(f'"{name}"' for name in names[:limit])
-    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
+    return folded([f'"{name}"' for name in names], limit)
 
 
 def leading_bytes(path: Path, expected: str) -> bytes:
