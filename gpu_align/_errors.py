@@ -5,6 +5,8 @@ the caller's to mend (exit code 2); any other ``GpuAlignError`` is a failure of 
 (exit code 1).
 """
 
+from collections.abc import Sequence
+
 from gpu_align._status import Status
 
 
@@ -42,6 +44,12 @@ class ModelError(InputError):
 
 class UnavailableError(InputError):
     """An explicitly chosen device, solver or library is not there."""
+
+
+def folded(names: Sequence[str], limit: int) -> str:
+    """Join names, and count those beyond `limit`."""
+    text = ", ".join(names[:limit])
+    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
 
 
 def bullet_list(problems: list[str], limit: int = 20) -> str:

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -9,8 +11,9 @@ import report_pages
 from report_pages import FIGURES, Page, group
 
 from gpu_align import InputError
-from gpu_align._align._result import SCHEMA, read_result
+from gpu_align._align._result import SCHEMA, ResultRecord, read_result
 from gpu_align._report import _page, _pictures, render_report, write_report
+from gpu_align._report._format import MISSING
 
 
 @pytest.fixture
@@ -104,6 +107,27 @@ def test_damaged_results_are_refused(result: dict[str, Any], damage: dict[str, A
 def test_what_is_no_result_is_refused(data: Any) -> None:
     with pytest.raises(InputError, match="cannot make a report"):
         render_report(data)
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_result_makes_the_page_of_its_json_form() -> None:
+    found = report_pages.found()
+    data = json.loads(json.dumps(found.to_json()))
+    again = ResultRecord.from_json(data)
+    for entry in fields(ResultRecord):
+        assert getattr(again, entry.name) == getattr(found, entry.name)
+    assert render_report(found) == render_report(again) == render_report(data)
+    named = render_report([found, found], names=["one", "two"])
+    assert named == render_report([{"name": n, **found.to_json()} for n in ("one", "two")])
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_outputs_that_became_infinite_are_not_unchecked() -> None:
+    found = replace(report_pages.found(), function_difference=math.inf)
+    data = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert (data["function_difference"], data["function_preserved"]) == (None, False)
+    for page in (render_report(found), render_report(data)):
+        assert any(f"no, largest relative difference {MISSING}" in a for a in Page(page).answers)
 
 
 # Files

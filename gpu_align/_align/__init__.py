@@ -9,6 +9,7 @@ from gpu_align._align._result import (
     SCHEMA,
     AlignmentFailure,
     AlignmentResult,
+    ResultRecord,
     read_result,
 )
 from gpu_align._align._settings import Settings
@@ -23,6 +24,7 @@ __all__ = [
     "GroupReport",
     "Inside",
     "Model",
+    "ResultRecord",
     "Settings",
     "align",
     "align_networks",

@@ -36,7 +36,14 @@ from gpu_align._search import (
     run_search,
 )
 from gpu_align._status import Status
-from gpu_align._symmetry import PermutationSpec, StateDict, Weights, apply_permutations, part_ranges
+from gpu_align._symmetry import (
+    PermutationSpec,
+    StateDict,
+    Weights,
+    apply_permutations,
+    outline,
+    part_ranges,
+)
 
 _CERTIFIED_ON_HOST, _CERTIFIED_ON_DEVICE = 2**20, 2**27
 """Elements of the largest tensor or similarity of the models that are certified together.
@@ -261,6 +268,7 @@ class _Task:
             "versions": versions(),
             "log10_symmetries": self.spec.log10_symmetries,
             "origin": self.spec.origin,
+            "outline": outline(self.spec),
             "batch_size": len(weights),
             "splits": outcome.splits,
         }

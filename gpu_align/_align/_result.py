@@ -3,18 +3,18 @@
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, NoReturn
 
 from torch import Tensor
 
-from gpu_align._align._certificate import CostMatrix, GroupReport
+from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
 from gpu_align._checkpoint import atomic_write
 from gpu_align._errors import GpuAlignError, InputError
 from gpu_align._search import Progress
 from gpu_align._status import Status
-from gpu_align._symmetry import Permutation, outline
+from gpu_align._symmetry import Outline, Permutation
 
 SCHEMA = "gpu-align/result/1"
 PICTURED = 8
@@ -23,8 +23,71 @@ PRESERVED = 1e-9
 """Largest relative difference of outputs, in float64, that counts as the same function."""
 
 
-@dataclass(frozen=True)
-class AlignmentResult:
+@dataclass(frozen=True, kw_only=True)
+class ResultRecord:
+    """What is known about an answer but for its tensors: what a file keeps and a page shows.
+
+    Attributes are those of `AlignmentResult`; the defaults stand for what a file does not say.
+    """
+
+    metric: str = ""
+    distance: float
+    distance_before: float
+    lower_bound: float = math.nan
+    function_difference: float | None = None
+    function_note: str = "not checked"
+    search: str = ""
+    seconds: float = math.nan
+    assignments: int | None = None
+    seed: int | None = None
+    device: str = ""
+    log10_symmetries: float = math.nan
+    origin: str = ""
+    batch_size: int = 1
+    status: Status | None = None
+    groups: tuple[GroupReport, ...] = ()
+    outline: Outline | None = None
+    history: tuple[Progress, ...] = ()
+    cost_matrix: CostMatrix | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    studies: Mapping[str, Any] = field(default_factory=dict)
+    splits: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def function_preserved(self) -> bool | None:
+        """Whether the outputs agree to `PRESERVED`; None if they were not compared."""
+        if self.function_difference is None:
+            return None
+        return self.function_difference <= PRESERVED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but tensors and index vectors as plain JSON values."""
+        values = {entry.name: _plain(getattr(self, entry.name)) for entry in fields(ResultRecord)}
+        derived = {
+            "schema": SCHEMA,
+            "function_preserved": self.function_preserved,
+            "status_note": self.status and self.status.value,
+        }
+        return derived | values
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ResultRecord":
+        """Read the form written by `to_json`, or by an earlier release, which says less.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: it has another form.
+        """
+        names = {entry.name for entry in fields(ResultRecord)}
+        values = {name: data[name] for name in names if data.get(name) is not None}
+        if data.get("function_preserved") is False:
+            values.setdefault("function_difference", math.inf)
+        return ResultRecord(
+            **{name: _READERS.get(name, _as_it_is)(value) for name, value in values.items()}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentResult(ResultRecord):
     """The permutation found, its distances and its certificate.
 
     Attributes:
@@ -35,6 +98,7 @@ class AlignmentResult:
         distance_before: squared distance of source and target as given.
         lower_bound: no permutation has a smaller distance (may be loose).
         groups: one report per group, with the duality gap of its assignment.
+        outline: the groups over the network, for a picture.
         function_difference: largest relative difference of the outputs of the source before and
             after, in float64 on the example inputs; None if it could not be checked.
         function_note: how the function was checked, or why not.
@@ -61,59 +125,13 @@ class AlignmentResult:
 
     permutation: Permutation
     state_dict: Mapping[str, Tensor]
-    metric: str
-    distance: float
-    distance_before: float
-    lower_bound: float
-    groups: tuple[GroupReport, ...]
-    function_difference: float | None
-    function_note: str
-    cost_matrix: CostMatrix | None
-    history: tuple[Progress, ...]
-    search: str
-    status: Status
-    seconds: float
     assignments: int
     seed: int
-    device: str
-    versions: Mapping[str, str]
-    log10_symmetries: float
-    origin: str
-    studies: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: int = 1
-    splits: Mapping[str, str] = field(default_factory=dict)
+    status: Status
 
     def unwrap(self) -> "AlignmentResult":
         """Return this result; an `AlignmentFailure` raises its error instead."""
         return self
-
-    @property
-    def function_preserved(self) -> bool | None:
-        """Whether the outputs agree to `PRESERVED`; None if they were not compared."""
-        if self.function_difference is None:
-            return None
-        return self.function_difference <= PRESERVED
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything but tensors and index vectors as plain JSON values."""
-        names = (
-            *("metric", "distance", "distance_before", "lower_bound", "function_difference"),
-            *("function_preserved", "function_note", "search", "seconds", "assignments", "seed"),
-            *("device", "log10_symmetries", "origin", "batch_size"),
-        )
-        return {
-            "schema": SCHEMA,
-            **{name: _plain(getattr(self, name)) for name in names},
-            "status": str(self.status),
-            "status_note": self.status.value,
-            "groups": [asdict(group) for group in self.groups],
-            "outline": asdict(outline(self.permutation.spec)),
-            "history": [_plain_step(entry) for entry in self.history],
-            "cost_matrix": None if self.cost_matrix is None else asdict(self.cost_matrix),
-            "versions": dict(self.versions),
-            "studies": dict(self.studies),
-            "splits": dict(self.splits),
-        }
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write `to_json` to a file, from which `gpu-align report` makes its page.
@@ -151,14 +169,51 @@ class AlignmentFailure:
         raise self.error
 
 
-def _plain_step(entry: Progress) -> dict[str, Any]:
-    # The history has whole steps only.
-    return {name: value for name, value in entry.to_json().items() if name != "part"}
-
-
 def _plain(value: Any) -> Any:
     """Return a value that JSON has: an infinite difference of outputs becomes null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Status():
+            return str(value)
+        case Progress():  # the history has whole steps only
+            return {name: entry for name, entry in value.to_json().items() if name != "part"}
+        case Mapping():
+            return dict(value)
+        case tuple():
+            return [_plain(entry) for entry in value]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _read_group(entry: Mapping[str, Any]) -> GroupReport:
+    """Read a group; results of earlier releases do not say what is inside it."""
+    inside = tuple(Inside(**child) for child in entry.get("inside") or ())
+    return GroupReport(**{**entry, "inside": inside})
+
+
+def _read_matrix(entry: Mapping[str, Any]) -> CostMatrix:
+    matrix = CostMatrix(**entry)
+    shapes = {(len(rows), *(len(row) for row in rows)) for rows in (matrix.before, matrix.after)}
+    side = len(matrix.before)
+    if shapes != {(side,) * (side + 1)}:
+        raise ValueError(f"the cost matrix of {matrix.group!r} is not square")
+    return matrix
+
+
+_NUMBERS = ("distance", "distance_before", "lower_bound", "function_difference", "seconds")
+_READERS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys((*_NUMBERS, "log10_symmetries"), float),
+    "status": lambda name: Status[name.upper()],
+    "groups": lambda entries: tuple(map(_read_group, entries)),
+    "outline": Outline.from_json,
+    "history": lambda entries: tuple(Progress.from_json(entry) for entry in entries),
+    "cost_matrix": _read_matrix,
+    **dict.fromkeys(("versions", "studies", "splits"), lambda entries: dict(entries.items())),
+}
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from gpu_align._errors import CheckpointError
+from gpu_align._errors import CheckpointError, folded
 
 
 def unreadable(path: Path, problem: str, remedy: str) -> CheckpointError:
@@ -25,8 +25,7 @@ def unreadable(path: Path, problem: str, remedy: str) -> CheckpointError:
 
 def quoted(names: list[str], limit: int = 20) -> str:
     """Join names for a message, and count those beyond `limit`."""
-    text = ", ".join(f'"{name}"' for name in names[:limit])
-    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
+    return folded([f'"{name}"' for name in names], limit)
 
 
 def open_regular(path: Path) -> BufferedReader:

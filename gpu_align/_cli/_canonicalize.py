@@ -17,10 +17,10 @@ from gpu_align._cli._terminal import (
     stdout_to_stderr,
     warn,
 )
-from gpu_align._errors import GpuAlignError, InputError
+from gpu_align._errors import InputError
 
 if TYPE_CHECKING:
-    from gpu_align import _align
+    from gpu_align._align import CanonicalForm
     from gpu_align._symmetry import PermutationSpec
 
 UNCHECKED = "the function was not checked, because no model was given; pass --model to be sure"
@@ -45,7 +45,7 @@ def canonicalize(
     from gpu_align._align import canonical_form
     from gpu_align._checkpoint import load_checkpoint, save_checkpoint
     from gpu_align._cli._model import load_model, read_spec
-    from gpu_align._cli._outputs import check_checkpoint
+    from gpu_align._cli._outputs import check_checkpoint, check_preserved
 
     if model is None and spec is None:
         raise InputError(
@@ -60,7 +60,8 @@ def canonicalize(
         screen.stage("finding symmetries and balancing")
         named = load_model(model, input_shape, seed)
         form = canonical_form(before.tensors, read_spec(spec, named), named)
-        differences = (None, None) if named is None else _differences(form, named)
+        differences = (None, None) if named is None else form.differences(named)
+        check_preserved(differences[0], "canonical")
         screen.stage("writing")
         save_checkpoint(out, form.state_dict, like=before)
     about = _document(form, differences)
@@ -75,26 +76,8 @@ def canonicalize(
     print_line(f"wrote canonical checkpoint: {out}")
 
 
-def _differences(form: "_align.CanonicalForm", model: "_align.Model") -> tuple[float, float]:
-    """Return how far the outputs are apart, with float64 weights and with those written.
-
-    Raises:
-        GpuAlignError: they differ by more than the rounding of the weights.
-    """
-    from gpu_align._align import PRESERVED
-
-    exact, rounded = form.differences(model)
-    if not exact <= PRESERVED:
-        raise GpuAlignError(
-            "the canonical network does not compute the same outputs (relative difference "
-            f"{exact:.3g}), so nothing was written; please report it with the output of "
-            "`gpu-align inspect --json`"
-        )
-    return exact, rounded
-
-
 def _document(
-    form: "_align.CanonicalForm", differences: tuple[float | None, float | None]
+    form: "CanonicalForm", differences: tuple[float | None, float | None]
 ) -> dict[str, Any]:
     before, after = form.squared_norms()
     return {

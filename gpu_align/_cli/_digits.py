@@ -6,8 +6,7 @@ from different seeds; then one network is aligned to the other, and their averag
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from gpu_align._align import AlignmentResult, align
 from gpu_align._checkpoint import save_checkpoint
 from gpu_align._errors import GpuAlignError, InputError, UnavailableError
 from gpu_align._problem import AlignmentProblem
+from gpu_align._process import torch_threads
 from gpu_align._search import (
     Annealing,
     BeamDescent,
@@ -181,7 +181,8 @@ def load_digits() -> Digits:
 
 def train(name: str, digits: Digits, *, seed: int, quick: bool) -> nn.Module:
     """Train one network; deterministic for a seed, and torch's own random state is left alone."""
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    # One thread is as fast for networks this small, and sums do not depend on the machine.
+    with torch.random.fork_rng(devices=[]), torch_threads.held(single=True):
         torch.manual_seed(seed)
         model = ARCHITECTURES[name]()
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.3)
@@ -194,17 +195,6 @@ def train(name: str, digits: Digits, *, seed: int, quick: bool) -> nn.Module:
                 loss.backward()
                 optimizer.step()
     return model.eval()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread: as fast for networks this small, and sums do not depend on the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def accuracy(model: nn.Module, digits: Digits) -> float:
@@ -340,6 +330,6 @@ def _write_report(folder: Path, trials: list[Trial]) -> Path:
     from gpu_align._report import write_report
 
     path = folder / "report.html"
-    entries = [{**trial.result.to_json(), "name": trial.title} for trial in trials]
-    write_report(entries, path, title="gpu-align demo: digit classifiers")
+    results, names = [trial.result for trial in trials], [trial.title for trial in trials]
+    write_report(results, path, title="gpu-align demo: digit classifiers", names=names)
     return path

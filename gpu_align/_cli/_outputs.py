@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from gpu_align._align import AlignmentResult
+from gpu_align._align import PRESERVED, AlignmentResult
 from gpu_align._checkpoint import (
     FILE_SUFFIXES,
     INDEX_SUFFIX,
@@ -45,6 +45,20 @@ def _check_overwrites_none(path: Path, reads: Iterable[Path]) -> None:
             raise InputError(
                 f"cannot write {path}: it would overwrite an input ({other}); choose another path"
             )
+
+
+def check_preserved(difference: float | None, network: str) -> None:
+    """Check before anything is written that outputs have not changed, as far as it is known.
+
+    Raises:
+        GpuAlignError: they differ by more than `PRESERVED`.
+    """
+    if difference is not None and not difference <= PRESERVED:
+        raise GpuAlignError(
+            f"the {network} network does not compute the same outputs (relative difference "
+            f"{difference:.3g}), so nothing was written; please report it with the output of "
+            "`gpu-align inspect --json`"
+        )
 
 
 def check_checkpoint(path: Path, like: Checkpoint, *, reads: Iterable[Path]) -> None:
@@ -206,4 +220,4 @@ class Outputs:
                 # Figures are slow to import, and few runs want them.
                 from gpu_align._report import write_report
 
-                write_report([result.to_json()], path, title=title)
+                write_report(result, path, title=title)

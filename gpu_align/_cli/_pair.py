@@ -10,13 +10,14 @@ from gpu_align._align import AlignmentResult, Settings, align_networks
 from gpu_align._checkpoint import load_checkpoint
 from gpu_align._cli._keeping import keeping, tell_how_to_continue, write_and_discard
 from gpu_align._cli._model import load_model, read_spec
-from gpu_align._cli._outputs import Outputs
+from gpu_align._cli._outputs import Outputs, check_preserved
 from gpu_align._cli._summary import print_summary
 from gpu_align._cli._terminal import Display, print_json, print_written, warn
 from gpu_align._errors import GpuAlignError
-from gpu_align._problem import AlignmentProblem
+from gpu_align._problem import AlignmentProblem, Metric
 from gpu_align._search import SearchStore
 from gpu_align._status import Status
+from gpu_align._symmetry import StateDict
 
 UNCHECKED = (
     "the function was not checked, because no model was given: the names were read as a plain "
@@ -76,16 +77,11 @@ class Pair:
                 store=store,
             )
             result = outcome.unwrap()
-            _refuse_wrong(result)
+            check_preserved(result.function_difference, "reordered")
             if outputs.report is not None and result.status is not Status.INTERRUPTED:
                 screen.stage("widening the beam for the report")
-                problem = AlignmentProblem(
-                    source.tensors,
-                    target.tensors,
-                    result.permutation.spec,
-                    metric=settings.metric,
-                )
-                result = with_beam_widths(result, problem)
+                states = source.tensors, target.tensors
+                result = _with_beam_widths(result, *states, settings.metric)
             screen.stage("writing")
             title = f"{self.source.name} to {self.target.name}"
             written, failure = write_and_discard(outputs, result, source, title, store)
@@ -127,20 +123,13 @@ def tell(
         raise typer.Exit(1)
 
 
-def with_beam_widths(result: AlignmentResult, problem: AlignmentProblem) -> AlignmentResult:
+def _with_beam_widths(
+    result: AlignmentResult, source: StateDict, target: StateDict, metric: Metric
+) -> AlignmentResult:
     """Return the result with the study of beam widths that the report draws."""
     # Figures are slow to import, and nothing else needs them.
     from gpu_align._report import beam_width_study
 
+    problem = AlignmentProblem(source, target, result.permutation.spec, metric=metric)
     rows = beam_width_study(problem, seed=result.seed)
     return replace(result, studies={**result.studies, "beam_width": rows})
-
-
-def _refuse_wrong(result: AlignmentResult) -> None:
-    """Fail before anything is written if the outputs have changed."""
-    if result.function_preserved is False:
-        raise GpuAlignError(
-            "the reordered network does not compute the same outputs (relative difference "
-            f"{result.function_difference:.3g}), so nothing was written; please report it with the "
-            "output of `gpu-align inspect --json`"
-        )

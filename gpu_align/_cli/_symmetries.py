@@ -3,7 +3,8 @@
 from typing import Any
 
 from gpu_align._cli._summary import INSIDE
-from gpu_align._cli._terminal import columns, console, facts, folded, print_line
+from gpu_align._cli._terminal import columns, console, facts, print_line
+from gpu_align._errors import folded
 from gpu_align._symmetry import (
     Outline,
     PermutationSpec,

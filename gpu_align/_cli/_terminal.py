@@ -106,12 +106,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02} h"
 
 
-def folded(names: Sequence[str], limit: int) -> str:
-    """Join names, and count those beyond `limit`."""
-    text = ", ".join(names[:limit])
-    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
-
-
 class Display:
     """The line on a terminal's stderr that says what is being done; elsewhere it is silent."""
 

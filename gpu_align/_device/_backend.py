@@ -13,6 +13,8 @@ DEVICES = ("auto", "cpu", "cuda")
 
 _TRITON = ("triton", "row-distance and annealing kernels on the GPU", "cuda")
 
+_CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -110,7 +112,7 @@ def version(package: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    packages = ("gpu-align", "torch", "numpy", "scipy", "lapx")
+    packages = ("gpu-align", "torch", "numpy", "scipy", "lapx", "triton", *_CUPY)
     found = {name: version(name) for name in packages}
     return {"python": platform.python_version()} | {k: v for k, v in found.items() if v}
 
@@ -123,7 +125,7 @@ def _library(name: str, purpose: str, extra: str) -> Backend:
 
 
 def _cupy() -> Backend:
-    for package in ("cupy-cuda13x", "cupy-cuda12x", "cupy"):
+    for package in _CUPY:
         if version(package):
             return Backend("cupy", True, f"{package} {version(package)}: assignment on the GPU")
     remedy = "pip install 'gpu-align[cuda]', or 'gpu-align[cuda12]' on CUDA 12"

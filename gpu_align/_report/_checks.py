@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gpu_align._align import PRESERVED
+from gpu_align._align import PRESERVED, ResultRecord
 from gpu_align._report._format import number, percent, plural
-from gpu_align._report._parse import ParsedResult
+from gpu_align._report._parse import Entry
 from gpu_align._report._tables import relative_gap
 
 ROUNDING = 1e-6
@@ -29,15 +29,16 @@ class Check:
     note: str
 
 
-def checks(result: ParsedResult) -> list[Check]:
+def checks(entry: Entry) -> list[Check]:
     """Return the certificate of a result."""
+    result = entry.result
     lines = [_permutation(result), _function(result), _gaps(result)]
-    if result.bound is not None:
-        lines.append(_bound(result, result.bound))
+    if entry.bound is not None:
+        lines.append(_bound(result, entry.bound))
     return lines
 
 
-def _permutation(result: ParsedResult) -> Check:
+def _permutation(result: ResultRecord) -> Check:
     where = f"in {plural(len(result.groups), 'group')}"
     inside = sum(len(group.inside) for group in result.groups)
     if inside:
@@ -50,7 +51,7 @@ def _permutation(result: ParsedResult) -> Check:
     )
 
 
-def _function(result: ParsedResult) -> Check:
+def _function(result: ResultRecord) -> Check:
     title, difference = "Function preserved", result.function_difference
     if difference is None:
         reason = result.function_note.removeprefix("not checked").lstrip(": ")
@@ -61,7 +62,7 @@ def _function(result: ParsedResult) -> Check:
     return Check("yes" if preserved else "no", title, answer, note)
 
 
-def _gaps(result: ParsedResult) -> Check:
+def _gaps(result: ResultRecord) -> Check:
     title = "Optimal group by group"
     if not result.groups:
         return Check("open", title, "no groups", "No group has more than one unit.")
@@ -84,7 +85,7 @@ def _gaps(result: ParsedResult) -> Check:
     return Check("open", title, answer, note)
 
 
-def _bound(result: ParsedResult, bound: float) -> Check:
+def _bound(result: ResultRecord, bound: float) -> Check:
     title = "Lower bound"
     if result.distance <= bound * (1 + PRESERVED):
         note = "The distance meets the bound: no permutation whatever is better."

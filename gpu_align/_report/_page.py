@@ -3,14 +3,14 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from gpu_align._align import ResultRecord
 from gpu_align._checkpoint import atomic_write
 from gpu_align._report._checks import Check, checks
 from gpu_align._report._format import number, percent
-from gpu_align._report._parse import ParsedResult, parse_results
+from gpu_align._report._parse import Entry, Results, finite, read_entries
 from gpu_align._report._pictures import Picture, pictures
 from gpu_align._report._tables import (
     Table,
@@ -20,7 +20,6 @@ from gpu_align._report._tables import (
     width_table,
 )
 
-Results = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 TITLE = "Alignment report"
 
 
@@ -46,37 +45,40 @@ class _Section:
     versions: Mapping[str, str]
 
 
-def render_report(data: Results, title: str = TITLE) -> str:
+def render_report(data: Results, title: str = TITLE, *, names: Sequence[str] = ()) -> str:
     """Return the HTML page of one result or several.
 
     Equal data gives equal text: nothing depends on the time or the place.
 
     Args:
-        data: `AlignmentResult.to_json()`, what `read_result` returns, or a sequence of these. Each
-            may have a "name". Its "studies" may have "beam_width" (see `beam_width_study`) and
+        data: an `AlignmentResult`, its `to_json()`, what `read_result` returns, or a sequence of
+            these. Its "studies" may have "beam_width" (see `beam_width_study`) and
             "comparison", a list of dicts with "search", "distance" and any of "gap_percent" (by
             default taken from the distances), "accuracy_before", "accuracy_after" (accuracies
             from 0 to 1) and "seconds".
         title: heading of the page.
+        names: headings of the results; a "name" in the JSON form goes before.
 
     Raises:
         InputError: something is not a result.
     """
-    results = parse_results(data)
+    entries = read_entries(data, names)
     return template("report.html.j2").render(
         title=title,
-        summary=summary_table(results),
-        sections=[_section(result, f"result-{n}") for n, result in enumerate(results, 1)],
+        summary=summary_table(entries),
+        sections=[_section(entry, f"result-{n}") for n, entry in enumerate(entries, 1)],
     )
 
 
-def write_report(data: Results, path: str | os.PathLike[str], *, title: str = TITLE) -> None:
+def write_report(
+    data: Results, path: str | os.PathLike[str], *, title: str = TITLE, names: Sequence[str] = ()
+) -> None:
     """Write the page of `render_report` to a file, whole or not at all.
 
     Raises:
         InputError: something is not a result, or the file cannot be written.
     """
-    text = render_report(data, title)
+    text = render_report(data, title, names=names)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -93,37 +95,38 @@ def template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def _section(result: ParsedResult, anchor: str) -> _Section:
-    symmetries = result.log10_symmetries
-    tables = (width_table(result.widths), group_table(result.groups))
+def _section(entry: Entry, anchor: str) -> _Section:
+    result = entry.result
+    symmetries, status = finite(result.log10_symmetries), result.status
+    tables = (width_table(entry.widths), group_table(result.groups))
     return _Section(
         anchor=anchor,
-        name=result.name,
+        name=entry.name,
         distance=number(result.distance),
-        before=number(result.before),
-        bound="" if result.bound is None else number(result.bound),
-        reduction=percent(result.reduction),
+        before=number(result.distance_before),
+        bound="" if entry.bound is None else number(entry.bound),
+        reduction=percent(entry.reduction),
         log10_symmetries="" if symmetries is None else f"{symmetries:.1f}",
         signed_units=0 if result.outline is None else result.outline.signed_units,
-        status=result.texts.get("status", "").replace("_", " "),
-        status_note=result.texts.get("status_note", ""),
-        checks=checks(result),
-        pictures=pictures(result),
-        comparison=comparison_table(result.comparison),
+        status="" if status is None else str(status).replace("_", " "),
+        status_note="" if status is None else status.value,
+        checks=checks(entry),
+        pictures=pictures(entry),
+        comparison=comparison_table(entry.comparison),
         tables=[table for table in tables if table is not None],
         settings=_settings(result),
         versions=result.versions,
     )
 
 
-def _settings(result: ParsedResult) -> dict[str, str]:
+def _settings(result: ResultRecord) -> dict[str, str]:
     named = {
-        "found by": result.texts.get("search"),
-        "seconds": None if result.seconds is None else number(result.seconds, 3),
-        "assignment problems": result.texts.get("assignments"),
-        "metric": result.texts.get("metric"),
-        "seed": result.texts.get("seed"),
-        "device": result.texts.get("device"),
-        "symmetries": result.texts.get("origin"),
+        "found by": result.search,
+        "seconds": None if finite(result.seconds) is None else number(result.seconds, 3),
+        "assignment problems": result.assignments,
+        "metric": result.metric,
+        "seed": result.seed,
+        "device": result.device,
+        "symmetries": result.origin,
     }
-    return {name: text for name, text in named.items() if text}
+    return {name: str(value) for name, value in named.items() if value not in (None, "")}

@@ -1,16 +1,17 @@
-"""From the JSON form of a result to typed values, with what is missing told apart from zero."""
+"""From results to what a page shows, with what is missing told apart from zero."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
-from gpu_align._align import PRESERVED, SCHEMA, CostMatrix, GroupReport, Inside
+from gpu_align._align import SCHEMA, ResultRecord
 from gpu_align._errors import InputError
-from gpu_align._search import Progress
-from gpu_align._symmetry import Outline
 
-_ADVICE = "expected `AlignmentResult.to_json()` or what `read_result` returns"
+Result = ResultRecord | Mapping[str, Any]
+Results = Result | Sequence[Result]
+_ADVICE = "expected an `AlignmentResult`, its `to_json()` or what `read_result` returns"
 
 
 @dataclass(frozen=True)
@@ -44,113 +45,79 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True)
-class ParsedResult:
-    """What the page shows of one result; `name` is empty for a single one without."""
+class Entry:
+    """What the page shows of one result.
+
+    Attributes:
+        name: heading; empty for a single result without one.
+        result: what is known about it.
+        widths, comparison: its studies.
+    """
 
     name: str
-    distance: float
-    before: float
-    bound: float | None
-    log10_symmetries: float | None
-    groups: tuple[GroupReport, ...]
-    outline: Outline | None
-    history: tuple[Progress, ...]
-    cost_matrix: CostMatrix | None
-    function_difference: float | None
-    function_note: str
-    texts: Mapping[str, str]
-    seconds: float | None
-    versions: Mapping[str, str]
+    result: ResultRecord
     widths: tuple[WidthRow, ...]
     comparison: tuple[ComparisonRow, ...]
 
     @property
-    def reduction(self) -> float | None:
-        """Share of the distance that alignment has taken away."""
-        return None if self.before == 0 else 1 - self.distance / self.before
+    def bound(self) -> float | None:
+        """The lower bound; None if it is not known."""
+        return finite(self.result.lower_bound)
 
     @property
-    def function_preserved(self) -> bool | None:
-        """Whether the outputs agree; None if they were not compared."""
-        return None if self.function_difference is None else self.function_difference <= PRESERVED
+    def reduction(self) -> float | None:
+        """Share of the distance that alignment has taken away."""
+        before = self.result.distance_before
+        return None if before == 0 else 1 - self.result.distance / before
 
 
-def parse_results(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[ParsedResult]:
-    """Check and convert one result or several.
+def read_entries(data: Results, names: Sequence[str] = ()) -> list[Entry]:
+    """Check and convert one result or several; `names` are for those that bring none.
 
     Raises:
         InputError: it is no result, or a part of it cannot be understood.
     """
-    results = [data] if isinstance(data, Mapping) else data
+    results = [data] if isinstance(data, ResultRecord | Mapping) else data
     if isinstance(results, str) or not isinstance(results, Sequence) or not results:
         raise InputError(f"cannot make a report of {type(data).__name__}: {_ADVICE}, or several")
-    return [_parse(entry, f"result {n}", len(results) == 1) for n, entry in enumerate(results, 1)]
+    return [
+        _entry(result, f"result {number}", name, is_only=len(results) == 1)
+        for number, (result, name) in enumerate(zip_longest(results, names), 1)
+    ]
 
 
-def _parse(data: Mapping[str, Any], place: str, is_only: bool) -> ParsedResult:
-    if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
+def _entry(data: Result, place: str, name: str | None, *, is_only: bool) -> Entry:
+    name = name or ("" if is_only else place.capitalize())
+    is_json = isinstance(data, Mapping) and data.get("schema") == SCHEMA
+    if not isinstance(data, ResultRecord) and not is_json:
         raise InputError(f"{place} is not a result ({SCHEMA}); {_ADVICE}")
-    name = str(data.get("name") or ("" if is_only else place.capitalize()))
     try:
-        return _convert(data, name)
+        if isinstance(data, ResultRecord):
+            result = data
+        else:
+            result, name = ResultRecord.from_json(data), str(data.get("name") or name)
+        studies = result.studies
+        widths = _widths(studies.get("beam_width") or ())
+        return Entry(name, result, widths, _comparison(studies.get("comparison") or ()))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{place} cannot be understood: {error!r}; {_ADVICE}") from error
-
-
-def _convert(data: Mapping[str, Any], name: str) -> ParsedResult:
-    matrix, difference = data.get("cost_matrix"), data.get("function_difference")
-    outline = data.get("outline")
-    studies = data.get("studies") or {}
-    shown = ("search", "status", "status_note", "metric", "seed", "device", "origin", "assignments")
-    return ParsedResult(
-        name=name,
-        distance=float(data["distance"]),
-        before=float(data["distance_before"]),
-        bound=_finite(data.get("lower_bound")),
-        log10_symmetries=_finite(data.get("log10_symmetries")),
-        groups=tuple(_group(entry) for entry in data.get("groups") or ()),
-        outline=None if outline is None else Outline.from_json(outline),
-        history=tuple(Progress.from_json(entry) for entry in data.get("history") or ()),
-        cost_matrix=None if matrix is None else _matrix(CostMatrix(**matrix)),
-        function_difference=None if difference is None else float(difference),
-        function_note=str(data.get("function_note") or "not checked"),
-        texts={key: str(data[key]) for key in shown if data.get(key) is not None},
-        seconds=_finite(data.get("seconds")),
-        versions={str(k): str(v) for k, v in (data.get("versions") or {}).items()},
-        widths=_widths(studies.get("beam_width") or ()),
-        comparison=_comparison(studies.get("comparison") or ()),
-    )
-
-
-def _group(entry: Mapping[str, Any]) -> GroupReport:
-    """Read a group; results of earlier releases do not say what is inside it."""
-    inside = tuple(Inside(**child) for child in entry.get("inside") or ())
-    return GroupReport(**{**entry, "inside": inside})
 
 
 def _widths(rows: Sequence[Mapping[str, Any]]) -> tuple[WidthRow, ...]:
     parsed = []
     for row in rows:
-        distance, seconds = _finite(row.get("distance")), _finite(row.get("seconds"))
+        distance, seconds = finite(row.get("distance")), finite(row.get("seconds"))
         if distance is not None and seconds is not None:
             parsed.append(WidthRow(int(row["width"]), distance, seconds))
     return tuple(parsed)
 
 
-def _matrix(matrix: CostMatrix) -> CostMatrix:
-    shapes = {(len(rows), *(len(row) for row in rows)) for rows in (matrix.before, matrix.after)}
-    side = len(matrix.before)
-    if shapes != {(side,) * (side + 1)}:
-        raise ValueError(f"the cost matrix of {matrix.group!r} is not square")
-    return matrix
-
-
 def _comparison(rows: Sequence[Mapping[str, Any]]) -> tuple[ComparisonRow, ...]:
-    distances = [_finite(row.get("distance")) for row in rows]
+    distances = [finite(row.get("distance")) for row in rows]
     best = min((d for d in distances if d is not None), default=0.0)
     parsed = []
     for row, distance in zip(rows, distances, strict=True):
-        gap = _finite(row.get("gap_percent"))
+        gap = finite(row.get("gap_percent"))
         if gap is None and distance is not None and best > 0:
             gap = 100 * (distance / best - 1)
         parsed.append(
@@ -158,15 +125,15 @@ def _comparison(rows: Sequence[Mapping[str, Any]]) -> tuple[ComparisonRow, ...]:
                 search=str(row["search"]),
                 distance=distance,
                 gap_percent=gap,
-                accuracy_before=_finite(row.get("accuracy_before")),
-                accuracy_after=_finite(row.get("accuracy_after")),
-                seconds=_finite(row.get("seconds")),
+                accuracy_before=finite(row.get("accuracy_before")),
+                accuracy_after=finite(row.get("accuracy_after")),
+                seconds=finite(row.get("seconds")),
             )
         )
     return tuple(parsed)
 
 
-def _finite(value: object) -> float | None:
+def finite(value: object) -> float | None:
     """Return a float; None for what is missing, infinite or not a number."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None

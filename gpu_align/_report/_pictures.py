@@ -9,7 +9,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 
-from gpu_align._align import CostMatrix, GroupReport
+from gpu_align._align import CostMatrix, GroupReport, ResultRecord
 from gpu_align._report._figures import (
     STYLE,
     beam_width,
@@ -20,7 +20,7 @@ from gpu_align._report._figures import (
 from gpu_align._report._format import number, percent, plural
 from gpu_align._report._lane_chart import lane_chart
 from gpu_align._report._lanes import Layout, layout
-from gpu_align._report._parse import ParsedResult
+from gpu_align._report._parse import Entry, WidthRow
 from gpu_align._symmetry import Outline
 
 MOST_BARS = 40
@@ -44,15 +44,16 @@ class Picture:
     caption: str
 
 
-def pictures(result: ParsedResult) -> list[Picture]:
+def pictures(entry: Entry) -> list[Picture]:
     """Return the figures for which the result has data."""
+    result = entry.result
     # The caller's own matplotlib style must not reach the page, nor ours the caller's figures.
     with matplotlib.style.context(["default", STYLE]):
         return [
-            *_convergence(result),
+            *_convergence(result, entry.bound),
             *_improvement(result.groups),
             *_cost_matrices(result.cost_matrix, result.groups),
-            *_beam_width(result),
+            *_beam_width(entry.widths),
             *_groups(result.outline),
         ]
 
@@ -63,14 +64,15 @@ def pictures_of_groups(outline: Outline) -> list[Picture]:
         return list(_groups(outline))
 
 
-def _convergence(result: ParsedResult) -> Iterator[Picture]:
+def _convergence(result: ResultRecord, bound: float | None) -> Iterator[Picture]:
+    before = result.distance_before
     history = [entry for entry in result.history if np.isfinite(entry.best_distance)]
-    if len(history) < _FEWEST_POINTS or result.before == 0:
+    if len(history) < _FEWEST_POINTS or before == 0:
         return
     last = history[-1].best_distance
     # The search counts in float32 and the result in float64, hence not equality.
-    is_own = abs(last - result.distance) <= 1e-3 * max(result.before, result.distance)
-    values = (result.distance, result.before, result.bound) if is_own else (last, None, None)
+    is_own = abs(last - result.distance) <= 1e-3 * max(before, result.distance)
+    values = (result.distance, before, bound) if is_own else (last, None, None)
     shared = "" if is_own else " The distance is the mean over the models aligned together."
     yield Picture(
         title="Distance by step",
@@ -129,8 +131,7 @@ def _cost_matrices(matrix: CostMatrix | None, groups: tuple[GroupReport, ...]) -
     )
 
 
-def _beam_width(result: ParsedResult) -> Iterator[Picture]:
-    rows = result.widths
+def _beam_width(rows: tuple[WidthRow, ...]) -> Iterator[Picture]:
     if len(rows) < _FEWEST_POINTS:
         return
     best = min(rows, key=lambda row: row.distance)

@@ -1,9 +1,10 @@
 """The page of a spec: its groups over the network, what they lie on, and what stays fixed."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from gpu_align._checkpoint import atomic_write
+from gpu_align._errors import folded
 from gpu_align._report._format import plural
 from gpu_align._report._page import template
 from gpu_align._report._pictures import pictures_of_groups
@@ -81,7 +82,7 @@ def _group_table(spec: PermutationSpec, found: Outline) -> Table | None:
         "group": [span.name for span in found.groups],
         "units": [found.units_in_words(span) for span in found.groups],
         "gauge": [span.gauge for span in found.groups],
-        "lies on": [_some(axis_names(spec, span.name)) for span in found.groups],
+        "lies on": [folded(axis_names(spec, span.name), _SHOWN_NAMES) for span in found.groups],
     }
     notes = {
         "Indented: groups inside each unit of the group above.": any(
@@ -109,7 +110,11 @@ def _pin_table(spec: PermutationSpec) -> Table | None:
     if not pins:
         return None
     rows = (
-        (reason, str(len(axes)), _some([f"{tensor}[{axis}]" for tensor, axis in axes]))
+        (
+            reason,
+            str(len(axes)),
+            folded([f"{tensor}[{axis}]" for tensor, axis in axes], _SHOWN_NAMES),
+        )
         for reason, axes in pins.items()
     )
     return Table(
@@ -119,8 +124,3 @@ def _pin_table(spec: PermutationSpec) -> Table | None:
         rows=tuple(rows),
         lists=(2,),
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN_NAMES
-    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")

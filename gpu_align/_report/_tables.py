@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gpu_align._align import GroupReport
 from gpu_align._report._format import aligned, number, percent, share
-from gpu_align._report._parse import ComparisonRow, ParsedResult, WidthRow
+from gpu_align._report._parse import ComparisonRow, Entry, WidthRow
 
 
 @dataclass(frozen=True)
@@ -122,17 +122,18 @@ def width_table(rows: Sequence[WidthRow]) -> Table | None:
     )
 
 
-def summary_table(results: Sequence[ParsedResult]) -> Table | None:
+def summary_table(entries: Sequence[Entry]) -> Table | None:
     """Tabulate several results, with links to their sections; None for a single one."""
-    if len(results) < 2:
+    if len(entries) < 2:
         return None
     verdicts = {True: "yes", False: "no", None: "not checked"}
+    results = [entry.result for entry in entries]
     columns = (
-        [result.name for result in results],
-        aligned([result.before for result in results]),
+        [entry.name for entry in entries],
+        aligned([result.distance_before for result in results]),
         aligned([result.distance for result in results]),
-        [percent(result.reduction) for result in results],
-        aligned([result.bound for result in results]),
+        [percent(entry.reduction) for entry in entries],
+        aligned([entry.bound for entry in entries]),
         [verdicts[result.function_preserved] for result in results],
         [number(result.seconds, 3) for result in results],
     )
