@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gpu_align._align._many import Aligned, FunctionCheck, align_state_dicts
 from gpu_align._align._result import AlignmentFailure, AlignmentResult
-from gpu_align._checkpoint import load_checkpoint
+from gpu_align._checkpoint import load_checkpoint, rename
 from gpu_align._device import choose_engine
 from gpu_align._errors import InputError
 from gpu_align._problem import Metric
@@ -121,9 +121,10 @@ def align(
         spec = _find_spec(target_state, model, example_inputs)
     _check_ties(target, spec)
     untied, tied = attempt(partial(_check_ties, spec=spec), readable)
+    renamed = {index: rename(states[index], spec.keys) for index in untied}
     outcomes = align_state_dicts(
-        [states[index] for index in untied],
-        target_state,
+        [renamed[index].state for index in untied],
+        rename(target_state, spec.keys).state,
         spec,
         search=search,
         metric=metric,
@@ -137,6 +138,8 @@ def align(
     for index, outcome in zip(untied, outcomes, strict=True):
         if isinstance(outcome, AlignmentFailure):
             outcome = replace(outcome, index=index, name=_name(networks[index]))
+        else:
+            outcome = replace(outcome, state_dict=renamed[index].restore(outcome.state_dict))
         found[index] = outcome
     if attempt is _failures_raised:
         return found[0].unwrap()

@@ -22,6 +22,7 @@ from gpu_align._cli._options import (
     Device,
     InputShape,
     Json,
+    Key,
     Model,
     Seed,
     SpecFile,
@@ -83,6 +84,11 @@ def align(
             *("--quiet", "-q"), rich_help_panel=OUTPUTS, help="Print warnings and errors only."
         ),
     ] = False,
+    key: Key = None,
+    target_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="The same for TARGET, if it is not the same key."),
+    ] = None,
     model: Model = None,
     input_shape: InputShape = None,
     spec: SpecFile = None,
@@ -164,12 +170,14 @@ def align(
     store = make_store(outputs, resume)
     with display(quiet=quiet) as screen, stdout_to_stderr():
         screen.stage("reading checkpoints")
-        source_file, target_file = load_checkpoint(source), load_checkpoint(target)
+        source_file = load_checkpoint(source, key=key)
+        target_file = load_checkpoint(target, key=key if target_key is None else target_key)
         outputs.check(source_file, target_file, spec)
-        target_state = target_file.tensors
         screen.stage("finding symmetries")
         named = load_model(model, input_shape, seed)
-        symmetries = choose_spec(spec, named, target_state)
+        symmetries = choose_spec(spec, named, target_file.tensors)
+        source_file = source_file.named_like(symmetries.keys)
+        target_state = target_file.named_like(symmetries.keys).tensors
         screen.stage("preparing the search")
         with keeping(store):
             [outcome] = align_state_dicts(

@@ -12,7 +12,7 @@ from torch import Tensor
 from gpu_align._align import PRESERVED, canonical_multipliers, function_check
 from gpu_align._checkpoint import load_checkpoint, save_checkpoint
 from gpu_align._cli._model import NamedModel, choose_spec, load_model
-from gpu_align._cli._options import CHECKPOINT_HELP, InputShape, Json, Model, Seed, SpecFile
+from gpu_align._cli._options import CHECKPOINT_HELP, InputShape, Json, Key, Model, Seed, SpecFile
 from gpu_align._cli._outputs import check_checkpoint
 from gpu_align._cli._terminal import (
     console,
@@ -35,6 +35,7 @@ def canonicalize(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="OUT", help="Write the canonical checkpoint.")
     ],
+    key: Key = None,
     model: Model = None,
     input_shape: InputShape = None,
     spec: SpecFile = None,
@@ -53,12 +54,13 @@ def canonicalize(
         )
     with display(quiet=False) as screen, stdout_to_stderr():
         screen.stage("reading the checkpoint")
-        before = load_checkpoint(checkpoint)
+        before = load_checkpoint(checkpoint, key=key)
         others = [path for path in (spec,) if path is not None]
         check_checkpoint(out, before, reads=[*others, *(before.files if before.shards else ())])
         screen.stage("finding symmetries")
         named = load_model(model, input_shape, seed)
         symmetries = choose_spec(spec, named, None)
+        before = before.named_like(symmetries.keys)
         screen.stage("balancing")
         units, rows = canonical_multipliers(symmetries, before.tensors)
         after = rescale(symmetries, before.tensors, units, rows)
