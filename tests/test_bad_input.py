@@ -186,11 +186,11 @@ def nothing(path: Path) -> None:
     [
         (empty, "bad.safetensors", ("no tensors", "choose")),
         (truncated, "bad.safetensors", ("whole safetensors file", "copy or download")),
-        (text, "bad.safetensors", ("safetensors file", "copy or download")),
+        (text, "bad.safetensors", ("JSON text", "name the weights")),
         (nothing, "bad.safetensors", ("empty", "copy it again")),
-        (code, "bad.pt", ("needs code", "never executed", "state_dict()")),
-        (text, "bad.pth", ("torch.save", "state_dict()")),
-        (text, "bad.onnx", ("unknown extension", ".safetensors")),
+        (code, "bad.pt", ("need code", "never executed", "state_dict()")),
+        (text, "bad.pth", ("torch.save", "JSON text")),
+        (text, "bad.onnx", ("expected a safetensors file", "JSON text")),
     ],
 )
 @pytest.mark.parametrize("role", ["source", "target", "inspect", "apply"])

@@ -12,6 +12,7 @@ from gpu_align._align._many import Aligned, align_state_dicts
 from gpu_align._align._networks import Model, Network, check_ties, state_of
 from gpu_align._align._result import AlignmentFailure, AlignmentResult
 from gpu_align._align._settings import Settings
+from gpu_align._checkpoint import rename
 from gpu_align._device import choose_engine
 from gpu_align._errors import InputError
 from gpu_align._problem import Metric, as_metric
@@ -146,9 +147,10 @@ def align_networks(
         spec = chain_spec(target_state) if model is None else model.find_spec()
     check_ties(target, spec)
     untied, tied = _attempt(partial(check_ties, spec=spec), readable, throw)
+    renamed = {index: rename(states[index], spec.keys) for index in untied}
     outcomes = align_state_dicts(
-        [states[index] for index in untied],
-        target_state,
+        [renamed[index].state for index in untied],
+        rename(target_state, spec.keys).state,
         spec,
         settings,
         models=[_model_of(networks[index], model) for index in untied],
@@ -158,6 +160,8 @@ def align_networks(
     for index, outcome in zip(untied, outcomes, strict=True):
         if isinstance(outcome, AlignmentFailure):
             outcome = replace(outcome, index=index, name=_name(networks[index]))
+        else:
+            outcome = replace(outcome, state_dict=renamed[index].restore(outcome.state_dict))
         found[index] = outcome
     return [found[index] for index in networks]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gpu_align._align._networks import Model, Network, check_ties, state_of
+from gpu_align._checkpoint import Renamed, rename
 from gpu_align._errors import InputError
 from gpu_align._symmetry import Factor, PermutationSpec, StateDict, balance, rescale
 
@@ -52,19 +53,25 @@ class CanonicalForm:
 
     Attributes:
         spec: its symmetries.
-        before: its tensors as they were.
+        before: its tensors as they were, under the names of the spec.
         units: group -> by what its units are multiplied, signs times scales [units].
         rows: weight of a norm scale -> by what its rows are multiplied [rows].
+        names: its own names.
     """
 
     spec: PermutationSpec
     before: StateDict
     units: dict[str, Tensor]
     rows: dict[str, Tensor]
+    names: Renamed
 
     @cached_property
     def state_dict(self) -> dict[str, Tensor]:
-        """The same names in the same order, dtypes and devices kept."""
+        """The network's own names in the same order, dtypes and devices kept."""
+        return self.names.restore(self._after)
+
+    @cached_property
+    def _after(self) -> dict[str, Tensor]:
         return rescale(self.spec, self.before, self.units, self.rows)
 
     def differences(self, model: Model) -> tuple[float, float]:
@@ -75,7 +82,7 @@ class CanonicalForm:
         """
         wide = {name: _double(tensor) for name, tensor in self.before.items()}
         exact = model.difference(wide, rescale(self.spec, wide, self.units, self.rows))
-        return exact, model.difference(self.before, self.state_dict)
+        return exact, model.difference(self.before, self._after)
 
     def squared_norms(self) -> tuple[float, float]:
         """Return the squared norm of all parameters before and after."""
@@ -84,7 +91,7 @@ class CanonicalForm:
             math.fsum(
                 float(self.spec.tensor_of(name, state).double().square().sum()) for name in counted
             )
-            for state in (self.before, self.state_dict)
+            for state in (self.before, self._after)
         )
         return before, after
 
@@ -105,14 +112,15 @@ def canonical_form(
             )
         spec = model.find_spec()
     check_ties(network, spec)
-    state = state_of(network)
+    names = rename(state_of(network), spec.keys)
+    state = names.state
     spec.validate(state)
     wide = {name: _double(spec.tensor_of(name, state)) for name in spec.tensors}
     scales, rows = balance(spec, wide)
     signs = _signs(spec, rescale(spec, wide, scales, rows))
     one = torch.ones((), dtype=torch.float64)
     units = {name: scales.get(name, one) * signs.get(name, one) for name in (*scales, *signs)}
-    return CanonicalForm(spec, state, units, rows)
+    return CanonicalForm(spec, state, units, rows, names)
 
 
 def _double(tensor: Tensor) -> Tensor:

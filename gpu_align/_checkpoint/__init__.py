@@ -2,7 +2,7 @@
 
 from gpu_align._checkpoint._atomic import atomic_write
 from gpu_align._checkpoint._load import load_checkpoint
-from gpu_align._checkpoint._names import is_count, match_names
+from gpu_align._checkpoint._names import Renamed, is_count, match_names, rename
 from gpu_align._checkpoint._save import check_conversion, output_format, save_checkpoint
 from gpu_align._checkpoint._types import FILE_SUFFIXES, INDEX_SUFFIX, Checkpoint
 
@@ -10,11 +10,13 @@ __all__ = [
     "FILE_SUFFIXES",
     "INDEX_SUFFIX",
     "Checkpoint",
+    "Renamed",
     "atomic_write",
     "check_conversion",
     "is_count",
     "load_checkpoint",
     "match_names",
     "output_format",
+    "rename",
     "save_checkpoint",
 ]

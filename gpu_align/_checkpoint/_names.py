@@ -1,6 +1,9 @@
 """Names of one state dict as names of another: what wrappers put before and between them."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
 
 # The parts of a name that DataParallel, torch.compile, FSDP and activation checkpointing add.
 _WRAPPERS = frozenset(
@@ -54,6 +57,44 @@ def match_names(state: Collection[str], wanted: Collection[str]) -> dict[str, st
     [(more, less)] = prefixes
     found = {name: more + bare.removeprefix(less) for bare, name in bare_wanted.items()}
     return {name: bare_state[found[name]] for name in wanted if found[name] in bare_state}
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A state dict under the names of another network.
+
+    Attributes:
+        state: the tensors under these names; those without a counterpart keep theirs.
+        own: name in `state` -> the tensor's own name.
+        aside: counts that the other network does not have, under their own names.
+    """
+
+    state: Mapping[str, Tensor]
+    own: Mapping[str, str]
+    aside: dict[str, Tensor]
+
+    def restore(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Put a state dict with the names of `state` back under its own names, counts included."""
+        return {self.own.get(name, name): tensor for name, tensor in state.items()} | self.aside
+
+
+def rename(state: Mapping[str, Tensor], wanted: Collection[str]) -> Renamed:
+    """Call the tensors of a state dict as another network does; see `match_names`.
+
+    Args:
+        state: name -> tensor.
+        wanted: the names in the other network.
+
+    Returns:
+        Without a match, the state dict as it is.
+    """
+    matched = match_names(state, wanted)
+    if matched is None:
+        return Renamed(state, {}, {})
+    back = {own: name for name, own in matched.items()}
+    aside = {n: t for n, t in state.items() if n not in back and is_count(n)}
+    renamed = {back.get(n, n): t for n, t in state.items() if n not in aside}
+    return Renamed(renamed, matched, aside)
 
 
 def is_count(name: str) -> bool:

@@ -106,7 +106,7 @@ def _metadata(path: Path, value: object) -> dict[str, str] | None:
 
 
 def _entry(path: Path, name: str, value: Any) -> _Entry:
-    known = isinstance(value, dict) and value.keys() == {"dtype", "shape", "data_offsets"}
+    known = isinstance(value, dict) and value.keys() >= {"dtype", "shape", "data_offsets"}
     if not known or not _are_sizes(value["shape"]) or not _are_sizes(value["data_offsets"]):
         raise _damaged(path, f'the entry of "{name}" is not {{dtype, shape, data_offsets}}')
     dtype = _DTYPES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
@@ -122,8 +122,8 @@ def _entry(path: Path, name: str, value: Any) -> _Entry:
 
 
 def _are_sizes(value: object) -> bool:
-    # Bounded as in torch, so that no product of them takes long.
-    if not isinstance(value, list) or len(value) > 64:
+    # Bounded, so that no product of them takes long.
+    if not isinstance(value, list) or len(value) > 1024:
         return False
     return all(type(size) is int and 0 <= size < 1 << 63 for size in value)
 

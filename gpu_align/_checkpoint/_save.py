@@ -161,7 +161,7 @@ def _in_order_of(like: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, T
             f"the tensors to write differ from {like.path}; pass all of its tensors with their "
             f"shapes and dtypes:\n{bullet_list(problems)}"
         )
-    return {like.file_names.get(name, name): tensors[name] for name in like.tensors}
+    return {like.file_names.get(name, name): tensors[name] for name in like.tensors} | like.aside
 
 
 def _layout(tensor: Tensor) -> str:

@@ -9,7 +9,7 @@ from zipfile import ZipInfo
 
 from torch import Tensor
 
-from gpu_align._checkpoint._names import match_names
+from gpu_align._checkpoint._names import rename
 
 Format = Literal["safetensors", "torch"]
 
@@ -127,6 +127,7 @@ class Checkpoint:
         files: what it was read from: none of them may be overwritten by something else.
         mode: the permission bits of the file, which files written like it get.
         file_names: the name of a tensor -> its name in the file, where these differ.
+        aside: tensors in the file that are no weights, and are written back as they are.
     """
 
     path: Path
@@ -140,20 +141,21 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     mode: int | None = None
     file_names: Mapping[str, str] = field(default_factory=dict, repr=False)
+    aside: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def named_like(self, names: Collection[str]) -> "Checkpoint":
         """Return the checkpoint with the tensors called as in another network.
 
-        It is written back under the names in its file. Without a match (see `match_names`) it
-        stays as it is.
+        It is written back under the names in its file. Without a match (see `match_names`) all
+        names stay.
 
         Args:
             names: of the other network's tensors.
         """
-        matched = match_names(self.tensors, names)
-        if matched is None or all(wanted == own for wanted, own in matched.items()):
-            return self
-        back = {own: wanted for wanted, own in matched.items()}
-        renamed = {back.get(own, own): tensor for own, tensor in self.tensors.items()}
-        file_names = {wanted: self.file_names.get(own, own) for wanted, own in matched.items()}
-        return replace(self, tensors=MappingProxyType(renamed), file_names=file_names)
+        renamed = rename(self.tensors, names)
+        return replace(
+            self,
+            tensors=MappingProxyType(dict(renamed.state)),
+            file_names={n: self.file_names.get(own, own) for n, own in renamed.own.items()},
+            aside=self.aside | renamed.aside,
+        )

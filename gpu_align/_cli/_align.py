@@ -14,6 +14,7 @@ from gpu_align._cli._options import (
     Device,
     InputShape,
     Json,
+    Key,
     Model,
     Seed,
     SpecFile,
@@ -67,6 +68,11 @@ def align(
             *("--quiet", "-q"), rich_help_panel=OUTPUTS, help="Print warnings and errors only."
         ),
     ] = False,
+    key: Key = None,
+    target_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="The same for TARGET, if it is not the same key."),
+    ] = None,
     model: Model = None,
     input_shape: InputShape = None,
     spec: SpecFile = None,
@@ -159,7 +165,8 @@ def align(
         Budget(steps=steps, seconds=seconds),
     )
     store = make_store(outputs, resume)
-    pair = Pair(source, target, spec, model, input_shape)
+    keys = (key, key if target_key is None else target_key)
+    pair = Pair(source, target, keys, spec, model, input_shape)
     with display(quiet=quiet) as screen, stdout_to_stderr():
         done = pair.align(settings, outputs, store, screen)
     tell(pair, done, outputs, store, as_json=as_json, quiet=quiet)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gpu_align._cli._options import CHECKPOINT_HELP, Json
+from gpu_align._cli._options import CHECKPOINT_HELP, Json, Key
 from gpu_align._cli._terminal import print_json, print_line, print_written, warn
 
 
@@ -20,6 +20,7 @@ def apply(
     inverse: Annotated[
         bool, typer.Option("--inverse", help="Undo the permutation instead.")
     ] = False,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Reorder the units of CHECKPOINT by a permutation; its function stays the same."""
@@ -27,10 +28,11 @@ def apply(
     from gpu_align._cli._outputs import check_checkpoint
     from gpu_align._symmetry import Permutation
 
-    before = load_checkpoint(checkpoint)
+    before = load_checkpoint(checkpoint, key=key)
     check_checkpoint(out, before, reads=[permutation, *(before.files if before.shards else ())])
     order = Permutation.load(permutation)
     order = order.inverse() if inverse else order
+    before = before.named_like(order.spec.keys)
     save_checkpoint(out, order.apply(before.tensors), like=before)
     for warning in before.warnings:
         warn(warning)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpu_align._cli._options import CHECKPOINT_HELP, InputShape, Json, Model, Seed, SpecFile
+from gpu_align._cli._options import CHECKPOINT_HELP, InputShape, Json, Key, Model, Seed, SpecFile
 from gpu_align._cli._terminal import (
     console,
     display,
@@ -31,6 +31,7 @@ def canonicalize(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="OUT", help="Write the canonical checkpoint.")
     ],
+    key: Key = None,
     model: Model = None,
     input_shape: InputShape = None,
     spec: SpecFile = None,
@@ -54,7 +55,7 @@ def canonicalize(
         )
     with display(quiet=False) as screen, stdout_to_stderr():
         screen.stage("reading the checkpoint")
-        before = load_checkpoint(checkpoint)
+        before = load_checkpoint(checkpoint, key=key)
         others = [path for path in (spec,) if path is not None]
         check_checkpoint(out, before, reads=[*others, *(before.files if before.shards else ())])
         screen.stage("finding symmetries and balancing")

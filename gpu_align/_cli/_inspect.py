@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpu_align._cli._options import CHECKPOINT_HELP, InputShape, Json, Model, Seed, SpecFile
+from gpu_align._cli._options import CHECKPOINT_HELP, InputShape, Json, Key, Model, Seed, SpecFile
 from gpu_align._cli._terminal import display, print_json, print_written, stdout_to_stderr
 from gpu_align._errors import InputError
 
@@ -20,6 +20,7 @@ def inspect(
             metavar="CHECKPOINT", help=f"{CHECKPOINT_HELP} Or a .pt2 program, as --model."
         ),
     ] = None,
+    key: Key = None,
     model: Model = None,
     input_shape: InputShape = None,
     spec: SpecFile = None,
@@ -37,7 +38,7 @@ def inspect(
 
     Looks at a checkpoint, at a model alone, or checks that both fit together.
     """
-    from gpu_align._checkpoint import load_checkpoint
+    from gpu_align._checkpoint import load_checkpoint, rename
     from gpu_align._cli._model import choose_spec, load_model
     from gpu_align._cli._outputs import check_file
     from gpu_align._cli._symmetries import document, print_spec
@@ -47,7 +48,7 @@ def inspect(
         if model is not None:
             raise InputError(f"two models: {checkpoint} and --model {model}; leave one out")
         checkpoint, model = None, str(checkpoint)
-    held = None if checkpoint is None else load_checkpoint(checkpoint)
+    held = None if checkpoint is None else load_checkpoint(checkpoint, key=key)
     inputs = [*(held.files if held else ()), *([spec] if spec else ())]
     if save_spec is not None:
         check_file(save_spec, [".json"], reads=inputs)
@@ -58,7 +59,7 @@ def inspect(
         state = None if held is None else held.tensors
         found = choose_spec(spec, load_model(model, input_shape, seed), state)
         if state is not None:
-            found.validate(state, "checkpoint")
+            found.validate(rename(state, found.keys).state, "checkpoint")
         screen.stage("writing")
         written = _write(found, save_spec, report, named)
     if as_json:

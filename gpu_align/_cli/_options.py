@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 CHECKPOINT_HELP = (
-    "Checkpoint: .safetensors, .pt, .pth, .bin, .ckpt, a *.safetensors.index.json, or a folder "
-    "with one of these."
+    "Checkpoint: a safetensors file, one of torch.save whatever its name (.pt, .pth, .bin, .ckpt), "
+    "a *.index.json, a .zip with a policy in it, or a folder with one of these."
 )
 
 # Named here too, as the help needs no torch; a test compares them with what there is.
@@ -39,6 +39,13 @@ InputShape = Annotated[
         help="Full shape of an example input, batch included: 2,1,28,28 (float32, normal). Other "
         "kinds: 2,16:float64 or, for tokens 0..99, 2,16:int64:100. Repeat it for several inputs. "
         "A .pt2 file brings its own.",
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="Which state dict of a file that has several: the keys that lead to it, with dots.",
     ),
 ]
 SpecFile = Annotated[

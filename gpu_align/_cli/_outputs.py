@@ -1,5 +1,6 @@
 """Where results go: checked before a search starts, written when it has ended."""
 
+import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -7,13 +8,15 @@ from pathlib import Path
 
 from gpu_align._align import PRESERVED, AlignmentResult
 from gpu_align._checkpoint import (
-    FILE_SUFFIXES,
     INDEX_SUFFIX,
     Checkpoint,
     check_conversion,
+    output_format,
     save_checkpoint,
 )
 from gpu_align._errors import CheckpointError, GpuAlignError, InputError
+
+_LONGEST_NAME = 255  # bytes, on nearly every file system
 
 STATE_SUFFIX = ".search"
 """Of the file beside the outputs in which a running search is kept."""
@@ -33,9 +36,15 @@ def check_file(path: Path, suffixes: Iterable[str], *, reads: Iterable[Path]) ->
     if path.suffix.lower() not in suffixes:
         got = f'unknown extension "{path.suffix}"' if path.suffix else "no extension"
         raise InputError(f"cannot write {path}: {got}; choose {' or '.join(suffixes)}")
+    _check_replaceable(path, reads)
+
+
+def _check_replaceable(path: Path, reads: Iterable[Path]) -> None:
     _check_place(path)
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; give the name of a file inside it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is a pipe or a device; give the name of a file")
     _check_overwrites_none(path, reads)
 
 
@@ -72,22 +81,24 @@ def check_checkpoint(path: Path, like: Checkpoint, *, reads: Iterable[Path]) -> 
     Raises:
         InputError: it cannot be written there.
     """
-    is_index = path.name.endswith(INDEX_SUFFIX)
-    is_folder = is_index or path.suffix.lower() not in (*FILE_SUFFIXES, ".json")
-    if like.shards is not None and is_folder:
-        folder = path.parent if is_index else path
+    if output_format(path, like) == "shards":
+        folder = path.parent if path.name.endswith(INDEX_SUFFIX) else path
         _check_place(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CheckpointError(
                 f"cannot write the shards to {folder}: it is not an empty folder; choose a new one"
             )
         return
-    check_file(path, FILE_SUFFIXES, reads=reads)
+    _check_replaceable(path, reads)
     check_conversion(path, like)
 
 
 def _check_place(path: Path) -> None:
     folder = path.parent
+    try:
+        path.exists()
+    except OSError as error:  # a name that is too long
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another path") from error
     if not folder.exists():
         raise InputError(
             f"cannot write {path}: the folder {folder} does not exist; create it first"
@@ -125,7 +136,13 @@ class Outputs:
         # A folder of shards must have nothing else in it.
         path = path.parent if path.name.endswith(INDEX_SUFFIX) else path
         path = path.resolve() if path.name in ("", "..") else path
-        return path.with_name(path.name + STATE_SUFFIX)
+        if not path.name:
+            return None  # the root, where nothing can be written
+        name = path.name + STATE_SUFFIX
+        if len(os.fsencode(name)) > _LONGEST_NAME:
+            digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()
+            name = f"gpu-align-{digest}{STATE_SUFFIX}"
+        return path.with_name(name)
 
     def held_back(self, source: Checkpoint) -> tuple[str, ...]:
         """Return the outputs that an interrupted search must not write, if it is to be resumed.
@@ -137,8 +154,7 @@ class Outputs:
             return ()
         here = os.path.exists(self.out)
         replaces = here and any(os.path.samefile(self.out, file) for file in source.files)
-        is_file = self.out.suffix.lower() in (*FILE_SUFFIXES, ".json")
-        shards = source.shards is not None and (not is_file or self.out.name.endswith(INDEX_SUFFIX))
+        shards = output_format(self.out, source) == "shards"
         return ("out",) if replaces or shards else ()
 
     def check(self, source: Checkpoint, target: Checkpoint, *others: Path | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from gpu_align._align import AlignmentResult, Settings, align_networks
-from gpu_align._checkpoint import load_checkpoint
+from gpu_align._checkpoint import Checkpoint, load_checkpoint
 from gpu_align._cli._keeping import keeping, tell_how_to_continue, write_and_discard
 from gpu_align._cli._model import load_model, read_spec
 from gpu_align._cli._outputs import Outputs, check_preserved
@@ -17,7 +17,6 @@ from gpu_align._errors import GpuAlignError
 from gpu_align._problem import AlignmentProblem, Metric
 from gpu_align._search import SearchStore
 from gpu_align._status import Status
-from gpu_align._symmetry import StateDict
 
 UNCHECKED = (
     "the function was not checked, because no model was given: the names were read as a plain "
@@ -45,10 +44,14 @@ class Done:
 
 @dataclass(frozen=True)
 class Pair:
-    """What `align` is given to align, as it is named on the command line."""
+    """What `align` is given to align, as it is named on the command line.
+
+    `keys` lead to the tensors of the source and of the target in their files.
+    """
 
     source: Path
     target: Path
+    keys: tuple[str | None, str | None]
     spec: Path | None
     model: str | None
     input_shape: Sequence[str] | None
@@ -62,7 +65,10 @@ class Pair:
             InputError: something cannot be used; GpuAlignError: the function has changed.
         """
         screen.stage("reading checkpoints")
-        source, target = load_checkpoint(self.source), load_checkpoint(self.target)
+        source, target = (
+            load_checkpoint(path, key=key)
+            for path, key in zip((self.source, self.target), self.keys, strict=True)
+        )
         outputs.check(source, target, self.spec)
         screen.stage("finding symmetries")
         model = load_model(self.model, self.input_shape, settings.seed)
@@ -80,8 +86,7 @@ class Pair:
             check_preserved(result.function_difference, "reordered")
             if outputs.report is not None and result.status is not Status.INTERRUPTED:
                 screen.stage("widening the beam for the report")
-                states = source.tensors, target.tensors
-                result = _with_beam_widths(result, *states, settings.metric)
+                result = _with_beam_widths(result, source, target, settings.metric)
             screen.stage("writing")
             title = f"{self.source.name} to {self.target.name}"
             written, failure = write_and_discard(outputs, result, source, title, store)
@@ -124,12 +129,14 @@ def tell(
 
 
 def _with_beam_widths(
-    result: AlignmentResult, source: StateDict, target: StateDict, metric: Metric
+    result: AlignmentResult, source: Checkpoint, target: Checkpoint, metric: Metric
 ) -> AlignmentResult:
     """Return the result with the study of beam widths that the report draws."""
     # Figures are slow to import, and nothing else needs them.
     from gpu_align._report import beam_width_study
 
-    problem = AlignmentProblem(source, target, result.permutation.spec, metric=metric)
+    spec = result.permutation.spec
+    a, b = (file.named_like(spec.keys).tensors for file in (source, target))
+    problem = AlignmentProblem(a, b, spec, metric=metric)
     rows = beam_width_study(problem, seed=result.seed)
     return replace(result, studies={**result.studies, "beam_width": rows})

@@ -71,6 +71,8 @@ def chain_spec(state_dict: StateDict) -> PermutationSpec:
         SpecError: the names or shapes are not those of a plain chain, or leave it open whether
             they are.
     """
+    # AveragedModel counts beside the layers.
+    state_dict = {name: t for name, t in state_dict.items() if name != "n_averaged"}
     layers = _layers(state_dict)
     chain = _in_order([layer for layer in layers if not layer.is_norm])
     widths, inputs = _axes(chain)

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
+from gpu_align._checkpoint import is_count
 from gpu_align._errors import SpecError, bullet_list
 from gpu_align._process import MODULES
 from gpu_align._symmetry._axis import Axis, Factor, Segment, segment_size
@@ -301,7 +303,8 @@ class PermutationSpec:
     def validate(self, state_dict: StateDict, role: str = "state dict") -> None:
         """Check names and shapes of a state dict and report every problem at once.
 
-        A tied name may be left out, as `safetensors.torch.save_model` does.
+        A tied name may be left out, as `safetensors.torch.save_model` does, and so may the count of
+        a batch norm, as `load_state_dict(strict=True)` allows for files of old releases.
 
         Args:
             state_dict: name -> tensor.
@@ -317,7 +320,7 @@ class PermutationSpec:
         problems = [
             f"missing: {name!r} of shape {list(self.lookup(name).shape)}"
             for name in self.tensors
-            if not any(other in state_dict for other in self._names_of(name))
+            if not any(other in state_dict for other in self._names_of(name)) and not is_count(name)
         ]
         problems += [f"unexpected: {name!r}" for name in state_dict if name not in self.keys]
         problems += [
@@ -336,10 +339,12 @@ class PermutationSpec:
             )
 
     def tensor_of(self, name: str, state_dict: StateDict) -> Tensor:
-        """Return the tensor kept under `name` or under a name tied to it."""
-        if name in state_dict:
-            return state_dict[name]
-        return next(state_dict[other] for other in self._names_of(name) if other in state_dict)
+        """Return the tensor kept under `name` or under a name tied to it; 0 for a missing count."""
+        for other in self._names_of(name):
+            if other in state_dict:
+                return state_dict[other]
+        assert is_count(name), name
+        return torch.zeros(self.tensors[name].shape, dtype=torch.int64, device="cpu")
 
     def _names_of(self, name: str) -> list[str]:
         return [name, *(alias for alias, kept in self.ties.items() if kept == name)]

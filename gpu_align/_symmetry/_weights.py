@@ -97,6 +97,4 @@ class Weights:
 
 def tensors_of(spec: PermutationSpec, name: str, states: Sequence[StateDict]) -> list[Tensor]:
     """Return one tensor of each of many models, all of which fit the spec."""
-    if spec.ties:
-        return [spec.tensor_of(name, state) for state in states]
-    return [state[name] for state in states]
+    return [state[name] if name in state else spec.tensor_of(name, state) for state in states]
