@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from marks import slow
 from networks import Pair, pair, planted
-from oracles import Symmetry, assert_local_optimum, hypothesis, objective, symmetry_of
+from oracles import Symmetry, hypothesis, objective, symmetry_of
+from search_oracles import assert_local_optimum
 from strategies import seeds, tiny_pairs
 from test_permutation import assert_permutations_equal
 from test_problem import problem_of

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from networks import pair, planted
+from networks import pair
 from test_problem import problem_of
 from test_search import SEARCHES
 from torch import Tensor
@@ -129,7 +129,7 @@ def test_a_consensus_ends_the_portfolio() -> None:
 
 def test_the_pool_hands_the_best_of_all_searches_on() -> None:
     """The second search is as bad as can be; the refinement begins from the first one's find."""
-    problem = problem_of(planted("deep", noise=0.1)[0])
+    problem = problem_of(pair("deep"))
     found = run_search(SEARCHES["annealing"], problem, seed=1).best
     poor = CoordinateDescent(starts=2, initial="random")
     portfolio = Portfolio((SEARCHES["annealing"], poor), (FORWARD,), width=2)
