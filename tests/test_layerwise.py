@@ -9,15 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import pair
-from oracles import (
-    Symmetry,
-    all_symmetries,
-    brute_force,
-    greedy_pass,
-    objective,
-    symmetry_of,
-)
+from oracles import Symmetry, all_symmetries, brute_force, objective, symmetry_of
 from scipy.optimize import linear_sum_assignment
+from search_oracles import greedy_pass
 from strategies import seeds, tiny_pairs
 from test_problem import as_batch, problem_of
 from torch import Tensor

@@ -541,7 +541,7 @@ def command(*options: str, interval: float = 30.0) -> list[str]:
 
 def finish(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*options), cwd=folder, capture_output=True, text=True, timeout=WAIT
+        command(*options), cwd=folder, capture_output=True, text=True, timeout=4 * WAIT
     )
 
 

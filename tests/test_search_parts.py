@@ -1,14 +1,17 @@
 """What each search promises beyond a good answer: who breeds, who stays, when it ends."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from networks import pair, planted
+from networks import pair
 from test_problem import problem_of
 from test_search import SEARCHES
 from torch import Tensor
 
 from gpu_align import (
     AlignmentProblem,
+    Annealing,
     BeamDescent,
     CoordinateDescent,
     Portfolio,
@@ -46,6 +49,27 @@ def test_the_unit_of_the_weights_plays_no_part(search: str) -> None:
     assert float(other.best.objective) == pytest.approx(scale**2 * float(plain.best.objective))
 
 
+# Annealing
+
+
+def annealed(name: str, times: int) -> Hypotheses:
+    """Return what is rounded in the end where every step is taken so often."""
+    search, run = Annealing(starts=4, steps=5), Run(problem_of(pair(name)), RandomStream(0))
+    state = search.init(run, None)
+    for sweep in range(1, search.steps + 1):
+        taken = [search.step(run, replace(state, sweep=sweep)) for _ in range(times)]
+        state = taken[-1]
+    return state.hypotheses
+
+
+@pytest.mark.parametrize("name", ["deep", "signed_heads"])
+def test_a_step_that_was_interrupted_after_it_had_moved_is_not_done_twice(name: str) -> None:
+    """It moves in place, so that the state before it is no more."""
+    once, again = annealed(name, 1), annealed(name, 2)
+    for variable, perm in once.perms.items():
+        assert torch.equal(perm, again.perms[variable])
+
+
 # Recombination
 
 
@@ -62,17 +86,11 @@ def test_parents_are_two_adults_of_one_model() -> None:
         assert set(parents.tolist()) == set(range(6))
 
 
-def planted_adults() -> tuple[AlignmentProblem, Hypotheses]:
-    """Return a problem, its planted optimum and a random hypothesis."""
-    networks, permutation = planted("deep", noise=0.1)
-    problem = problem_of(networks)
-    best = problem.hypotheses(problem.vectors(permutation))
-    return problem, concatenate([best, problem.random(1, RandomStream(1))])
-
-
 def test_a_generation_keeps_its_best_adult() -> None:
-    problem, adults = planted_adults()
-    # Nearly all of a child is noise.
+    problem = problem_of(pair("deep"))
+    found = run_search(BeamDescent(), problem, seed=1).best
+    adults = concatenate([found, problem.random(1, RandomStream(1))])
+    # Nearly all of a child is noise, so that it is no better than a random one.
     search = Recombination(population=2, children=2, generations=1, noise=0.99, steps=2)
     outcome = run_search(search, problem, start=adults)
     assert torch.equal(outcome.hypotheses.best().objective, adults.best().objective)
@@ -111,7 +129,7 @@ def test_a_consensus_ends_the_portfolio() -> None:
 
 def test_the_pool_hands_the_best_of_all_searches_on() -> None:
     """The second search is as bad as can be; the refinement begins from the first one's find."""
-    problem = problem_of(planted("deep", noise=0.1)[0])
+    problem = problem_of(pair("deep"))
     found = run_search(SEARCHES["annealing"], problem, seed=1).best
     poor = CoordinateDescent(starts=2, initial="random")
     portfolio = Portfolio((SEARCHES["annealing"], poor), (FORWARD,), width=2)
