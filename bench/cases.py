@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gpu_align.kernels.rows import PackedRows, RowProblem, RowTerm, pack_rows
+from gpu_align.kernels.rows import RowProblem, RowTerm, pack_rows
 
 Shape = tuple[int, int]
 """Units of the other group (1 if the term has none), and the inner size d."""
@@ -44,20 +44,20 @@ class Case:
             total += self.batch * (n * n * 4 + sum(units for units, _ in terms) * 8)
         return total
 
-    def problems(self, device: torch.device, *, split: bool = True) -> list[RowProblem]:
-        """Draw float32 weights, which are split into planes or kept, and hypotheses."""
+    def problems(self, device: torch.device) -> list[tuple[list[RowTerm], RowProblem]]:
+        """Draw the terms of each group, and its problem: they packed, and hypotheses."""
         model = torch.arange(self.batch, device=device) % self.models
         result = []
         for n, shapes in self.groups:
             terms = [self._term(n, shape, device) for shape in shapes]
-            rows = pack_rows(terms, signed=self.signed, split=split)
             perms = {}
             for units in {units for units, _ in shapes}:
                 perm = torch.rand(self.batch, units, device=device).argsort(1)
                 if self.signed:
                     perm = torch.where(torch.rand_like(perm.float()) < 0.5, ~perm, perm)
                 perms[str(units)] = perm
-            result.append(RowProblem(rows, perms, model))
+            rows = pack_rows(terms, signed=self.signed)
+            result.append((terms, RowProblem(rows, perms, model)))
         return result
 
     def _term(self, n: int, shape: Shape, device: torch.device) -> RowTerm:
@@ -68,34 +68,43 @@ class Case:
         return RowTerm(target, source.movedim(-1, 1), ("g", str(units)))
 
 
-def torch_similarity(problem: RowProblem, limit: int = 2**28) -> torch.Tensor:
+def torch_similarity(
+    terms: Sequence[RowTerm], problem: RowProblem, limit: int = 2**28
+) -> torch.Tensor:
     """Return what the kernel computes by a gather of rows and matrix products, [b, n, n] float32.
 
-    The baseline: what one writes in torch on the same weights, packed with `split=False`; `limit`
-    elements at once.
+    The baseline: what one writes in torch on the weights as they are; `limit` elements at once.
     """
-    packed: PackedRows = problem.rows
-    out = torch.zeros(len(problem.model), packed.size, packed.size, device=packed.device)
-    for term in packed.terms:
-        perm = problem.perms[term.others[0]]
-        inner = torch.arange(term.inner, device=perm.device)
-        step = max(limit // (term.length * packed.size), 1)
+    size = problem.rows.size
+    out = torch.zeros(len(problem.model), size, size, device=problem.rows.device)
+    for term in terms:
+        perm, depth = problem.perms[term.others[0]], term.target.shape[-1]
+        target, source = matrices(term)
+        step = max(limit // target.numel(), 1)
         for part in torch.arange(len(out)).split(step):
             chosen = slice(int(part[0]), int(part[-1]) + 1)
-            index = torch.where(perm[chosen] < 0, ~perm[chosen], perm[chosen])
-            of_model = len(term.source) // packed.models
-            rows = problem.model[chosen, None] * of_model + _inner(index, inner)
-            moved = term.source.index_select(0, rows.flatten())
-            moved = moved.reshape(len(part), term.length, -1)[..., : packed.size]
-            if packed.signed:
-                sign = torch.where(perm[chosen] < 0, -1, 1).to(moved.dtype)
-                moved = moved * sign.repeat_interleave(term.inner, 1)[..., None]
-            out[chosen] += (term.target[:, : term.length] @ moved).float()
+            rows = rows_of(perm[chosen], problem.model[chosen], depth)
+            moved = source.index_select(0, rows.flatten()).reshape(*rows.shape, size)
+            if problem.rows.signed:
+                moved *= signs_of(perm[chosen], depth)[..., None]
+            out[chosen] += target @ moved
     return out
 
 
-def _inner(index: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
-    return (index[..., None] * len(inner) + inner).flatten(1)
+def matrices(term: RowTerm) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the target [n, L] and the source [m * L, n] of a term as it is drawn, as views."""
+    return term.target.flatten(1), term.source.movedim(1, -1).flatten(0, -2)
+
+
+def rows_of(perm: torch.Tensor, model: torch.Tensor, depth: int) -> torch.Tensor:
+    """Return which rows of a source [m * L, n] index vectors [b, units] name, int64 [b, L]."""
+    index = torch.where(perm < 0, ~perm, perm) + model[:, None] * perm.shape[1]
+    return (index[..., None] * depth + torch.arange(depth, device=perm.device)).flatten(1)
+
+
+def signs_of(perm: torch.Tensor, depth: int) -> torch.Tensor:
+    """Return the signs that index vectors give these rows, float32 [b, L]."""
+    return torch.where(perm < 0, -1.0, 1.0).repeat_interleave(depth, 1)
 
 
 def chain(widths: Sequence[int], inner: Sequence[int]) -> list[tuple[int, list[Shape]]]:

@@ -22,15 +22,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.record import record
 from gpu_align.kernels import moves
-from gpu_align.kernels._launch import TRITON_DTYPES
-from gpu_align.kernels._tiles import LARGE, TILES, Tile
+from gpu_align.kernels._tiles import LARGE, TILES
 from gpu_align.kernels.row_distance import row_distance_kernel
 from gpu_align.kernels.sinkhorn import RESIDENT, resident_kernel
 
@@ -71,19 +69,10 @@ def variants() -> Iterator[Variant]:
 
 def _row_variants() -> Iterator[Variant]:
     types = {"problem": "*i64", "term_ptr": "*i64", "part_ptr": "*fp32", "arrived_ptr": "*i32"}
-    for planes, tiles in TILES.items():
-        for tile in tiles:
-            dtype = torch.bfloat16 if planes > 1 else torch.float32
-            constants = {"DTYPE": TRITON_DTYPES[dtype], "PLANES": planes, **tile.constants()}
-            label = row_label(planes, tile)
-            least = 90 if tile.rows >= LARGE else 80
-            yield Variant(row_distance_kernel, label, types, constants, tile.options(), least)
-
-
-def row_label(planes: int, tile: Tile) -> str:
-    """Return the weights and the tile of a compilation."""
-    size = f"{tile.rows}x{tile.columns}x{tile.depth}"
-    return f"{planes} bfloat16 {size}" if planes > 1 else f"float32 {size} {tile.precision}"
+    for tile in TILES:
+        label = f"{tile.rows}x{tile.columns}x{tile.depth}"
+        least = 90 if tile.rows >= LARGE else 80
+        yield Variant(row_distance_kernel, label, types, tile.constants(), tile.options(), least)
 
 
 def _move_variants() -> Iterator[Variant]:

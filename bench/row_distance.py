@@ -13,12 +13,12 @@ After each case --record writes what there is; --quick leaves cases out.
 import contextlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
-from bench.cases import CASES, Case, torch_similarity
+from bench.cases import CASES, Case, matrices, rows_of, signs_of, torch_similarity
 from bench.record import record
 from bench.timing import quantiles
 from gpu_align.kernels._twins import annealing_step_reference, row_distance_reference
@@ -107,11 +107,14 @@ def tf32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def errors_of(problem: RowProblem, found: torch.Tensor) -> tuple[float, float, float]:
+def errors_of(
+    terms: Sequence[RowTerm], problem: RowProblem, found: torch.Tensor
+) -> tuple[float, float, float]:
     """Return the relative errors of the first hypothesis against float64.
 
     Args:
-        problem: of weights that are not split.
+        terms: the weights.
+        problem: the same packed, and hypotheses.
         found: what the kernel made of it.
 
     Returns:
@@ -120,18 +123,14 @@ def errors_of(problem: RowProblem, found: torch.Tensor) -> tuple[float, float, f
     one = {group: perm[:1] for group, perm in problem.perms.items()}
     small = RowProblem(problem.rows, one, problem.model[:1])
     exact = torch.zeros_like(found[:1], dtype=torch.float64)
-    for term in problem.rows.terms:
-        perm = one[term.others[0]]
-        inner = torch.arange(term.inner, device=perm.device)
-        index = torch.where(perm < 0, ~perm, perm)
-        of_model = len(term.source) // problem.rows.models
-        rows = (index[..., None] * term.inner + inner).flatten() + small.model * of_model
-        moved = term.source.index_select(0, rows)[:, : problem.rows.size].double()
-        sign = torch.where(perm < 0, -1.0, 1.0).double().repeat_interleave(term.inner, 1)
-        exact += (term.target[:, : term.length].double() * sign) @ moved
-    plain = torch_similarity(small)
+    for term in terms:
+        target, source = matrices(term)
+        perm, depth = one[term.others[0]], term.target.shape[-1]
+        rows = rows_of(perm, small.model, depth)[0]
+        exact += (target.double() * signs_of(perm, depth)) @ source[rows].double()
+    plain = torch_similarity(terms, small)
     with tf32():
-        rounded = torch_similarity(small)
+        rounded = torch_similarity(terms, small)
     ours, torchs, tf32s = (
         float((x - exact).norm() / exact.norm()) for x in (found[:1], plain, rounded)
     )
@@ -143,20 +142,18 @@ def measure(case: Case, limits: dict[str, float]) -> dict[str, object]:
     from gpu_align.kernels.row_distance import RowDistance
 
     torch.manual_seed(0)
-    problems = case.problems(DEVICE)
-    torch.manual_seed(0)
-    whole = case.problems(DEVICE, split=False)
-    plans = [RowDistance(problem) for problem in problems]
-    errors = [errors_of(p, plan.launch()) for p, plan in zip(whole, plans, strict=True)]
+    drawn = case.problems(DEVICE)
+    plans = [RowDistance(problem) for _, problem in drawn]
+    errors = [errors_of(*group, plan.launch()) for group, plan in zip(drawn, plans, strict=True)]
     ours, torchs, tf32s = (max(column) for column in zip(*errors, strict=True))
     assert ours <= 2 * torchs + 1e-7, f"{case.name}: error {ours}, torch's {torchs}"
 
     def prepare_and_launch() -> None:
-        for problem, plan in zip(problems, plans, strict=True):
+        for (_, problem), plan in zip(drawn, plans, strict=True):
             RowDistance(problem, out=plan.out).launch()
 
     def in_torch() -> object:
-        return [torch_similarity(problem) for problem in whole]
+        return [torch_similarity(*group) for group in drawn]
 
     kernel = milliseconds(lambda: [plan.launch() for plan in plans])
     prepared = milliseconds(prepare_and_launch)

@@ -1,7 +1,6 @@
 """The row-distance kernels against float64, and their launchers' checks."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import mlp
 from torch import Tensor
-from triton_devices import DEVICES, INTERPRETED, assert_float32_grade
+from triton_devices import DEVICES, assert_float32_grade
 
 pytest.importorskip("triton")
 
@@ -23,7 +22,7 @@ from gpu_align.kernels._twins import row_distance_reference
 from gpu_align.kernels.row_distance import RowDistance, RowProblem, RowTerm, pack_rows
 from gpu_align.kernels.rows import split_planes
 
-SMALL = Tile(16, 16, 16, 4, 2, "ieee")
+SMALL = Tile(16, 16, 16, 4, 2)
 """Several tiles in every direction at the sizes of the tests."""
 
 
@@ -56,8 +55,8 @@ class Case:
         self.model = torch.arange(batch, device=device) % max(models, 1)
         self.signed = signed
 
-    def problem(self, *, split: bool = True, **more: Tensor) -> RowProblem:
-        rows = pack_rows(self.terms, signed=self.signed, split=split)
+    def problem(self, **more: Tensor) -> RowProblem:
+        rows = pack_rows(self.terms, signed=self.signed)
         return RowProblem(rows, self.perms, self.model, **more)
 
     def reference(self, dtype: torch.dtype) -> Tensor:
@@ -118,14 +117,10 @@ def test_sizes(device: torch.device, size: int) -> None:
     case.check(similarity(case.problem(), SMALL))
 
 
-@pytest.mark.parametrize("planes", TILES)
-def test_every_tile_of_the_table(device: torch.device, planes: int) -> None:
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_every_tile_of_the_table(device: torch.device, tile: Tile) -> None:
     case = Case(device, [("gh", 3)], {"g": 70, "h": 23}, batch=1)
-    problem = case.problem(split=planes == 3)
-    assert problem.rows.planes == planes
-    for tile in TILES[planes]:
-        exact = replace(tile, precision="ieee")  # the interpreter has no other
-        case.check(similarity(problem, exact if INTERPRETED else tile))
+    case.check(similarity(case.problem(), tile))
 
 
 @pytest.mark.parametrize("name", ["linear", "convolution", "three groups", "four groups"])
@@ -296,13 +291,12 @@ def test_agrees_with_the_alignment_problem(device: torch.device) -> None:
 
 
 def test_tile_keeps_the_device_busy() -> None:
-    tiles = TILES[3]
     cases = {(4096, 1): 0, (512, 64): 0, (512, 1): 1, (64, 1000): 1, (32, 10**5): 2, (1, 1): 2}
     cases |= {(129, 1000): 1, (40, 1): 1}  # less padding, and more products a second
     for (units, batch), expected in cases.items():
         work = Work(units, batch, (512, 512, 1))
-        assert choose_tile(work, 3, 132, 90) is tiles[expected], units
-    assert choose_tile(Work(4096, 1, (512,)), 3, 108, 80) is tiles[1]
+        assert choose_tile(work, 132, 90) is TILES[expected], units
+    assert choose_tile(Work(4096, 1, (512,)), 108, 80) is TILES[1]
 
 
 def test_long_rows_are_split_where_there_are_few_tiles() -> None:
@@ -312,13 +306,6 @@ def test_long_rows_are_split_where_there_are_few_tiles() -> None:
     assert split(Work(64, 1, (4096,)), tile, 132) == (16, 8)
     assert split(Work(64, 1, (18432,)), tile, 132) == (72, 8)
     assert split(Work(64, 1, (64,)), tile, 132) == (1, 2)
-
-
-def test_aligned_weights_are_not_copied() -> None:
-    target, source = torch.randn(32, 16), torch.randn(1, 16, 32)
-    rows = pack_rows([RowTerm(target[..., None], source.mT[..., None], ("g", "h"))], split=False)
-    assert rows.terms[0].target.data_ptr() == target.data_ptr()
-    assert rows.terms[0].source.data_ptr() == source.data_ptr()
 
 
 def test_bad_input() -> None:
@@ -402,10 +389,8 @@ class TestOnTheDevice:
     @pytest.mark.parametrize("length", [64, 2048, 18432])
     def test_long_rows(self, length: int) -> None:
         case = Case(self.device, [("hg", 1)], {"g": 300, "h": length}, batch=2)
-        for planes, tiles in TILES.items():
-            problem = case.problem(split=planes == 3)
-            for tile in tiles:
-                case.check(similarity(problem, tile))
+        for tile in TILES:
+            case.check(similarity(case.problem(), tile))
 
     def test_offsets_beyond_32_bits(self) -> None:
         if torch.cuda.mem_get_info()[0] < 32 * 2**30:

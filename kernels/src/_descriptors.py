@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gpu_align._errors import InputError
 
-from .rows import PackedTerm, RowProblem
+from .rows import PLANES, PackedTerm, RowProblem
 
 
 class ProblemRow(NamedTuple):
@@ -60,7 +60,7 @@ MAX_LENGTH = 2**31 - 2**10
 """Rows are shorter, so that a position a step beyond their end has 32 bits."""
 
 # The same fields as numbers: a kernel reads no NamedTuple.
-T_FIELDS = tl.constexpr(len(TermRow._fields))
+T_FIELDS, N_PLANES = tl.constexpr(len(TermRow._fields)), tl.constexpr(PLANES)
 (
     P_SIZE,
     P_BATCH,

@@ -10,11 +10,6 @@ from torch import Tensor
 
 from gpu_align._errors import InputError
 
-TRITON_DTYPES = {
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-}
-
 MAX_PROGRAMS = 2**31 - 1
 
 

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from ._descriptors import (
+    N_PLANES,
     T_INNER,
     T_LENGTH,
     T_MODEL_STEP,
@@ -74,14 +75,10 @@ def add_product(
     b_mask: tl.tensor,
     a_plane: tl.tensor,
     b_plane: tl.tensor,
-    PLANES: tl.constexpr,
-    PRECISION: tl.constexpr,
 ) -> tl.tensor:
     """Return the sum plus one product, of float32 weights by those of their planes."""
     a = tl.load(a_ptr, mask=a_mask, other=0.0)
     b = tl.load(b_ptr, mask=b_mask, other=0.0)
-    if PLANES == 1:
-        return total + tl.dot(a, b, input_precision=PRECISION)
     a_mid = tl.load(a_ptr + a_plane, mask=a_mask, other=0.0)
     b_mid = tl.load(b_ptr + b_plane, mask=b_mask, other=0.0)
     a_low = tl.load(a_ptr + 2 * a_plane, mask=a_mask, other=0.0)
@@ -107,19 +104,16 @@ def add_term(
     padded: tl.tensor,
     begin: tl.tensor,
     end: tl.tensor,
-    DTYPE: tl.constexpr,
-    PLANES: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> tl.tensor:
     """Return the sum plus the steps [begin, end) of one term."""
     length, inner = tl.load(term + T_LENGTH).to(tl.int32), tl.load(term + T_INNER).to(tl.int32)
     a_stride = tl.multiple_of(tl.load(term + T_TARGET_STRIDE), 16)
     b_stride = tl.multiple_of(tl.load(term + T_SOURCE_STRIDE), 16)
-    a_plane = tl.multiple_of(a_stride // PLANES, 16)
-    b_plane = tl.multiple_of(b_stride // PLANES, 16)
-    a_ptr = tl.multiple_of(tl.load(term + T_TARGET).to(tl.pointer_type(DTYPE)), 16)
-    b_ptr = tl.multiple_of(tl.load(term + T_SOURCE).to(tl.pointer_type(DTYPE)), 16)
+    a_plane = tl.multiple_of(a_stride // N_PLANES, 16)
+    b_plane = tl.multiple_of(b_stride // N_PLANES, 16)
+    a_ptr = tl.multiple_of(tl.load(term + T_TARGET).to(tl.pointer_type(tl.bfloat16)), 16)
+    b_ptr = tl.multiple_of(tl.load(term + T_SOURCE).to(tl.pointer_type(tl.bfloat16)), 16)
     a_ptr += i[:, None] * a_stride
     b_ptr += model * tl.multiple_of(tl.load(term + T_MODEL_STEP), 16) + j[None, :]
     negative = tl.load(term + T_NEGATIVE).to(tl.int32)
@@ -161,8 +155,6 @@ def add_term(
             (k[:, None] < length) & (j[None, :] < padded),
             a_plane,
             b_plane,
-            PLANES,
-            PRECISION,
         )
         row = next_row
     return total

@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Tile:
-    """Shape of the work of one program, and how a float32 product is made.
+    """Shape of the work of one program.
 
     Attributes:
         rows, columns, depth: BLOCK_M, BLOCK_N, BLOCK_K.
         warps: of 32 threads.
         stages: of the software pipeline, which are buffers of BLOCK_K positions; 2 hide nothing.
-        precision: of products of float32 weights that are not split: `ieee`, `tf32x3` or `bf16x6`.
         rate: of products of large matrices, in TFLOP/s.
     """
 
@@ -22,17 +21,11 @@ class Tile:
     depth: int
     warps: int
     stages: int
-    precision: str = "ieee"
     rate: float = 1.0
 
-    def constants(self) -> dict[str, int | str]:
+    def constants(self) -> dict[str, int]:
         """Return the constants of a compilation with this tile, in the kernel's order."""
-        return {
-            "PRECISION": self.precision,
-            "BLOCK_M": self.rows,
-            "BLOCK_N": self.columns,
-            "BLOCK_K": self.depth,
-        }
+        return {"BLOCK_M": self.rows, "BLOCK_N": self.columns, "BLOCK_K": self.depth}
 
     def options(self) -> dict[str, int | bool]:
         """Return the options of a compilation with this tile."""
@@ -62,15 +55,12 @@ class Work(NamedTuple):
         return sum(math.ceil(length / tile.depth) for length in self.lengths)
 
 
-TILES = {
-    3: (
-        Tile(128, 128, 32, 8, 3, rate=84),
-        Tile(64, 64, 32, 4, 3, rate=71),
-        Tile(32, 32, 32, 1, 3, rate=44),
-    ),
-    1: (Tile(64, 64, 32, 4, 3, "bf16x6", rate=41),),
-}
-"""Tiles by the planes of the weights, largest first; rates of an H200."""
+TILES = (
+    Tile(128, 128, 32, 8, 3, rate=84),
+    Tile(64, 64, 32, 4, 3, rate=71),
+    Tile(32, 32, 32, 1, 3, rate=44),
+)
+"""Tiles, largest first; rates of an H200."""
 
 LARGE = 128
 """Rows from which a tile is taken only where there is one for every processor, and only from sm_90
@@ -83,12 +73,11 @@ SHORTEST = 8
 """Steps of the shortest chunk: less does not pay for adding the chunks."""
 
 
-def choose_tile(work: Work, planes: int, processors: int, architecture: int) -> Tile:
+def choose_tile(work: Work, processors: int, architecture: int) -> Tile:
     """Return the tile with which the work is done first, by its rate and by what it pads.
 
     Args:
         work: of the launch.
-        planes: of the weights.
         processors: multiprocessors of the device.
         architecture: 90 for sm_90.
     """
@@ -99,7 +88,7 @@ def choose_tile(work: Work, planes: int, processors: int, architecture: int) -> 
     def seconds(tile: Tile) -> float:
         return work.tiles(tile) * sum(work.lengths) * tile.rows * tile.columns / tile.rate
 
-    return min(filter(enough, TILES[planes]), key=seconds)
+    return min(filter(enough, TILES), key=seconds)
 
 
 def split(work: Work, tile: Tile, processors: int) -> tuple[int, int]:

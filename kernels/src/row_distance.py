@@ -33,7 +33,7 @@ from ._descriptors import (
     problem_row,
     term_row,
 )
-from ._launch import TRITON_DTYPES, Launch, Table, architecture, processors
+from ._launch import Launch, Table, architecture, processors
 from ._row_terms import add_term, tile_of
 from ._tiles import Tile, Work, choose_tile, split
 from .rows import PackedTerm, RowProblem, RowTerm, fold, pack_rows
@@ -84,9 +84,6 @@ def row_distance_kernel(
     term_ptr: tl.tensor,
     part_ptr: tl.tensor,
     arrived_ptr: tl.tensor,
-    DTYPE: tl.constexpr,
-    PLANES: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -117,10 +114,7 @@ def row_distance_kernel(
         begin = tl.minimum(tl.maximum(before, 0), term_steps)
         end = tl.minimum(tl.maximum(before + chunk_steps, 0), term_steps)
         before -= term_steps
-        total = add_term(
-            total, term, w, model, i, j, units, padded, begin, end,
-            DTYPE, PLANES, PRECISION, BLOCK_K,
-        )  # fmt: skip
+        total = add_term(total, term, w, model, i, j, units, padded, begin, end, BLOCK_K)
     if chunks > 1:
         slot = place.to(tl.int64) * chunks
         within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -169,7 +163,7 @@ class RowDistance:
         if not work.batch or not work.units:
             return
         count = processors(rows.device)
-        tile = tile or choose_tile(work, rows.planes, count, architecture(rows.device))
+        tile = tile or choose_tile(work, count, architecture(rows.device))
         chunks, steps = split(work, tile, count)
         programs = work.tiles(tile) * chunks
         self._held: list[object] = [problem]
@@ -179,16 +173,11 @@ class RowDistance:
         parts = programs if chunks > 1 else 0
         scratch = torch.empty(parts * tile.rows * tile.columns, device=rows.device)
         arrived = torch.zeros(parts, dtype=torch.int32, device=rows.device)
-        constants = {
-            "DTYPE": TRITON_DTYPES[rows.dtype],
-            "PLANES": rows.planes,
-            **tile.constants(),
-        }
         self._launch = Launch(
             row_distance_kernel,
             programs,
             (table.problems, table.details, scratch, arrived),
-            constants,
+            tile.constants(),
             tile.options(),
             rows.device,
         )

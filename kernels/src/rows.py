@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gpu_align._errors import InputError
+
+PLANES = 3
+"""Matrices in bfloat16 whose sum the weights are."""
 
 ALIGNMENT = 16
 """Rows are padded with zeros to a multiple of this many elements, so that loads are 16 bytes."""
@@ -57,9 +59,9 @@ class PackedTerm:
     """A term laid out for the kernel; with L the product of the other axes and d.
 
     Attributes:
-        target: [n, planes * L padded], row i is unit i; planes side by side.
-        source: [m * L, planes * n padded], row k of a model is what all units see at position k;
-            with signs [m * 2 L, planes * n padded], the negatives behind the rows of each model.
+        target: bfloat16 [n, 3 * L padded], row i is unit i; planes side by side.
+        source: bfloat16 [m * L, 3 * n padded], row k of a model is what all units see at position
+            k; with signs [m * 2 L, 3 * n padded], the negatives behind the rows of each model.
         others: the groups of the other axes.
         sizes: their units; `L = prod(sizes) * inner`, the first group outermost.
         inner: d.
@@ -85,20 +87,13 @@ class PackedRows:
         terms: at least one.
         size: n, units of the group.
         models: m.
-        planes: 3 where the weights are the sum of three bfloat16 matrices, else 1.
         signed: whether index vectors may carry signs.
     """
 
     terms: tuple[PackedTerm, ...]
     size: int
     models: int
-    planes: int
     signed: bool
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights as they lie, bfloat16 where they are split."""
-        return self.terms[0].target.dtype
 
     @property
     def device(self) -> torch.device:
@@ -155,21 +150,14 @@ class RowProblem:
             )
 
 
-def pack_rows(
-    terms: Sequence[RowTerm],
-    *,
-    signed: bool = False,
-    split: bool = True,
-) -> PackedRows:
+def pack_rows(terms: Sequence[RowTerm], *, signed: bool = False) -> PackedRows:
     """Lay out the terms of one group for the kernel: once per problem, not per hypothesis.
 
-    The weights become the sum of three bfloat16 matrices (`split_planes`). A tensor that is
-    neither split nor signed and lies right (contiguous, a multiple of 16 wide) is not copied.
+    The weights become the sum of three bfloat16 matrices (`split_planes`).
 
     Args:
         terms: float32, all with the same number of rows and models, on one device.
         signed: whether index vectors may carry signs: the source is kept with its negative.
-        split: whether to split the weights.
 
     Raises:
         InputError: no term, terms that do not fit together, or that are not float32.
@@ -188,9 +176,7 @@ def pack_rows(
             f"expected terms of the same rows, models and device, got (n, m, device) {shapes}"
         )
     size, models, _ = shapes.pop()
-    planes = 3 if split else 1
-    packed = tuple(_pack(term, planes, signed) for term in terms)
-    return PackedRows(packed, size, models, planes, signed)
+    return PackedRows(tuple(_pack(term, signed) for term in terms), size, models, signed)
 
 
 def split_planes(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,34 +200,27 @@ def split_planes(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return high, middle, (rest - middle.float()).to(torch.bfloat16)
 
 
-def _pack(term: RowTerm, planes: int, signed: bool) -> PackedTerm:
+def _pack(term: RowTerm, signed: bool) -> PackedTerm:
     rows = term.target.movedim(term.mode, 0)
     columns = term.source.movedim(term.mode + 1, -1)
     sizes, inner = tuple(rows.shape[1:-1]), rows.shape[-1]
     length = math.prod(sizes) * inner
-    lay = _padded if planes == 1 else _split
     columns = columns.reshape(len(columns), length, len(rows))
     if signed:
         columns = torch.cat([columns, -columns], 1)
     return PackedTerm(
-        lay(rows.reshape(len(rows), length)),
-        lay(columns.flatten(0, 1)),
+        _split(rows.reshape(len(rows), length)),
+        _split(columns.flatten(0, 1)),
         term.others,
         sizes,
         inner,
     )
 
 
-def _padded(matrix: Tensor) -> Tensor:
-    missing = -matrix.shape[1] % ALIGNMENT
-    padded = F.pad(matrix, (0, missing)) if missing else matrix.contiguous()
-    return padded if padded.data_ptr() % 16 == 0 else padded.clone()
-
-
 def _split(matrix: Tensor) -> Tensor:
     rows, columns = matrix.shape
     width = columns + -columns % ALIGNMENT
-    laid = torch.zeros(rows, 3, width, dtype=torch.bfloat16, device=matrix.device)
+    laid = torch.zeros(rows, PLANES, width, dtype=torch.bfloat16, device=matrix.device)
     for number, plane in enumerate(split_planes(matrix)):
         laid[:, number, :columns] = plane
     return laid.flatten(1)
