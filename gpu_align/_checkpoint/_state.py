@@ -111,7 +111,11 @@ def _is_of_training(key: Any, value: Any) -> bool:
 
 
 def _choose(root: Any, found: list[Place]) -> list[Place]:
-    """Return the state dicts that could be meant, one if it is clear."""
+    """Return the state dicts that could be meant, one if it is clear.
+
+    Those with weights go before those with numbers only, then those that are no averages before
+    averages; among equals the only one under usual keys is meant.
+    """
     for fits in (
         lambda place: True,
         lambda place: _has_weights(TorchContent(root, place).state()),
