@@ -164,7 +164,7 @@ def align(
         seed,
         Budget(steps=steps, seconds=seconds),
     )
-    store = make_store(outputs, resume)
+    store = make_store(outputs, resume=resume)
     keys = (key, key if target_key is None else target_key)
     pair = Pair(source, target, keys, spec, model, input_shape, outputs, store)
     with display(quiet=quiet) as screen, stdout_to_stderr():

@@ -171,7 +171,7 @@ class SiblingTerm:
                 moved = _mix(blocks, moved, number + 3)
         return moved
 
-    def _chunk(self, pairs: bool) -> int:
+    def _chunk(self, *, pairs: bool) -> int:
         return CHUNK_ELEMENTS // max(self.target.numel() * (len(self.target) if pairs else 1), 1)
 
 

@@ -196,7 +196,7 @@ class RowDistance:
         if len(indices) > 2:
             indices, sizes = [indices[0], fold(indices[1:])], [sizes[0], math.prod(sizes[1:])]
         self._held += indices
-        return term_row(term, problem.rows.signed, indices, sizes)
+        return term_row(term, indices, sizes, signed=problem.rows.signed)
 
 
 def work_of(problem: RowProblem) -> Work:
