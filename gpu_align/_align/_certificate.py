@@ -118,7 +118,9 @@ def certificates(problem: AlignmentProblem, hypotheses: Hypotheses) -> list[Cert
         _group_reports(problem, hypotheses, family, before, after)
         for family in problem.families.values()
     ]
-    totals = (_total(parts.values(), bounds).cpu().tolist() for parts in (before, after))
+    totals = (
+        (problem.unit * _total(parts.values(), bounds)).cpu().tolist() for parts in (before, after)
+    )
     groups = zip(*reports, strict=True) if reports else [()] * len(hypotheses)
     rows = zip(*totals, bounds.cpu().tolist(), groups, strict=True)
     return [Certificate(b, a, bound, tuple(of_groups)) for b, a, bound, of_groups in rows]
@@ -147,8 +149,9 @@ def _group_reports(
         *(primal, dual, (dual - primal).clamp_min(0)),
     )
     # One transfer for all.
-    table = torch.stack([column.to(primal) for column in numbers], dim=1).cpu().tolist()
-    for (root, *children), row in zip(moved.cpu().tolist(), table, strict=True):
+    table = torch.stack([column.to(primal) for column in numbers], dim=1)
+    rows = (problem.unit * table).cpu().tolist()
+    for (root, *children), row in zip(moved.cpu().tolist(), rows, strict=True):
         inside = tuple(
             Inside(child.group, child.size, count)
             for child, count in zip(family.children, children, strict=True)
@@ -209,7 +212,7 @@ def cost_matrix(
         norms += problem.unary_norms(variable)[model]
         for term, mode in problem.modes_of(variable):
             norms += term.squared_norms(mode)[model]
-    cost = (norms - 2 * member.unit_gains(similarity)[0]).clamp_min(0).cpu()
+    cost = problem.unit * (norms - 2 * member.unit_gains(similarity)[0]).clamp_min(0).cpu()
     units = len(cost)
     shown = torch.linspace(0, units - 1, min(units, SHOWN)).round().long()
     return CostMatrix(

@@ -39,7 +39,7 @@ def lower_bound(problem: AlignmentProblem) -> Tensor:
                 if variable in similarity:
                     add_bound(similarity, variable, optimistic(term, mode) / len(term.variables))
         inner += family.bound(similarity, exact_match(problem.engine))
-    bound = problem.constant - 2 * inner - _rounding(problem)
+    bound = problem.unit * (problem.constant - 2 * inner - _rounding(problem))
     return bound if problem.evidence else bound.clamp_min(0)
 
 

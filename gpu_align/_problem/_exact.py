@@ -26,6 +26,7 @@ class ExactEvaluation:
 
     spec: PermutationSpec
     metric: Metric
+    unit: float
     sources: Weights
     sizes: Mapping[str, int]
     constant: Tensor
@@ -38,10 +39,18 @@ class ExactEvaluation:
 
     def distance(self, permutation: Permutation, model: int = 0) -> float:
         """Return D of one permutation in float64, from the checkpoints themselves."""
-        return sum(self.tensor_distances(permutation, model).values())
+        return self.unit * sum(self._tensor_distances(permutation, model).values())
+
+    def is_target(self, permutation: Permutation, model: int = 0) -> bool:
+        """Say whether a permutation makes a source the target, bit for bit."""
+        return not any(self._tensor_distances(permutation, model).values())
 
     def tensor_distances(self, permutation: Permutation, model: int = 0) -> dict[str, float]:
         """Return what each counted tensor contributes to `distance`."""
+        found = self._tensor_distances(permutation, model)
+        return {name: self.unit * distance for name, distance in found.items()}
+
+    def _tensor_distances(self, permutation: Permutation, model: int) -> dict[str, float]:
         perms, signs = (
             {name: vector[None].to(self.device) for name, vector in found.items()}
             for found in (permutation.perms, permutation.signs)
@@ -51,9 +60,9 @@ class ExactEvaluation:
         return dict(zip(found, values, strict=True))
 
     def each_tensor_distance(self, hypotheses: Hypotheses | None = None) -> dict[str, Tensor]:
-        """Return `tensor_distances` of every hypothesis at once, tensor -> float64 [b].
+        """Return what each tensor contributes to D of every hypothesis, tensor -> float64 [b].
 
-        Without hypotheses those of every source as given, [m].
+        Without hypotheses those of every source as given, [m]. They are to be multiplied by `unit`.
         """
         if hypotheses is None:
             return self._distances({}, {}, torch.arange(len(self.sources), device=self.device))

@@ -18,6 +18,8 @@ from gpu_align._symmetry import Block, Factor, PermutationSpec, Weights, part_el
 
 AnyTerm = Term | SiblingTerm
 
+_SMALLEST = 2.0**-80  # squared norm
+
 
 @dataclass(frozen=True)
 class Form:
@@ -25,10 +27,12 @@ class Form:
 
     Attributes:
         constant: float64 [m], squared norms of both networks less twice what no group can change.
+        norms: float64 [m], squared norms of both networks together.
         terms: one for each combination of matrices.
     """
 
     constant: Tensor
+    norms: Tensor
     terms: tuple[AnyTerm, ...]
 
 
@@ -96,9 +100,27 @@ def build_form(
         _gathered(weights, names, list(terms.values()), metric, dtype)
         for weights in (target, sources)
     )
-    constant = a_norm + b_norm - 2 * _fixed_inner(target, sources, fixed, metric)
+    norms = a_norm + b_norm
+    constant = norms - 2 * _fixed_inner(target, sources, fixed, metric)
     parts = zip(terms, a, b, strict=True)
-    return Form(constant, tuple(_term(*key, target[0], source) for key, target, source in parts))
+    made = tuple(_term(*key, target[0], source) for key, target, source in parts)
+    return Form(constant, norms, made)
+
+
+def safe_exponent(form: Form, target: Weights, sources: Weights, metric: Metric) -> int:
+    """Return the power of two by which weights are to be divided, so that products stay in range.
+
+    It is 0 for norms between 2^-40 and 2^40, of which float32 holds the products.
+    """
+    peak = float(form.norms.max()) if len(form.norms) else 1.0
+    if _SMALLEST <= peak <= 1 / _SMALLEST:
+        return 0
+    peak = 0.0
+    for name, tensor in target.spec.tensors.items():
+        if tensor.counted and 0 not in tensor.shape:
+            for weights in (target, sources):
+                peak = max(peak, float(_scaled(metric, weights[name]).abs().max()))
+    return math.frexp(peak)[1]
 
 
 def _term(variables: tuple[str, ...], siblings: int, target: Tensor, source: Tensor) -> AnyTerm:

@@ -1,12 +1,13 @@
 """Metrics: how a tensor is scaled before distances between networks are taken."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gpu_align._errors import InputError
+from gpu_align._errors import CheckpointError, InputError
 from gpu_align._problem._stack import flat
 
 
@@ -21,6 +22,8 @@ class Metric:
         odd: whether f commutes with negating units too; if not, signs stay as they are.
         batched: f for a stack of tensors, [m, *shape], at once; only where the weight depends on
             the shape alone. Without it, many models are scaled one after another.
+        exponent: f is divided by this power of two, and so D by its square: weights that are tiny
+            or huge are computed with as if they were not.
     """
 
     name: str
@@ -28,11 +31,12 @@ class Metric:
     weight: Callable[[Tensor], float]
     odd: bool = False
     batched: Callable[[Tensor], Tensor] | None = None
+    exponent: int = 0
 
     @property
     def is_plain(self) -> bool:
         """Whether tensors stay as they are."""
-        return self.batched is _identity and self.weight is _one
+        return self.batched is _identity and self.weight is _one and not self.exponent
 
     def scaled(self, tensor: Tensor) -> Tensor:
         """Return `sqrt(w_t) f(tensor)` in float64, so that D is a plain squared distance."""
@@ -42,11 +46,35 @@ class Metric:
         """Return `scaled` of every tensor of a stack, [m, *shape] with m >= 1."""
         if self.batched is None:
             each = (tensor.to(torch.float64) for tensor in tensors)
-            return torch.stack([self.transform(t) * self.weight(t) ** 0.5 for t in each])
+            scaled = torch.stack([self.transform(t) * self.weight(t) ** 0.5 for t in each])
+            return times_power_of_two(scaled, -self.exponent)
         tensors = tensors.to(torch.float64)
         if self.is_plain:
             return tensors
-        return self.batched(tensors) * self.weight(tensors[0]) ** 0.5
+        scaled = self.batched(tensors) * self.weight(tensors[0]) ** 0.5
+        return times_power_of_two(scaled, -self.exponent)
+
+    def unit(self) -> float:
+        """Return what D is to be multiplied by to be in the units of f itself.
+
+        Raises:
+            CheckpointError: no float64 holds squares of weights so large.
+        """
+        try:
+            return math.ldexp(1.0, 2 * self.exponent)
+        except OverflowError as error:
+            raise CheckpointError(
+                f"there are weights of about 2^{self.exponent}, whose squared distances are beyond "
+                "float64; scale both networks down by one factor"
+            ) from error
+
+
+def times_power_of_two(tensors: Tensor, exponent: int) -> Tensor:
+    """Return float64 tensors times a power of two: exact, but where it leaves their range."""
+    if exponent == 0:
+        return tensors
+    half = exponent // 2  # the power itself may be out of range
+    return tensors * 2.0**half * 2.0 ** (exponent - half)
 
 
 def _one(tensor: Tensor) -> float:
@@ -63,7 +91,7 @@ def _identity(tensors: Tensor) -> Tensor:
 
 def _standardize(tensors: Tensor) -> Tensor:
     """Return zero mean and unit (unbiased) standard deviation; a constant tensor becomes zero."""
-    entries = flat(tensors)
+    entries = _near_one(flat(tensors))
     if entries.shape[1] < 2:
         return torch.zeros_like(tensors)
     centred = entries - entries.mean(1, keepdim=True)
@@ -78,8 +106,17 @@ def _unit_rows(tensors: Tensor) -> Tensor:
     """
     if tensors.ndim < 3:
         return tensors
-    norms = tensors.flatten(2).norm(dim=2).reshape(*tensors.shape[:2], *[1] * (tensors.ndim - 2))
-    return tensors / torch.where(norms > 0, norms, torch.ones_like(norms))
+    rows = _near_one(tensors.flatten(2))
+    norms = rows.norm(dim=2, keepdim=True)
+    return torch.where(norms > 0, rows / norms, 0).reshape(tensors.shape)
+
+
+def _near_one(rows: Tensor) -> Tensor:
+    """Divide each row, [..., n], by a power of two, so that squares of its entries are in range."""
+    if rows.shape[-1] == 0:
+        return rows
+    exponent = torch.frexp(rows.abs().amax(-1, keepdim=True)).exponent.clamp(-1000, 1000)
+    return rows * torch.pow(torch.full_like(rows[..., :1], 2.0), -exponent)
 
 
 def _named(

@@ -13,10 +13,10 @@ from gpu_align._errors import InputError
 from gpu_align._problem._coupling import Coupling
 from gpu_align._problem._exact import ExactEvaluation
 from gpu_align._problem._family import families_of, value_increase
-from gpu_align._problem._form import AnyTerm, build_form
+from gpu_align._problem._form import AnyTerm, build_form, safe_exponent
 from gpu_align._problem._hypotheses import Hypotheses
 from gpu_align._problem._kernel_similarity import KernelSimilarity
-from gpu_align._problem._metric import Metric, as_metric
+from gpu_align._problem._metric import Metric, as_metric, times_power_of_two
 from gpu_align._problem._renamed import Renamed
 from gpu_align._problem._sibling_term import SiblingTerm
 from gpu_align._problem._signed import is_signed, picked, unsigned
@@ -40,10 +40,12 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
 
     Attributes:
         spec: the symmetries.
-        metric: scales the tensors.
+        metric: scales the tensors, `exponent` included.
         families: name of the root -> Family, in topological order.
         order: names of the roots, as a search takes them one after another.
         engine: what computes.
+        unit: by what `constant`, objectives and similarities are multiplied to be in the units of
+            the weights: a power of two, 1 but for weights that are tiny or huge.
         sizes: variable -> n.
         models: number of sources.
         sources: their weights.
@@ -143,6 +145,10 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
             for variable in member.variables
         }
         form = build_form(spec, families, target, sources, metric, dtype)
+        if exponent := safe_exponent(form, target, sources, metric):
+            self.metric = metric = replace(metric, exponent=metric.exponent + exponent)
+            form = build_form(spec, families, target, sources, metric, dtype)
+        self.unit = metric.unit()
         self.constant, self._all_terms = form.constant, form.terms
         self.terms = tuple(term for term in form.terms if len(term.variables) > 1)
         self.unary = {variable: self._unary(variable) for variable in self.sizes}
@@ -160,7 +166,8 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
                     f"evidence for {name!r} has shape {list(extra.shape)}, expected [n, n] for one "
                     f"of the groups {groups}"
                 )
-            self.unary[name] = self.unary[name] + extra.to(self.device, self.dtype)
+            scaled = times_power_of_two(extra.to(torch.float64), -2 * self.metric.exponent)
+            self.unary[name] = self.unary[name] + scaled.to(self.device, self.dtype)
 
     def _unary(self, variable: str) -> Tensor:
         size = self.sizes[variable]

@@ -45,7 +45,7 @@ def beam_width_study(
     for width in widths:
         search = LayerwiseBeam(width, KBest(min(width, _MOST_CANDIDATES)))
         outcome = run_search(search, problem, seed=seed)
-        distance = float(outcome.best.objective.mean())
+        distance = problem.unit * float(outcome.best.objective.mean())
         rows.append({"width": width, "distance": distance, "seconds": outcome.seconds})
         if outcome.seconds > patience:
             break

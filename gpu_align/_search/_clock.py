@@ -30,6 +30,7 @@ class Clock:
         budget: Budget | None = None,
         progress: ProgressCallback | None = None,
         *,
+        unit: float = 1.0,
         silence: float = _SILENCE,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -38,10 +39,11 @@ class Clock:
         Args:
             budget: limits; default none.
             progress: called after every step, and within long ones.
+            unit: of the problem, by which distances are multiplied to be shown.
             silence: seconds after which a step that still runs gives a sign of life.
             now: returns the time in seconds.
         """
-        self._silence, self._now = silence, now
+        self._unit, self._silence, self._now = unit, silence, now
         self.budget, self.history = budget or Budget(), list[Progress]()
         self._progress = progress
         self._started = self._shown = self._now()
@@ -71,7 +73,7 @@ class Clock:
         """Take a state as the one that signs of life are about."""
         self._state = state
         if best is not self._noted[0]:
-            self._noted = best, float(best.objective.mean())
+            self._noted = best, self._unit * float(best.objective.mean())
 
     def note(self, state: State, best: Hypotheses) -> None:
         """Add a step to the history."""

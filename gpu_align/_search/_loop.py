@@ -70,7 +70,7 @@ def run_search(
     Raises:
         InputError: the search cannot be resumed.
     """
-    clock = Clock(budget, progress)
+    clock = Clock(budget, progress, unit=problem.unit)
     run = Run(problem, RandomStream(seed), solver or AutoAssignment(), clock=clock)
     return run_to_end(run, search, start, store)
 
@@ -170,7 +170,7 @@ def _all_equal(problem: AlignmentProblem, best: Hypotheses) -> bool:
     if bool((best.objective > 1e-3 * problem.constant[best.model]).any()):
         return False  # far beyond rounding: no need to go through the checkpoints
     return all(
-        problem.distance(problem.permutation(best, model), model) == 0
+        problem.is_target(problem.permutation(best, model), model)
         for model in range(problem.models)
     )
 
