@@ -57,7 +57,7 @@ def annealed(name: str, times: int) -> Hypotheses:
     search, run = Annealing(starts=4, steps=5), Run(problem_of(pair(name)), RandomStream(0))
     state = search.init(run, None)
     for sweep in range(1, search.steps + 1):
-        taken = [search.step(run, replace(state, sweep=sweep)) for _ in range(times)]
+        taken = [search.step(run, replace(state, step=sweep)) for _ in range(times)]
         state = taken[-1]
     return state.hypotheses
 
