@@ -76,7 +76,8 @@ def symmetry_of(permutation: Permutation) -> Symmetry:
 def hypothesis(spec: PermutationSpec, perms: Mapping[str, Tensor], index: int) -> Symmetry:
     """Return hypothesis `index` of a batch, in which `~j` is unit j negated, as plain arrays.
 
-    Groups of one unit, which problems leave out, stay with their parents.
+    Groups of one unit and fixed groups, which problems leave out, stay with their parents or where
+    they are.
     """
     found = {name: [int(j) for j in perm[index]] for name, perm in perms.items()}
     plain = {name: np.array(perm) for name, perm in found.items() if name in spec.groups}
@@ -87,9 +88,7 @@ def hypothesis(spec: PermutationSpec, perms: Mapping[str, Tensor], index: int) -
     }
     for name, group in spec.groups.items():
         if name not in plain:
-            plain[name] = (
-                np.zeros(1, dtype=np.int64) if group.parent is None else plain[group.parent]
-            )
+            plain[name] = np.arange(group.size) if group.parent is None else plain[group.parent]
     for name in signs:
         assert [j if j >= 0 else -1 - j for j in found[name + "±"]] == plain[name].tolist()
     return Symmetry(plain, signs)
@@ -101,7 +100,8 @@ def all_symmetries(spec: PermutationSpec, signs: bool = True) -> Iterator[Symmet
     roots = [group for group in groups if group.parent is None]
     children = [group for group in groups if group.parent is not None]
     signed = [group.name for group in groups if group.signed and signs]
-    for outer in itertools.product(*(itertools.permutations(range(g.size)) for g in roots)):
+    orders = ([range(g.size)] if g.fixed else itertools.permutations(range(g.size)) for g in roots)
+    for outer in itertools.product(*orders):
         above = {g.name: np.array(perm) for g, perm in zip(roots, outer, strict=True)}
         choices = [
             itertools.product(itertools.permutations(range(g.size)), repeat=len(above[g.parent]))
@@ -308,14 +308,17 @@ def _products(
                 shape = [piece.factors[k].size for k in along] * 2
                 letters = along + [count + k for k in along]
                 operands.append((matrices[names[-1]].reshape(shape), letters))
-            old = [count + n if n in free else n for n in range(count)]
+            moved = {letter for _, letters in operands for letter in letters}
+            old = [count + n if count + n in moved else n for n in range(count)]
             weights = [a[piece.entry], list(range(count)), b[piece.entry], old]
             yield _Product(tuple(names), weights, operands)
 
 
 def is_free(spec: PermutationSpec, group: str | None) -> bool:
     """Say whether there is anything to decide: a single unit can at most be negated."""
-    return group is not None and (spec.groups[group].size > 1 or spec.groups[group].signed)
+    if group is None or spec.groups[group].fixed:
+        return False
+    return spec.groups[group].size > 1 or spec.groups[group].signed
 
 
 def matrix_of(group: Group, power: int, signs: bool) -> str:
@@ -327,6 +330,8 @@ def matrices_of(spec: PermutationSpec, symmetry: Symmetry, signs: bool = True) -
     """Return the matrices of a symmetry, `P[i, perm[i]] = 1`, or the sign of unit i."""
     found = {}
     for name, group in spec.groups.items():
+        if group.fixed:
+            continue
         perm = symmetry.perms[name]
         found[name] = np.eye(len(perm))[perm]
         if group.signed and signs:
@@ -384,7 +389,8 @@ def assigned_family(
     spec: PermutationSpec, root: str, gains: Mapping[str, Array]
 ) -> tuple[Symmetry, float]:
     """Assign children inside every pair of units of the root, then the root; and the sum."""
-    size, total, inner = spec.groups[root].size, gains[root].copy(), {}
+    size, fixed, inner = spec.groups[root].size, spec.groups[root].fixed, {}
+    total = np.where(np.eye(size), 0.0, -1e9) if fixed else gains[root].copy()
     for child in children_of(spec, root):
         for i, j in np.ndindex(size, size):
             rows, columns = (slice(k * child.size, (k + 1) * child.size) for k in (i, j))
@@ -406,5 +412,6 @@ def roots_of(spec: PermutationSpec) -> list[str]:
 
 
 def members_of(spec: PermutationSpec, root: str) -> list[Group]:
-    """Return a group and its children."""
-    return [spec.groups[root], *children_of(spec, root)]
+    """Return a group, unless it is fixed, and its children."""
+    group = spec.groups[root]
+    return [*([] if group.fixed else [group]), *children_of(spec, root)]

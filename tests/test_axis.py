@@ -140,6 +140,15 @@ MALFORMED = {
     "signed_as_number": ({"groups": {"g": {"size": 3, "signed": 1}}}, "signed"),
     "parent_as_number": ({"groups": {"g": {"size": 3, "parent": 1}}}, "parent"),
     "group_without_size": ({"groups": {"g": {"signed": True}}}, "positive"),
+    "fixed_as_number": ({"groups": {"g": {"size": 3, "fixed": 1}}}, "fixed"),
+    "fixed_child": (
+        {"groups": CHILD | {"c": {"size": 2, "parent": "g", "fixed": True}}},
+        "'c' is fixed",
+    ),
+    "fixed_and_signed": (
+        {"groups": {"g": {"size": 3, "fixed": True, "signed": True}}},
+        "'g' is fixed",
+    ),
     "unknown_word": ({"groups": {"g": {"size": 3, "sign": True}}}, "sign"),
 }
 

@@ -1,19 +1,18 @@
 """From axis classes to the groups and the axes of a spec: what is free, its names and its place."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gpu_align._symmetry._axis import Axis, Factor, Segment
 from gpu_align._symmetry._classes import AxisClass, Structure
 from gpu_align._symmetry._parents import find_parents
 from gpu_align._symmetry._propagation import Traced
 from gpu_align._symmetry._spec import Group
-from gpu_align._symmetry._splits import TensorAxes
 
 _REPEATED = "repeated around a concatenation"
 
 
 def layout(axis: AxisClass, names: Mapping[AxisClass, str]) -> Axis:
-    """Return the Axis of a class, where `names` gives the group of each free leaf."""
+    """Return the Axis of a class, where `names` gives the group of each leaf that has one."""
     return Axis(tuple(_merge_fixed(segment) for segment in _segments(axis, names)))
 
 
@@ -50,7 +49,9 @@ def _make_expressible(axis: AxisClass) -> bool:
 
 def _segments(axis: AxisClass, names: Mapping[AxisClass, str]) -> list[Segment]:
     root = axis.find()
-    if root.structure is None or root.is_fixed:
+    if names.keys().isdisjoint(root.leaves()):
+        return [(Factor(root.size),)]
+    if root.structure is None:
         return [(Factor(root.size, names.get(root)),)]
     if root.structure is Structure.CONCAT:
         return [segment for part in root.parts for segment in _segments(part, names)]
@@ -82,15 +83,16 @@ def name_groups(traced: Traced) -> tuple[dict[AxisClass, str], dict[str, Group]]
     names of its modules have in common, as it is about all of these.
 
     Returns:
-        Free leaf -> name, and name -> group.
+        Leaf -> name, and name -> group.
     """
     lies_on: dict[AxisClass, list[str]] = {}
     for name in traced.used:
-        for leaf in _free_leaves(traced.tensors[name]):
+        for leaf in (leaf for axis in traced.tensors[name] for leaf in axis.leaves()):
             lies_on.setdefault(leaf, []).append(name)
-    stored = (traced.tensors[name] for name in traced.used)
-    parents = find_parents([*stored, *traced.computed], list(lies_on))
-    leaves = dict.fromkeys(leaf for child in lies_on for leaf in (parents.get(child, child), child))
+    free = [leaf for leaf in lies_on if leaf.is_free]
+    stored = [traced.tensors[name] for name in traced.used]
+    parents = find_parents(stored, traced.computed, free)
+    leaves = dict.fromkeys(leaf for child in free for leaf in (parents.get(child, child), child))
     names: dict[AxisClass, str] = {}
     groups: dict[str, Group] = {}
     for leaf in leaves:
@@ -98,12 +100,13 @@ def name_groups(traced: Traced) -> tuple[dict[AxisClass, str], dict[str, Group]]
         base = _common(modules) if leaf in parents.values() else ""
         names[leaf] = name = _unused(base or modules[0], groups)
         parent = parents.get(leaf)
-        groups[name] = Group(name, leaf.size, parent=names[parent] if parent else None)
+        groups[name] = Group(
+            name,
+            leaf.size,
+            parent=names[parent] if parent else None,
+            fixed=leaf.pinned is not None,
+        )
     return names, groups
-
-
-def _free_leaves(axes: TensorAxes) -> Iterator[AxisClass]:
-    return (leaf for axis in axes for leaf in axis.leaves() if leaf.is_free)
 
 
 def _common(modules: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ class Span:
     """A group and the modules that it lies on.
 
     Attributes:
-        name, size, parent, signed, scaled: of the `Group`.
+        name, size, parent, signed, scaled, fixed: of the `Group`.
         modules: numbers of the modules, in order.
     """
 
@@ -41,6 +41,7 @@ class Span:
     signed: bool
     scaled: bool
     modules: tuple[int, ...]
+    fixed: bool = False
 
     @property
     def gauge(self) -> str:
@@ -73,6 +74,11 @@ class Outline:
         return span.size * (1 if span.parent is None else self._sizes[span.parent])
 
     @property
+    def movable(self) -> tuple[Span, ...]:
+        """The groups whose units may be reordered."""
+        return tuple(span for span in self.groups if not span.fixed)
+
+    @property
     def signed_units(self) -> int:
         """Number of units that may be negated, each on its own."""
         return sum(self.units(span) for span in self.groups if span.signed)
@@ -83,7 +89,9 @@ class Outline:
         return sum(self.units(span) for span in self.groups if span.scaled)
 
     def units_in_words(self, span: Span) -> str:
-        """Return the number of units: `64`, or `64 in each of 12`."""
+        """Return the number of units: `64`, `12, fixed`, or `64 in each of 12`."""
+        if span.fixed:
+            return f"{span.size}, fixed"
         if span.parent is None:
             return str(span.size)
         return f"{span.size} in each of {self._sizes[span.parent]}"
@@ -137,6 +145,7 @@ def _spans(spec: PermutationSpec, lies_on: Mapping[str, Iterable[int]]) -> Itera
             yield Span(
                 *(name, group.size, group.parent, group.signed, group.scaled),
                 modules=tuple(lies_on[name]),
+                fixed=group.fixed,
             )
 
 

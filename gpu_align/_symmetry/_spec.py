@@ -26,12 +26,16 @@ class Group:
     inside it, in each in their own way, and go along where it goes. So have the dimensions of an
     attention head, or the channels of a grouped convolution. (The wreath product of the two.)
 
+    The units of a fixed group stay where they are, like heads that each have a slope of their own:
+    it only tells apart the units inside it.
+
     Attributes:
         name: how the group is called.
         size: number of units, of each unit of the parent if there is one.
         parent: name of a group without a parent.
         signed: each unit may also be negated (tanh, sin, linear).
         scaled: each unit may also be multiplied by a positive number (relu, linear).
+        fixed: the units stay where they are.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Group:
     parent: str | None = None
     signed: bool = False
     scaled: bool = False
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,10 @@ class PermutationSpec:
                 f"group {group.name!r}: a name cannot contain '^' or '±', which mark powers and "
                 "signs"
             )
+        if group.fixed and (group.parent is not None or group.signed or group.scaled):
+            raise SpecError(
+                f"group {group.name!r} is fixed, so it cannot have a parent, signs or scales"
+            )
         if group.parent is None:
             return
         if group.parent not in self.groups:
@@ -270,6 +279,7 @@ class PermutationSpec:
         total = sum(
             self.units(name) // group.size * math.lgamma(group.size + 1)
             for name, group in self.groups.items()
+            if not group.fixed
         )
         return total / math.log(10)
 

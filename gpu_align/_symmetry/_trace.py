@@ -139,7 +139,7 @@ def _fresh_axes(state: Mapping[str, Tensor]) -> tuple[dict[str, TensorAxes], dic
             ties[name] = kept
     for name in overlapping(state) & tensors.keys():
         for axis in tensors[name]:
-            axis.pin("shares memory in another layout")
+            axis.pin("shares memory in another layout", mixed=True)
     return tensors, ties
 
 
