@@ -146,6 +146,7 @@ FAMILIES = [
     "single",
     "fixed_heads",
     "fixed_gqa",
+    "packed_heads",
 ]
 """Hand-written specs of groups with parents, and of groups with signs."""
 PAIRS = [*_ARCHITECTURES, "recurrent", "trilinear", *FAMILIES]
@@ -287,4 +288,11 @@ _HAND_WRITTEN = {
         "tensors": {"embed": [2, "e"], "q": [{"product": ["kv", "rep", "qk"]}, "e"],
         "k": [{"product": ["kv", "qk"]}, "e"], "v": [{"product": ["kv", "v^1"]}, "e"],
         "o": ["e", {"product": ["kv", "rep", "v^-1"]}]}}""",
+    # Queries, keys and values of each head side by side, some of their dimensions fixed.
+    "packed_heads": """{"format": "gpu-align/spec", "version": 2,
+        "groups": {"e": 3, "head": 2, "qk": {"size": 2, "parent": "head"},
+        "v": {"size": 2, "parent": "head", "signed": true}},
+        "tensors": {"embed": [2, "e"],
+        "qkv": [{"product": ["head", {"concat": [1, "qk", 1, "qk", "v^1"]}]}, "e"],
+        "o": ["e", {"product": ["head", "v^-1"]}]}}""",
 }

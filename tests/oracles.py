@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -122,7 +122,7 @@ def all_symmetries(spec: PermutationSpec, signs: bool = True) -> Iterator[Symmet
 
 @dataclass(frozen=True)
 class Piece:
-    """The entries of a tensor for one choice of a segment of every axis.
+    """The entries of a tensor for one choice of a product of factors along every axis.
 
     Attributes:
         factors: of all axes, one after another.
@@ -141,25 +141,29 @@ class Piece:
 def pieces(tensor_spec: TensorSpec) -> tuple[Piece, ...]:
     """Go through all entries of a tensor and note the places of each along its factors."""
     found = []
-    starts = [_starts(axis) for axis in tensor_spec.axes]
-    for chosen in itertools.product(*starts):
-        factors = tuple(factor for _, segment in chosen for factor in segment)
-        entry = np.zeros([factor.size for factor in factors], dtype=np.int64)
-        for places in np.ndindex(entry.shape):
-            left, flat = list(places), 0
-            for axis, (start, segment) in zip(tensor_spec.axes, chosen, strict=True):
-                along = 0
-                for factor in segment:
-                    along = along * factor.size + left.pop(0)
-                flat = flat * axis.size + start + along
-            entry[places] = flat
-        found.append(Piece(factors, entry))
+    for chosen in itertools.product(*(_along(axis) for axis in tensor_spec.axes)):
+        entry = np.zeros((), dtype=np.int64)
+        for axis, piece in zip(tensor_spec.axes, chosen, strict=True):
+            entry = np.add.outer(entry * axis.size, piece.entry)
+        found.append(Piece(tuple(f for piece in chosen for f in piece.factors), entry))
     return tuple(found)
 
 
-def _starts(axis: Axis) -> list[tuple[int, tuple[Factor, ...]]]:
-    sizes = [math.prod(factor.size for factor in segment) for segment in axis.segments]
-    return [(sum(sizes[:n]), segment) for n, segment in enumerate(axis.segments)]
+def _along(axis: Axis) -> list[Piece]:
+    """Note the places along one axis, product after product of its factors."""
+    found, start = [], 0
+    for segment in axis.segments:
+        products = [Piece((), np.zeros((), dtype=np.int64))]
+        for part in segment:
+            inner = [Piece((part,), np.arange(part.size))]
+            products = [
+                Piece(p.factors + q.factors, np.add.outer(p.entry * part.size, q.entry))
+                for p in products
+                for q in (_along(part) if isinstance(part, Axis) else inner)
+            ]
+        found += [replace(piece, entry=start + piece.entry) for piece in products]
+        start += math.prod(part.size for part in segment)
+    return found
 
 
 def origins(

@@ -25,10 +25,14 @@ _factors = st.one_of(
         st.sampled_from((-1, 0, 1)),
     ),
 )
-axes = st.lists(st.lists(_factors, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3).map(
-    lambda segments: Axis(tuple(segments))
-)
-"""Concatenations of products of groups and fixed extents."""
+axes = st.recursive(
+    _factors,
+    lambda parts: st.lists(
+        st.lists(parts, min_size=1, max_size=3).map(tuple), min_size=2, max_size=3
+    ).map(lambda segments: Axis(tuple(segments))),
+    max_leaves=6,
+).map(lambda part: part if isinstance(part, Axis) else Axis(((part,),)))
+"""Concatenations of products of groups, fixed extents and further concatenations."""
 
 
 GROUPS = {
@@ -55,6 +59,15 @@ def _powered(draw: st.DrawFn, names: list[str]) -> Factor:
 
 
 @st.composite
+def _repeated(draw: st.DrawFn, factor: Factor) -> Factor | Axis:
+    """The factor, or a concatenation of it and fixed places."""
+    if draw(st.booleans()):
+        return factor
+    segments = [(factor,), (Factor(draw(st.integers(1, 2))),)]
+    return Axis(tuple(draw(st.permutations(segments))))
+
+
+@st.composite
 def tensor_specs(draw: st.DrawFn) -> TensorSpec:
     """Axes of one tensor; where children lie on it, each block has their parent exactly once.
 
@@ -70,12 +83,12 @@ def tensor_specs(draw: st.DrawFn) -> TensorSpec:
     for number in range(count):
         segments = []
         for _ in range(draw(st.integers(1, 2))):
-            factors = draw(st.lists(plain, min_size=0, max_size=1))
+            others = draw(st.lists(plain, min_size=0, max_size=1))
             own = number == with_parent and (anywhere or draw(st.booleans()))
-            if own:
-                factors.append(Factor(2, parent))
             if own or anywhere:
-                factors += draw(st.lists(_powered(_CHILDREN[parent]), max_size=1))
+                others += draw(st.lists(_powered(_CHILDREN[parent]), max_size=1))
+            factors = [Factor(2, parent)] if own else []
+            factors += [draw(_repeated(factor)) for factor in others]
             segments.append(tuple(draw(st.permutations(factors or [Factor(2)]))))
         axes.append(Axis(tuple(segments)))
     return TensorSpec(tuple(axes))

@@ -294,12 +294,12 @@ CASES = {
         lambda x: (0.5 * x).view(2, 4, 3, 2, 3).mul(2.0).permute(2, 0, 3, 1, 4).unbind(0), BOTH
     ),
     "packed_keys": case(weighed, BOTH, parts=packed_keys, q=nn.Linear(6, 6), kv=nn.Linear(6, 12)),
-    # Queries, keys and values of each head side by side: they must have one order, so that
-    # heads keep theirs free.
-    "packed_in_heads": packed(lambda x: x.view(2, 4, 2, 9).transpose(1, 2).chunk(3, -1), SHARED),
+    # Queries, keys and values of each head side by side.
+    "packed_in_heads": packed(lambda x: x.view(2, 4, 2, 9).transpose(1, 2).chunk(3, -1), BOTH),
     "packed_last": packed(
-        lambda x: tuple(x.view(2, 4, 2, 3, 3).transpose(1, 2)[..., n, :] for n in range(3)), SHARED
+        lambda x: tuple(x.view(2, 4, 2, 3, 3).transpose(1, 2)[..., n, :] for n in range(3)), BOTH
     ),
+    "packed_unbound": packed(lambda x: x.view(2, 4, 2, 3, 3).transpose(1, 2).unbind(3), BOTH),
     # Another use of all slices at once ties them.
     "packed_and_added": packed(
         lambda x: (*slices(x)[:2], x.view(2, 4, 3, 2, 3).sum(2).transpose(1, 2)), SHARED

@@ -59,7 +59,16 @@ from gpu_align._search import Run
 from gpu_align._search._moves import best_move
 from gpu_align._symmetry._spec import Group
 
-SMALL = ["heads", "grouped", "gqa", "signed", "signed_recurrent", "single", "fixed_heads"]
+SMALL = [
+    "heads",
+    "grouped",
+    "gqa",
+    "signed",
+    "signed_recurrent",
+    "single",
+    "fixed_heads",
+    "packed_heads",
+]
 """Specs of which all symmetries can be tried."""
 
 
@@ -339,6 +348,7 @@ MODERATE = {
     "signed_recurrent": {"h": 16},
     "fixed_heads": {"e": 12, "head": 4, "qk": 4, "v": 4},
     "fixed_gqa": {"e": 12, "kv": 3, "rep": 3, "qk": 4, "v": 4},
+    "packed_heads": {"e": 12, "head": 4, "qk": 4, "v": 4},
 }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from gpu_align._symmetry._axis import Axis, Factor
 from gpu_align._symmetry._spec import PermutationSpec
 
 _NO_RULE = " has no rule"
@@ -162,13 +163,17 @@ def axis_names(spec: PermutationSpec, group: str) -> list[str]:
     for tensor, number in sorted(
         spec.perm_to_axes(group), key=lambda m: len(spec.tensors[m[0]].axes) < 2
     ):
-        parts = [
-            "×".join(str(factor.size) for factor in segment)
-            for segment in spec.tensors[tensor].axes[number].segments
-        ]
-        shape = "+".join(parts)
+        shape = _shape(spec.tensors[tensor].axes[number])
         names.append(f"{tensor}[{number}]" + ("" if shape.isdecimal() else f" ({shape})"))
     return names
+
+
+def _shape(axis: Axis) -> str:
+    """Return the sizes of an axis as a formula: `4×8`, `16+16`, `4×(2+6)`."""
+    return "+".join(
+        "×".join(str(p.size) if isinstance(p, Factor) else f"({_shape(p)})" for p in segment)
+        for segment in axis.segments
+    )
 
 
 def pins_by_reason(spec: PermutationSpec) -> dict[str, list[tuple[str, int]]]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gpu_align._symmetry._axis import Axis, Segment
+from gpu_align._symmetry._axis import Axis, Factor
 from gpu_align._symmetry._classes import AxisClass, Structure, concat, product
 from gpu_align._symmetry._layout import layout
 from gpu_align._symmetry._op import Op
@@ -248,14 +248,13 @@ def _written(axis: Axis, along: AxisPowers, powers: Sequence[int], fixed: Set[Ax
     names: dict[AxisClass, str] = {}
     own = dict.fromkeys(along.leaves, numbers) | dict.fromkeys(fixed, itertools.repeat(""))
     marked = layout(_mark(along.axis, own, names), names)
-    segments = [
-        tuple(
-            replace(factor, power=powers[int(mark.group)]) if mark.group else factor
-            for factor, mark in zip(segment, marks, strict=True)
-        )
-        for segment, marks in zip(axis.segments, marked.segments, strict=True)
-    ]
-    return Axis(tuple(segments))
+    marks = marked.factors()
+
+    def powered(factor: Factor) -> Factor:
+        mark = next(marks).group
+        return replace(factor, power=powers[int(mark)]) if mark else factor
+
+    return axis.replaced(powered)
 
 
 def _mark(
@@ -296,13 +295,11 @@ def _power_of(name: str, block: Block) -> int:
 def _without(spec: PermutationSpec, names: Sequence[str]) -> PermutationSpec:
     """Return a spec in which these groups have neither signs nor scales."""
 
-    def cleared(segment: Segment) -> Segment:
-        return tuple(replace(f, power=0) if f.group in names else f for f in segment)
+    def cleared(factor: Factor) -> Factor:
+        return replace(factor, power=0) if factor.group in names else factor
 
     tensors = {
-        name: replace(
-            tensor, axes=tuple(Axis(tuple(map(cleared, axis.segments))) for axis in tensor.axes)
-        )
+        name: replace(tensor, axes=tuple(axis.replaced(cleared) for axis in tensor.axes))
         for name, tensor in spec.tensors.items()
     }
     groups = {
