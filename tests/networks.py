@@ -144,6 +144,9 @@ FAMILIES = [
     "signed_gqa",
     "signed_recurrent",
     "single",
+    "fixed_heads",
+    "fixed_gqa",
+    "packed_heads",
 ]
 """Hand-written specs of groups with parents, and of groups with signs."""
 PAIRS = [*_ARCHITECTURES, "recurrent", "trilinear", *FAMILIES]
@@ -272,4 +275,24 @@ _HAND_WRITTEN = {
         "tensors": {"w_g": ["g^1", 3], "w_h": ["h", "g^-1"], "b_h": ["h"],
         "w_p": [{"product": ["p", "c^1"]}, "h"], "b_p": [{"product": ["d", "p"]}],
         "w_out": [2, {"product": ["c^-1", "p"]}]}}""",
+    # Heads that stay where they are, with a weight of their own; the parent on another axis, too.
+    "fixed_heads": """{"format": "gpu-align/spec", "version": 2,
+        "groups": {"e": 3, "head": {"size": 2, "fixed": true}, "qk": {"size": 2, "parent": "head"},
+        "v": {"size": 2, "parent": "head", "signed": true}},
+        "tensors": {"embed": [2, "e"], "q": [{"product": ["head", "qk"]}, "e"],
+        "k": [{"product": ["head", "qk"]}, "e"], "slope": ["head"], "mix": ["head", "e"],
+        "v": ["head", "v^1", "e"], "o": ["e", {"product": ["head", "v^-1"]}]}}""",
+    "fixed_gqa": """{"format": "gpu-align/spec", "version": 2,
+        "groups": {"e": 3, "kv": {"size": 2, "fixed": true}, "rep": {"size": 2, "parent": "kv"},
+        "qk": {"size": 2, "parent": "kv"}, "v": {"size": 2, "parent": "kv", "signed": true}},
+        "tensors": {"embed": [2, "e"], "q": [{"product": ["kv", "rep", "qk"]}, "e"],
+        "k": [{"product": ["kv", "qk"]}, "e"], "v": [{"product": ["kv", "v^1"]}, "e"],
+        "o": ["e", {"product": ["kv", "rep", "v^-1"]}]}}""",
+    # Queries, keys and values of each head side by side, some of their dimensions fixed.
+    "packed_heads": """{"format": "gpu-align/spec", "version": 2,
+        "groups": {"e": 3, "head": 2, "qk": {"size": 2, "parent": "head"},
+        "v": {"size": 2, "parent": "head", "signed": true}},
+        "tensors": {"embed": [2, "e"],
+        "qkv": [{"product": ["head", {"concat": [1, "qk", 1, "qk", "v^1"]}]}, "e"],
+        "o": ["e", {"product": ["head", "v^-1"]}]}}""",
 }

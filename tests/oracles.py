@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -76,7 +76,8 @@ def symmetry_of(permutation: Permutation) -> Symmetry:
 def hypothesis(spec: PermutationSpec, perms: Mapping[str, Tensor], index: int) -> Symmetry:
     """Return hypothesis `index` of a batch, in which `~j` is unit j negated, as plain arrays.
 
-    Groups of one unit, which problems leave out, stay with their parents.
+    Groups of one unit and fixed groups, which problems leave out, stay with their parents or where
+    they are.
     """
     found = {name: [int(j) for j in perm[index]] for name, perm in perms.items()}
     plain = {name: np.array(perm) for name, perm in found.items() if name in spec.groups}
@@ -87,9 +88,7 @@ def hypothesis(spec: PermutationSpec, perms: Mapping[str, Tensor], index: int) -
     }
     for name, group in spec.groups.items():
         if name not in plain:
-            plain[name] = (
-                np.zeros(1, dtype=np.int64) if group.parent is None else plain[group.parent]
-            )
+            plain[name] = np.arange(group.size) if group.parent is None else plain[group.parent]
     for name in signs:
         assert [j if j >= 0 else -1 - j for j in found[name + "±"]] == plain[name].tolist()
     return Symmetry(plain, signs)
@@ -101,7 +100,8 @@ def all_symmetries(spec: PermutationSpec, signs: bool = True) -> Iterator[Symmet
     roots = [group for group in groups if group.parent is None]
     children = [group for group in groups if group.parent is not None]
     signed = [group.name for group in groups if group.signed and signs]
-    for outer in itertools.product(*(itertools.permutations(range(g.size)) for g in roots)):
+    orders = ([range(g.size)] if g.fixed else itertools.permutations(range(g.size)) for g in roots)
+    for outer in itertools.product(*orders):
         above = {g.name: np.array(perm) for g, perm in zip(roots, outer, strict=True)}
         choices = [
             itertools.product(itertools.permutations(range(g.size)), repeat=len(above[g.parent]))
@@ -122,7 +122,7 @@ def all_symmetries(spec: PermutationSpec, signs: bool = True) -> Iterator[Symmet
 
 @dataclass(frozen=True)
 class Piece:
-    """The entries of a tensor for one choice of a segment of every axis.
+    """The entries of a tensor for one choice of a product of factors along every axis.
 
     Attributes:
         factors: of all axes, one after another.
@@ -141,25 +141,29 @@ class Piece:
 def pieces(tensor_spec: TensorSpec) -> tuple[Piece, ...]:
     """Go through all entries of a tensor and note the places of each along its factors."""
     found = []
-    starts = [_starts(axis) for axis in tensor_spec.axes]
-    for chosen in itertools.product(*starts):
-        factors = tuple(factor for _, segment in chosen for factor in segment)
-        entry = np.zeros([factor.size for factor in factors], dtype=np.int64)
-        for places in np.ndindex(entry.shape):
-            left, flat = list(places), 0
-            for axis, (start, segment) in zip(tensor_spec.axes, chosen, strict=True):
-                along = 0
-                for factor in segment:
-                    along = along * factor.size + left.pop(0)
-                flat = flat * axis.size + start + along
-            entry[places] = flat
-        found.append(Piece(factors, entry))
+    for chosen in itertools.product(*(_along(axis) for axis in tensor_spec.axes)):
+        entry = np.zeros((), dtype=np.int64)
+        for axis, piece in zip(tensor_spec.axes, chosen, strict=True):
+            entry = np.add.outer(entry * axis.size, piece.entry)
+        found.append(Piece(tuple(f for piece in chosen for f in piece.factors), entry))
     return tuple(found)
 
 
-def _starts(axis: Axis) -> list[tuple[int, tuple[Factor, ...]]]:
-    sizes = [math.prod(factor.size for factor in segment) for segment in axis.segments]
-    return [(sum(sizes[:n]), segment) for n, segment in enumerate(axis.segments)]
+def _along(axis: Axis) -> list[Piece]:
+    """Note the places along one axis, product after product of its factors."""
+    found, start = [], 0
+    for segment in axis.segments:
+        products = [Piece((), np.zeros((), dtype=np.int64))]
+        for part in segment:
+            inner = [Piece((part,), np.arange(part.size))]
+            products = [
+                Piece(p.factors + q.factors, np.add.outer(p.entry * part.size, q.entry))
+                for p in products
+                for q in (_along(part) if isinstance(part, Axis) else inner)
+            ]
+        found += [replace(piece, entry=start + piece.entry) for piece in products]
+        start += math.prod(part.size for part in segment)
+    return found
 
 
 def origins(
@@ -308,14 +312,17 @@ def _products(
                 shape = [piece.factors[k].size for k in along] * 2
                 letters = along + [count + k for k in along]
                 operands.append((matrices[names[-1]].reshape(shape), letters))
-            old = [count + n if n in free else n for n in range(count)]
+            moved = {letter for _, letters in operands for letter in letters}
+            old = [count + n if count + n in moved else n for n in range(count)]
             weights = [a[piece.entry], list(range(count)), b[piece.entry], old]
             yield _Product(tuple(names), weights, operands)
 
 
 def is_free(spec: PermutationSpec, group: str | None) -> bool:
     """Say whether there is anything to decide: a single unit can at most be negated."""
-    return group is not None and (spec.groups[group].size > 1 or spec.groups[group].signed)
+    if group is None or spec.groups[group].fixed:
+        return False
+    return spec.groups[group].size > 1 or spec.groups[group].signed
 
 
 def matrix_of(group: Group, power: int, signs: bool) -> str:
@@ -327,6 +334,8 @@ def matrices_of(spec: PermutationSpec, symmetry: Symmetry, signs: bool = True) -
     """Return the matrices of a symmetry, `P[i, perm[i]] = 1`, or the sign of unit i."""
     found = {}
     for name, group in spec.groups.items():
+        if group.fixed:
+            continue
         perm = symmetry.perms[name]
         found[name] = np.eye(len(perm))[perm]
         if group.signed and signs:
@@ -384,7 +393,8 @@ def assigned_family(
     spec: PermutationSpec, root: str, gains: Mapping[str, Array]
 ) -> tuple[Symmetry, float]:
     """Assign children inside every pair of units of the root, then the root; and the sum."""
-    size, total, inner = spec.groups[root].size, gains[root].copy(), {}
+    size, fixed, inner = spec.groups[root].size, spec.groups[root].fixed, {}
+    total = np.where(np.eye(size), 0.0, -1e9) if fixed else gains[root].copy()
     for child in children_of(spec, root):
         for i, j in np.ndindex(size, size):
             rows, columns = (slice(k * child.size, (k + 1) * child.size) for k in (i, j))
@@ -406,5 +416,6 @@ def roots_of(spec: PermutationSpec) -> list[str]:
 
 
 def members_of(spec: PermutationSpec, root: str) -> list[Group]:
-    """Return a group and its children."""
-    return [spec.groups[root], *children_of(spec, root)]
+    """Return a group, unless it is fixed, and its children."""
+    group = spec.groups[root]
+    return [*([] if group.fixed else [group]), *children_of(spec, root)]

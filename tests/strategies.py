@@ -25,10 +25,14 @@ _factors = st.one_of(
         st.sampled_from((-1, 0, 1)),
     ),
 )
-axes = st.lists(st.lists(_factors, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3).map(
-    lambda segments: Axis(tuple(segments))
-)
-"""Concatenations of products of groups and fixed extents."""
+axes = st.recursive(
+    _factors,
+    lambda parts: st.lists(
+        st.lists(parts, min_size=1, max_size=3).map(tuple), min_size=2, max_size=3
+    ).map(lambda segments: Axis(tuple(segments))),
+    max_leaves=6,
+).map(lambda part: part if isinstance(part, Axis) else Axis(((part,),)))
+"""Concatenations of products of groups, fixed extents and further concatenations."""
 
 
 GROUPS = {
@@ -36,12 +40,15 @@ GROUPS = {
     for group in (
         *(Group("g", 3, signed=True), Group("h", 2), Group("one", 1, signed=True)),
         *(Group("p", 2), Group("c", 3, parent="p", signed=True), Group("d", 2, parent="p")),
-        Group("lone", 1, parent="p"),
+        *(Group("lone", 1, parent="p"), Group("f", 2, fixed=True), Group("i", 3, parent="f")),
     )
 }
-"""The groups that `tensor_specs` draws from: plain, signed, a parent and its children."""
+"""The groups that `tensor_specs` draws from: plain, signed, parents, one fixed, their children."""
 
-_CHILDREN = [name for name, group in GROUPS.items() if group.parent]
+_CHILDREN = {
+    parent: [name for name, group in GROUPS.items() if group.parent == parent]
+    for parent in ("p", "f")
+}
 
 
 @st.composite
@@ -52,6 +59,15 @@ def _powered(draw: st.DrawFn, names: list[str]) -> Factor:
 
 
 @st.composite
+def _repeated(draw: st.DrawFn, factor: Factor) -> Factor | Axis:
+    """The factor, or a concatenation of it and fixed places."""
+    if draw(st.booleans()):
+        return factor
+    segments = [(factor,), (Factor(draw(st.integers(1, 2))),)]
+    return Axis(tuple(draw(st.permutations(segments))))
+
+
+@st.composite
 def tensor_specs(draw: st.DrawFn) -> TensorSpec:
     """Axes of one tensor; where children lie on it, each block has their parent exactly once.
 
@@ -59,6 +75,7 @@ def tensor_specs(draw: st.DrawFn) -> TensorSpec:
     stand only beside their parent in the same segment of one axis.
     """
     count = draw(st.integers(1, 3))
+    parent = draw(st.sampled_from(sorted(_CHILDREN)))
     with_parent = draw(st.integers(0, count - 1))
     anywhere = draw(st.booleans())
     plain = st.one_of(st.integers(1, 3).map(Factor), _powered(["g", "h", "one"]))
@@ -66,12 +83,12 @@ def tensor_specs(draw: st.DrawFn) -> TensorSpec:
     for number in range(count):
         segments = []
         for _ in range(draw(st.integers(1, 2))):
-            factors = draw(st.lists(plain, min_size=0, max_size=1))
+            others = draw(st.lists(plain, min_size=0, max_size=1))
             own = number == with_parent and (anywhere or draw(st.booleans()))
-            if own:
-                factors.append(Factor(2, "p"))
             if own or anywhere:
-                factors += draw(st.lists(_powered(_CHILDREN), max_size=1))
+                others += draw(st.lists(_powered(_CHILDREN[parent]), max_size=1))
+            factors = [Factor(2, parent)] if own else []
+            factors += [draw(_repeated(factor)) for factor in others]
             segments.append(tuple(draw(st.permutations(factors or [Factor(2)]))))
         axes.append(Axis(tuple(segments)))
     return TensorSpec(tuple(axes))
@@ -82,7 +99,8 @@ def permutations(draw: st.DrawFn, spec: PermutationSpec) -> Permutation:
     """Any symmetry of a spec, signs included."""
     perms: dict[str, Tensor] = {}
     for name, group in sorted(spec.groups.items(), key=lambda item: item[1].parent is not None):
-        inside = st.permutations(range(group.size)).map(torch.tensor)
+        orders = st.just(range(group.size)) if group.fixed else st.permutations(range(group.size))
+        inside = orders.map(torch.tensor)
         above = [torch.tensor(0)] if group.parent is None else perms[group.parent]
         perms[name] = torch.cat([group.size * j + draw(inside) for j in above])
     signs = {

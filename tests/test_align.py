@@ -38,7 +38,7 @@ from gpu_align import (
 from gpu_align._align._certificate import certificates
 
 FAST = CoordinateDescent()
-QUADRATIC = ["recurrent", "signed_recurrent", "grouped", "gqa", "signed_gqa"]
+QUADRATIC = ["recurrent", "signed_recurrent", "grouped", "gqa", "fixed_gqa", "signed_gqa"]
 GAP_TOLERANCE = 1e-9
 """Of a duality gap, relative to the size of its assignment: potentials are in float64."""
 

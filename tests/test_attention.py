@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from networks import Graph, randomised
 from test_discovery import (
     Case,
+    Fixed,
     Sizes,
     assert_groups,
     assert_random_permutations_preserve,
@@ -232,8 +233,8 @@ CASES = {
     "cosine": case(cosine, BOTH),
     "linear": case(lambda q, k, v: q.softmax(-1) @ (k.softmax(-2).mT @ v), BOTH),
     "softmax_over_heads": case(lambda q, k, v: (q @ k.mT).softmax(1) @ v, BOTH),
-    # Heads are told apart, so what is inside has one order for all.
-    "heads_pinned": case(linear_biases, [6, 3, 3]),
+    # Heads are told apart, so they stay; what is inside has an order of its own in each.
+    "heads_pinned": case(linear_biases, [6, Fixed(2), (3, 1), (3, 1)]),
     "learned_bias": case(learned_bias, BOTH, with_module=True, table=parameter(7, 2)),
     # Scores have other heads than what made them.
     "talking_heads": case(
@@ -293,12 +294,12 @@ CASES = {
         lambda x: (0.5 * x).view(2, 4, 3, 2, 3).mul(2.0).permute(2, 0, 3, 1, 4).unbind(0), BOTH
     ),
     "packed_keys": case(weighed, BOTH, parts=packed_keys, q=nn.Linear(6, 6), kv=nn.Linear(6, 12)),
-    # Queries, keys and values of each head side by side: they must have one order, so that
-    # heads keep theirs free.
-    "packed_in_heads": packed(lambda x: x.view(2, 4, 2, 9).transpose(1, 2).chunk(3, -1), SHARED),
+    # Queries, keys and values of each head side by side.
+    "packed_in_heads": packed(lambda x: x.view(2, 4, 2, 9).transpose(1, 2).chunk(3, -1), BOTH),
     "packed_last": packed(
-        lambda x: tuple(x.view(2, 4, 2, 3, 3).transpose(1, 2)[..., n, :] for n in range(3)), SHARED
+        lambda x: tuple(x.view(2, 4, 2, 3, 3).transpose(1, 2)[..., n, :] for n in range(3)), BOTH
     ),
+    "packed_unbound": packed(lambda x: x.view(2, 4, 2, 3, 3).transpose(1, 2).unbind(3), BOTH),
     # Another use of all slices at once ties them.
     "packed_and_added": packed(
         lambda x: (*slices(x)[:2], x.view(2, 4, 3, 2, 3).sum(2).transpose(1, 2)), SHARED
@@ -341,7 +342,9 @@ def test_groups_are_those_worked_out_by_hand(case: Case) -> None:
     assert_random_permutations_preserve(spec, model, inputs)
 
 
-@pytest.mark.parametrize(("average", "sizes"), [(True, BOTH), (False, [6, 3, 3])])
+@pytest.mark.parametrize(
+    ("average", "sizes"), [(True, BOTH), (False, [6, Fixed(2), (3, 1), (3, 1)])]
+)
 def test_weights_in_the_output_pin_heads_unless_averaged(average: bool, sizes: Sizes) -> None:
     def forward(s: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         x = s.embed(x)

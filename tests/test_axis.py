@@ -30,6 +30,18 @@ LAYOUTS = {
         {"concat": [{"product": ["h", 2]}, {"product": [2, "h"]}]},
         [2, 3, 0, 1, 5, 4, 7, 6],
     ),
+    "concatenation_in_each_unit": (
+        {"product": ["h", {"concat": [1, "h"]}]},
+        [3, 5, 4, 0, 2, 1],
+    ),
+    "concatenations_in_a_product": (
+        {"product": [{"concat": ["h", 1]}, {"concat": [1, "h"]}]},
+        [3, 5, 4, 0, 2, 1, 6, 8, 7],
+    ),
+    "concatenation_before_a_factor": (
+        {"product": ["h", {"concat": [1, {"product": ["h", 2]}]}, 1]},
+        [5, 8, 9, 6, 7, 0, 3, 4, 1, 2],
+    ),
     "one_unit": ("one", [0]),
     "empty": (0, []),
 }
@@ -87,6 +99,11 @@ def test_spec_survives_json(name: str) -> None:
     assert list(again.tensors) == list(spec.tensors)
 
 
+def nested(depth: int) -> object:
+    """Return an axis of so many concatenations inside each other."""
+    return {"product": [2, {"concat": [1, nested(depth - 1)]}]} if depth else "g"
+
+
 VALID = {
     "format": "gpu-align/spec",
     "version": 1,
@@ -112,6 +129,8 @@ MALFORMED = {
     "axis_two_kinds": ({"tensors": {"w": [{"product": [1], "concat": [1]}]}}, "expected an axis"),
     "nested_product": ({"tensors": {"w": [{"product": [{"product": [2]}]}]}}, "expected an axis"),
     "product_of_number": ({"tensors": {"w": [{"product": 2}]}}, "expected an axis"),
+    "concat_in_concat": ({"tensors": {"w": [{"concat": [{"concat": [2]}]}]}}, "expected an axis"),
+    "too_deep": ({"tensors": {"w": [nested(9)]}}, "at most 8 concatenations"),
     "tie_to_nothing": ({"ties": {"v": "nope"}}, "nope"),
     "tie_to_list": ({"ties": {"v": ["w"]}}, "ties"),
     "ties_as_list": ({"ties": ["v"]}, "ties"),
@@ -140,6 +159,15 @@ MALFORMED = {
     "signed_as_number": ({"groups": {"g": {"size": 3, "signed": 1}}}, "signed"),
     "parent_as_number": ({"groups": {"g": {"size": 3, "parent": 1}}}, "parent"),
     "group_without_size": ({"groups": {"g": {"signed": True}}}, "positive"),
+    "fixed_as_number": ({"groups": {"g": {"size": 3, "fixed": 1}}}, "fixed"),
+    "fixed_child": (
+        {"groups": CHILD | {"c": {"size": 2, "parent": "g", "fixed": True}}},
+        "'c' is fixed",
+    ),
+    "fixed_and_signed": (
+        {"groups": {"g": {"size": 3, "fixed": True, "signed": True}}},
+        "'g' is fixed",
+    ),
     "unknown_word": ({"groups": {"g": {"size": 3, "sign": True}}}, "sign"),
 }
 

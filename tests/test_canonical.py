@@ -78,6 +78,17 @@ def joined() -> nn.Module:
     return Graph(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 5), c=nn.Linear(12, 2))
 
 
+def repeated(normed: bool) -> nn.Module:
+    """Two heads of 5 units, of which 2 go through a ReLU and 3 through tanh."""
+
+    def forward(s: nn.Module, x: Tensor) -> Tensor:
+        h = s.norm(s.a(x)).unflatten(1, (2, 5))
+        return s.b(torch.cat([F.relu(h[..., :2]), torch.tanh(h[..., 2:])], -1).flatten(1))
+
+    norm = nn.BatchNorm1d(10) if normed else nn.Identity()
+    return Graph(forward, a=nn.Linear(3, 10), norm=norm, b=nn.Linear(10, 2))
+
+
 def recurrent(nonlinearity: str) -> nn.Module:
     rnn = nn.RNN(3, 5, nonlinearity=nonlinearity, batch_first=True)
     return Graph(lambda s, x: s.head(s.rnn(x)[0]), rnn=rnn, head=nn.Linear(5, 2))
@@ -97,6 +108,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "rnn_relu": (lambda: recurrent("relu"), (2, 4, 3)),
     "depthwise": (depthwise, (2, 2, 6, 6)),
     "joined": (joined, (2, 3)),
+    "repeated": (lambda: repeated(normed=False), (2, 3)),
+    "repeated_and_normed": (lambda: repeated(normed=True), (2, 3)),
 }
 
 

@@ -16,6 +16,11 @@ from torch import Tensor, nn
 from gpu_align import Permutation, PermutationSpec, discover
 
 Sizes = list[int | tuple[int, int]]
+"""Of each group the number of units, and the number of the group that it is inside."""
+
+
+class Fixed(int):
+    """The number of units of a fixed group."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +248,7 @@ CASES = {
             w2=parameter(2, 4, 2),
         ),
         (2, 5, 3),
-        [4],
+        [Fixed(2), (4, 0)],
     ),
 }
 CASES |= {
@@ -385,10 +390,12 @@ def assert_groups(spec: PermutationSpec, sizes: Sizes) -> None:
         group.size if group.parent is None else (group.size, names.index(group.parent))
         for group in spec.groups.values()
     ] == sizes
+    fixed = [isinstance(entry, Fixed) for entry in sizes]
+    assert [group.fixed for group in spec.groups.values()] == fixed
     orders = 1
     for entry in sizes:
         size, repeats = (entry, 1) if isinstance(entry, int) else (entry[0], sizes[entry[1]])
-        orders *= math.factorial(size) ** repeats
+        orders *= 1 if isinstance(entry, Fixed) else math.factorial(size) ** repeats
     assert spec.log10_symmetries == pytest.approx(math.log10(orders), abs=1e-9)
 
 

@@ -92,7 +92,9 @@ def gilmore_lawler(networks: Pair) -> float:
         for name in spec.groups
     }
     best = sum(
-        assigned_family(spec, root, gains)[1] for root in roots_of(spec) if is_free(spec, root)
+        assigned_family(spec, root, gains)[1]
+        for root in roots_of(spec)
+        if is_free(spec, root) or spec.groups[root].fixed
     )
     return norms - 2 * (fixed + best)
 

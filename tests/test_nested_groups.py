@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from oracles import (
     assigned_family,
     best_signs,
     brute_force,
+    children_of,
     matrices_of,
     members_of,
     objective,
@@ -57,7 +59,16 @@ from gpu_align._search import Run
 from gpu_align._search._moves import best_move
 from gpu_align._symmetry._spec import Group
 
-SMALL = ["heads", "grouped", "gqa", "signed", "signed_recurrent", "single"]
+SMALL = [
+    "heads",
+    "grouped",
+    "gqa",
+    "signed",
+    "signed_recurrent",
+    "single",
+    "fixed_heads",
+    "packed_heads",
+]
 """Specs of which all symmetries can be tried."""
 
 
@@ -83,6 +94,7 @@ WREATHS = {
     "child": [Group("root", 3), child("c", 2)],
     "two_children": [Group("root", 2), child("c", 3), child("d", 2)],
     "signed_child": [Group("root", 2), child("c", 2, signed=True)],
+    "fixed": [Group("root", 3, fixed=True), child("c", 2), child("d", 2, signed=True)],
     "all_signed": [Group("root", 2, signed=True), child("c", 2, signed=True), child("d", 2)],
 }
 
@@ -123,7 +135,7 @@ def test_assignment_is_the_best_of_the_wreath_product(
         reached = sum(float(picked(similarity[m], assigned[m])[index]) for m in here)
         assert reached == pytest.approx(best)
         assert float(bound[index]) == pytest.approx(best)
-        gains = {group.name: best_signs(group, here) for group in wreath.groups.values()}
+        gains = {group.name: best_signs(group, here) for group in members_of(wreath, "root")}
         assert assigned_family(wreath, "root", gains)[1] == pytest.approx(best)
 
 
@@ -135,7 +147,7 @@ def test_bounds_of_the_assignments_add_up(wreath: PermutationSpec) -> None:
         columns, values = dual_match(matrix)
         return columns, values + 1
 
-    matched = 1 + family.root.size * len(family.children)
+    matched = (not family.fixed) + family.root.size * len(family.children)
     tight = family.bound(similarity, dual_match)
     assert torch.allclose(family.bound(similarity, generous), tight + matched)
 
@@ -149,6 +161,11 @@ def test_blocks_are_pairs_of_root_units(root: int, size: int) -> None:
     for r, q, i, j in np.ndindex(root, root, size, size):
         assert torch.equal(blocks[:, r, q, i, j], matrix[:, r * size + i, q * size + j])
     assert torch.equal(family.joined(blocks), matrix)
+    diagonal = replace(family, fixed=True).blocks(matrix)
+    for r in range(root):
+        assert torch.equal(diagonal[:, r, 0], blocks[:, r, r])
+    joined = torch.stack([torch.block_diag(*own[:, 0]) for own in diagonal])
+    assert torch.equal(family.joined(diagonal), joined)
 
 
 def test_random_families_are_valid_and_uniform(
@@ -332,6 +349,9 @@ MODERATE = {
     "signed_heads": {"e": 12, "head": 4, "qk": 4, "v": 4},
     "signed_gqa": {"e": 12, "kv": 3, "rep": 3, "qk": 4, "v": 4},
     "signed_recurrent": {"h": 16},
+    "fixed_heads": {"e": 12, "head": 4, "qk": 4, "v": 4},
+    "fixed_gqa": {"e": 12, "kv": 3, "rep": 3, "qk": 4, "v": 4},
+    "packed_heads": {"e": 12, "head": 4, "qk": 4, "v": 4},
 }
 
 
@@ -350,7 +370,9 @@ def test_move_gains_what_it_says(name: str, noise: float, stream: RandomStream) 
             assert distance == pytest.approx(float(after.objective[index]))
 
 
-@pytest.mark.parametrize("name", ["heads", "grouped", "gqa", "signed_heads", "signed_gqa"])
+@pytest.mark.parametrize(
+    "name", ["heads", "grouped", "gqa", "signed_heads", "signed_gqa", "fixed_heads", "fixed_gqa"]
+)
 def test_move_does_no_harm(name: str, stream: RandomStream) -> None:
     """It begins with what is there, also where children are coupled with each other."""
     networks, permutation = planted_in(random_pair(resized(name, **MODERATE[name])), noise=1.0)
@@ -377,7 +399,7 @@ def test_pairs_of_coupled_children_are_worth_what_they_contribute(
     assert torch.allclose(picked(solved[-1], moved[group]), contributed)
 
 
-@pytest.mark.parametrize("name", ["grouped", "gqa"])
+@pytest.mark.parametrize("name", ["grouped", "gqa", "fixed_gqa"])
 def test_moves_of_coupled_children_are_close_to_the_best(name: str) -> None:
     """The children are guessed in turn: one may be left in a local optimum, few are."""
     gained = most = 0.0
@@ -392,14 +414,14 @@ def test_moves_of_coupled_children_are_close_to_the_best(name: str) -> None:
 
 def family_objectives(problem: AlignmentProblem, group: str) -> Tensor:
     """Return the objective of every symmetry of one family, the others at the identity."""
-    members = {member.name: member for member in members_of(problem.spec, group)}
+    members = {g.name: g for g in (problem.spec.groups[group], *children_of(problem.spec, group))}
     still = symmetry_of(Permutation.identity(problem.spec)).perms
     alone = PermutationSpec(members, {})
     every = [Symmetry({**still, **s.perms}, s.signs) for s in all_symmetries(alone)]
     return problem.objective(as_batch(problem, every), torch.zeros(len(every)).long())
 
 
-@pytest.mark.parametrize("name", ["grouped", "signed", "signed_recurrent"])
+@pytest.mark.parametrize("name", ["grouped", "signed", "signed_recurrent", "fixed_heads"])
 def test_default_search_finds_the_brute_force_optimum(name: str) -> None:
     # Where children are coupled it misses one or two of 30 random pairs of this size.
     networks = pair(name, seed=1)

@@ -224,6 +224,16 @@ def test_vectors_that_break_a_family_are_refused(
         Permutation(spec, tensors(FAMILY | perms), tensors(signs))
 
 
+def test_units_of_a_fixed_group_stay() -> None:
+    spec = pair("fixed_heads").spec
+    still = Permutation.identity(spec)
+    assert still.moved() == dict.fromkeys(spec.groups, 0)
+    Permutation(spec, {**still.perms, "qk": torch.tensor([1, 0, 2, 3])})
+    swapped = {"head": [1, 0], "qk": [2, 3, 0, 1], "v": [2, 3, 0, 1]}
+    with pytest.raises(SpecError, match="group 'head' is fixed"):
+        Permutation(spec, still.perms | {n: torch.tensor(perm) for n, perm in swapped.items()})
+
+
 def test_file_round_trip(networks: Pair, tmp_path: Path, generator: torch.Generator) -> None:
     p = Permutation.random(networks.spec, generator=generator)
     path = tmp_path / "permutation.safetensors"

@@ -163,7 +163,8 @@ def test_similarity_is_the_derivative_of_the_form(networks: Pair, stream: Random
         # What couples children of one parent with each other is known where their units are.
         root = next(f.root for f in problem.families.values() if matrix in f.variables)
         if problem.sibling_terms(root.group) and problem.sizes[matrix] > root.size:
-            here = np.kron(matrices[root.group], np.ones([problem.sizes[matrix] // root.size] * 2))
+            outer = matrices.get(root.group, np.eye(root.size))
+            here = np.kron(outer, np.ones([problem.sizes[matrix] // root.size] * 2))
             similarity, expected[matrix] = similarity * here, expected[matrix] * here
         slack = 1e-12 * np.abs(expected[matrix]).max()
         assert np.allclose(similarity, expected[matrix], rtol=0, atol=slack)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from networks import FAMILIES, pair
 from strategies import seeds
 from test_problem import problem_of
+from torch import Tensor
 
 from gpu_align import AlignmentProblem, FrankWolfe, Recombination, Status, run_search
 from gpu_align._device._random import RandomStream
@@ -125,6 +126,16 @@ def test_frank_wolfe_of_one_group_is_exact() -> None:
     assert float(outcome.best.objective) <= float(best) + 1e-9
 
 
+def barycentre(problem: AlignmentProblem, variable: str) -> Tensor:
+    """Return the mean of all matrices of a group: each unit is at all its places alike."""
+    size = problem.sizes[variable]
+    parent = problem.spec.groups[unsigned(variable)].parent
+    fixed = parent is not None and problem.spec.groups[parent].fixed
+    inside = size // problem.spec.groups[parent].size if fixed else size
+    mean = torch.full((inside, inside), 0 if is_signed(variable) else 1 / inside)
+    return torch.block_diag(*[mean] * (size // inside))
+
+
 @pytest.mark.parametrize("name", ["mlp", *FAMILIES])
 def test_starts_are_doubly_stochastic_and_distinct(name: str) -> None:
     problem = problem_of(pair(name))
@@ -132,8 +143,7 @@ def test_starts_are_doubly_stochastic_and_distinct(name: str) -> None:
     soft = soft_starts(run, torch.arange(3), noise=1.0, exact_first=True)
     assert_soft(soft)
     for name, matrix in soft.items():
-        barycentre = 0 if is_signed(name) else 1 / problem.sizes[name]
-        assert torch.allclose(matrix[0], torch.full_like(matrix[0], barycentre))
+        assert torch.allclose(matrix[0], barycentre(problem, name).to(matrix))
         assert not torch.allclose(matrix[1], matrix[2]) or matrix.shape[1] == 1
 
 
@@ -162,8 +172,9 @@ def test_softened_families_are_doubly_stochastic(name: str, temperature: float) 
         soft = soften(family, own, torch.tensor(temperature), iterations=500)
         assert_soft(soft, atol=1e-3)
         for child in family.children:
-            units = child.size * soft[family.root.group]
-            assert torch.allclose(family.blocks(soft[child.group]).sum((3, 4)), units, atol=1e-3)
+            inside = family.blocks(soft[child.group]).sum((3, 4)) / child.size
+            root = soft.get(family.root.group, torch.ones_like(inside))
+            assert torch.allclose(inside, root, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["mlp", *FAMILIES])

@@ -143,7 +143,8 @@ def _group_reports(
     dual = family.bound(similarity, exact_match(problem.engine))
     groups = {member.group for member in family.members}
     tensors = [t for t in before if not groups.isdisjoint(problem.spec.tensors[t].groups)]
-    moved = torch.stack([_moved(member, perms) for member in family.members], dim=1)
+    members = (family.root, *family.children)
+    moved = torch.stack([_moved(member, perms, like=primal) for member in members], dim=1)
     numbers = (
         *(_total((parts[t] for t in tensors), primal) for parts in (before, after)),
         *(primal, dual, (dual - primal).clamp_min(0)),
@@ -163,8 +164,10 @@ def _total(parts: Iterable[Tensor], like: Tensor) -> Tensor:
     return sum(parts, torch.zeros_like(like, dtype=torch.float64))
 
 
-def _moved(member: Member, perms: Mapping[str, Tensor]) -> Tensor:
-    """Return how many units of a member change place or sign, int64 [b]."""
+def _moved(member: Member, perms: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """Return how many units of a member change place or sign, int64 [b]; none of a fixed root."""
+    if member.group not in perms:
+        return torch.zeros_like(like, dtype=torch.int64)
     # The signed matrix has the places too: a negated unit is ~j, which is nobody's place.
     perm = perms[member.variables[-1]]
     return (perm != torch.arange(perm.shape[1], device=perm.device)).sum(1)

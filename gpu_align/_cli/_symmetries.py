@@ -31,6 +31,7 @@ def document(spec: PermutationSpec) -> dict[str, Any]:
             "parent": span.parent,
             "signed": span.signed,
             "scaled": span.scaled,
+            "fixed": span.fixed,
             "members": [list(member) for member in spec.perm_to_axes(span.name)],
         }
         for span in found.groups
@@ -73,9 +74,9 @@ def print_spec(spec: PermutationSpec) -> None:
 
 def _facts(spec: PermutationSpec, found: Outline) -> dict[str, str]:
     """Return name -> value, without what there is none of."""
-    units = sum(found.units(span) for span in found.groups)
+    units = sum(found.units(span) for span in found.movable)
     inside = sum(span.parent is not None for span in found.groups)
-    groups = f"{len(found.groups)} of {units} units in all"
+    groups = f"{len(found.movable)} of {units} units in all"
     rows = {
         "symmetries": f"10^{spec.log10_symmetries:.1f} permutations leave the function unchanged",
         "groups": f"{groups}, {inside} of them inside others" if inside else groups,

@@ -52,20 +52,24 @@ class Family:
     """A root and its children: all that is decided by one two-level assignment.
 
     Units of a child are numbered (unit of the root, unit inside it): its matrices are n x n with
-    n = root.size * child.size, in blocks of child.size.
+    n = root.size * child.size, in blocks of child.size. Those of a fixed root's children have
+    nothing but the R = root.size blocks on the diagonal: one of R pairs [b, R, 1] instead of
+    [b, R, R] for each unit of the root.
 
     Attributes:
         root: the group that others may have as their parent.
-        children: groups with units inside each unit of the root.
+        children: groups with units inside each unit of the root; at least one of a fixed root.
+        fixed: whether the units of the root stay where they are; then it has no matrix.
     """
 
     root: Member
     children: tuple[Member, ...] = ()
+    fixed: bool = False
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """The root and the children."""
-        return (self.root, *self.children)
+        """The groups with something to decide: the root, unless it is fixed, and the children."""
+        return self.children if self.fixed else (self.root, *self.children)
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -83,8 +87,11 @@ class Family:
             owners: int64 [b], whose numbers are drawn; equal owners draw alike.
             random: the stream.
         """
-        root = random.permutation(owners, self.root.size)
-        perms = {self.root.group: root}
+        if self.fixed:
+            root, perms = self._still(owners), {}
+        else:
+            root = random.permutation(owners, self.root.size)
+            perms = {self.root.group: root}
         for child in self.children:
             inner = random.permutation(owners, self.root.size, child.size)
             perms[child.group] = self._flat(root, inner)
@@ -117,6 +124,8 @@ class Family:
         With a `match` that returns upper bounds for values, it is one for the whole family.
         """
         outer, _ = self.outer(self.unit_gains(similarity), match)
+        if self.fixed:
+            return outer.diagonal(dim1=1, dim2=2).sum(1)
         return match(outer)[1]
 
     def unit_gains(self, similarity: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -134,15 +143,26 @@ class Family:
 
         Returns:
             What each pair of root units gains, [b, R, R] with R = root.size, and for each child
-            the assignments inside each pair, int64 [b, R, R, child.size].
+            the assignments inside each pair, int64 [b, R, R, child.size] ([b, R, 1, child.size]).
         """
-        total, inner = unit_gains[self.root.group], {}
+        total, inner = self.root_gains(unit_gains), {}
         for child in self.children:
             blocks = self.blocks(unit_gains[child.group])
             columns, values = match(blocks.flatten(0, 2))
             inner[child.group] = columns.reshape(blocks.shape[:-1])
             total = total + values.reshape(blocks.shape[:3]).to(total.dtype)
-        return total, inner
+        return self.square(total), inner
+
+    def root_gains(self, unit_gains: Mapping[str, Tensor]) -> Tensor:
+        """Return what pairs of root units gain without their children, [b, R, R] ([b, R, 1])."""
+        if not self.fixed:
+            return unit_gains[self.root.group]
+        gains = unit_gains[self.children[0].group]
+        return gains.new_zeros(len(gains), self.root.size, 1)
+
+    def square(self, gains: Tensor) -> Tensor:
+        """Return the gains of pairs of root units as a matrix, [b, R, R]."""
+        return torch.diag_embed(gains[:, :, 0]) if self.fixed else gains
 
     def vectors(
         self, root: Tensor, inner: Mapping[str, Tensor], similarity: Mapping[str, Tensor]
@@ -150,13 +170,16 @@ class Family:
         """Return the vectors of all matrices, variable -> int64 [b, n].
 
         Args:
-            root: int64 [b, R].
-            inner: child -> int64 [b, R, R, s], the assignment inside each pair of root units.
+            root: int64 [b, R]; that of a fixed root is not looked at.
+            inner: child -> int64 [b, R, R, s] ([b, R, 1, s]), the assignment inside each pair of
+                root units.
             similarity: variable -> [b, n, n]; signed matrices get its signs.
         """
-        perms = {self.root.group: root}
+        pair, perms = root, {self.root.group: root}
+        if self.fixed:
+            pair, root, perms = torch.zeros_like(root), self._still(root), {}
         for child in self.children:
-            chosen = root[..., None, None].expand(-1, -1, 1, child.size)
+            chosen = pair[..., None, None].expand(-1, -1, 1, child.size)
             perms[child.group] = self._flat(root, inner[child.group].gather(2, chosen)[:, :, 0])
         for member in self.members:
             if member.signed:
@@ -166,16 +189,23 @@ class Family:
         return perms
 
     def blocks(self, matrix: Tensor) -> Tensor:
-        """Cut a child's matrix into its blocks: [b, n, n] -> [b, R, R, s, s]."""
+        """Cut a child's matrix into its blocks: [b, n, n] -> [b, R, R, s, s] ([b, R, 1, s, s])."""
         size = matrix.shape[1] // self.root.size
         cut = matrix.reshape(len(matrix), self.root.size, size, self.root.size, size)
-        return cut.transpose(2, 3)
+        blocks = cut.transpose(2, 3)
+        return blocks.diagonal(dim1=1, dim2=2).movedim(3, 1)[:, :, None] if self.fixed else blocks
 
     @staticmethod
     def joined(blocks: Tensor) -> Tensor:
-        """Undo `blocks`: [b, R, R, s, s] -> [b, n, n]."""
+        """Undo `blocks`: [b, R, R, s, s] ([b, R, 1, s, s]) -> [b, n, n]."""
+        if blocks.shape[2] < blocks.shape[1]:
+            blocks = torch.diag_embed(blocks[:, :, 0].movedim(1, 3), dim1=1, dim2=2)
         size = blocks.shape[1] * blocks.shape[3]
         return blocks.transpose(2, 3).reshape(len(blocks), size, size)
+
+    def _still(self, like: Tensor) -> Tensor:
+        """Return root units that stay where they are, int64 [b, R]."""
+        return torch.arange(self.root.size, device=like.device).expand(len(like), -1)
 
     def _flat(self, root: Tensor, inner: Tensor) -> Tensor:
         """Number units over all of the root: [b, R], [b, R, s] -> [b, R * s]."""
@@ -196,8 +226,9 @@ def value_increase(
 def families_of(spec: PermutationSpec, *, signs: bool) -> tuple[Family, ...]:
     """Return the families of a spec in topological order; a single unit without a sign is left out.
 
-    A child whose parent is left out is a root. A root whose signs are seen beside one of its
-    children keeps them: entries there would change with two signs at once.
+    So is a fixed group without children. A child whose parent is left out is a root. A root whose
+    signs are seen beside one of its children keeps them: entries there would change with two signs
+    at once.
 
     Args:
         spec: the symmetries.
@@ -211,8 +242,9 @@ def families_of(spec: PermutationSpec, *, signs: bool) -> tuple[Family, ...]:
     def children(root: str) -> tuple[Member, ...]:
         return tuple(members[name] for name, group in free.items() if group.parent == root)
 
-    roots = [name for name, group in free.items() if group.parent not in free]
-    return tuple(Family(members[root], children(root)) for root in roots)
+    roots = [group for group in free.values() if group.parent not in free]
+    families = (Family(members[root.name], children(root.name), root.fixed) for root in roots)
+    return tuple(family for family in families if family.members)
 
 
 def _signs_beside_children(spec: PermutationSpec) -> Iterator[str]:

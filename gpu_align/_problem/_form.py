@@ -185,7 +185,9 @@ class _Arranger:
     """Says how a block is laid out, from the families of the spec."""
 
     def __init__(self, families: Sequence[Family]) -> None:
-        members = [(family, member) for family in families for member in family.members]
+        members = [
+            (family, member) for family in families for member in (family.root, *family.children)
+        ]
         self.family = {member.group: family for family, member in members}
         self.member = {member.group: member for _, member in members}
         self.rank = {member.group: number for number, (_, member) in enumerate(members)}
@@ -196,9 +198,11 @@ class _Arranger:
             (n for n, factor in enumerate(factors) if factor.group in self.member),
             key=lambda n: self.rank[factors[n].group or ""],
         )
-        fixed = [n for n in range(len(factors)) if n not in free]
         children = [n for n in free if not self._is_root(factors[n])]
         roots = [self.family[factors[n].group or ""].root.group for n in children]
+        # A fixed root without children beside it is like any fixed place.
+        free = [n for n in free if not self._is_fixed(factors[n]) or factors[n].group in roots]
+        fixed = [n for n in range(len(factors)) if n not in free]
         crowded = [root for root in dict.fromkeys(roots) if roots.count(root) > 1]
         if len(crowded) > 1:
             raise SpecError(
@@ -226,6 +230,9 @@ class _Arranger:
 
     def _is_root(self, factor: Factor) -> bool:
         return self.family[factor.group or ""].root.group == factor.group
+
+    def _is_fixed(self, factor: Factor) -> bool:
+        return self._is_root(factor) and self.family[factor.group or ""].fixed
 
     def _root_of(self, number: int, factors: Sequence[Factor]) -> int:
         root = self.family[factors[number].group or ""].root.group

@@ -127,6 +127,7 @@ def _begins(layout: Layout, row: int, module: Module) -> Iterator[_Label]:
             continue
         span = lane.span
         size = f"{span.size}" if span.parent is None else f"{span.size} in each"
+        size += ", fixed" if span.fixed else ""
         if span.name != module.name:
             size += f" {_own_part(span.name, module.name)}"
         yield _Label(f"{size}, {span.gauge}" if span.gauge else size, _color(lane))

@@ -31,8 +31,8 @@ def render_symmetries(spec: PermutationSpec, title: str = TITLE) -> str:
         log10_symmetries=f"{spec.log10_symmetries:.1f}",
         signed_units=found.signed_units,
         counts={
-            "Groups": len(found.groups),
-            "Units": sum(found.units(span) for span in found.groups),
+            "Groups": len(found.movable),
+            "Units": sum(found.units(span) for span in found.movable),
         },
         notes=list(_notes(spec, found)),
         pictures=pictures_of_groups(found),

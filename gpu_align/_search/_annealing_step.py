@@ -110,5 +110,5 @@ def _small(problem: AlignmentProblem) -> list[Family]:
         return []
     from gpu_align.kernels.sinkhorn import LARGEST
 
-    families, sizes = problem.families.values(), problem.sizes
-    return [f for f in families if len(f.variables) == 1 and sizes[f.root.group] <= LARGEST]
+    plain = (f for f in problem.families.values() if f.variables == (f.root.group,))
+    return [family for family in plain if family.root.size <= LARGEST]

@@ -92,7 +92,7 @@ def _assign_siblings(
             full = {m: alone[m] + _in_pairs(terms, m, guess, perms, model) for m in child.variables}
             inner[child.group], guesses = _match_pairs(assign, family, child, full)
             guess |= guesses
-    outer = family.unit_gains(alone)[family.root.group].clone()
+    outer = family.root_gains(family.unit_gains(alone)).clone()
     for child in family.children:
         for variable in child.variables:
             outer += family.blocks(alone[variable] * guess[variable]).sum((3, 4))
@@ -100,7 +100,7 @@ def _assign_siblings(
         children = [guess[variable] for variable in term.variables[: term.siblings]]
         value = term.pair_similarity(0, children, perms, model) * children[0]
         outer += family.blocks(value).sum((3, 4))
-    return family.vectors(assign(outer), inner, alone | guess)
+    return family.vectors(assign(family.square(outer)), inner, alone | guess)
 
 
 def _match_pairs(
@@ -109,7 +109,8 @@ def _match_pairs(
     """Assign a child inside every pair of root units.
 
     Returns:
-        The assignments [b, R, R, s], and the child's similarities with all these blocks at once.
+        The assignments inside each pair (see `Family.outer`), and the child's similarities with
+        all these blocks at once.
     """
     gains = child.unit_gains(similarity)
     blocks = family.blocks(gains)

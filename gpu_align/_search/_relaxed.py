@@ -56,7 +56,7 @@ def soften(
     Returns:
         variable -> [b, n, n].
     """
-    value, blocks, units = similarity[family.root.group], {}, {}
+    value, blocks, units = family.root_gains(similarity), {}, {}
     for child in family.children:
         unit = temperature * _spread(child.unit_gains(similarity))
         logits = family.blocks(_logits(child, similarity, unit))
@@ -64,10 +64,13 @@ def soften(
         expected = family.blocks(_expected(child, similarity, unit))
         value = value + (expected * inner).sum((3, 4))
         blocks[child.group], units[child.group] = inner, unit
-    whole = {**similarity, family.root.group: value}
-    units[family.root.group] = temperature * _spread(family.root.unit_gains(whole))
-    root = sinkhorn(_logits(family.root, whole, units[family.root.group]), iterations)
-    soft = {family.root.group: root}
+    if family.fixed:
+        root, soft = torch.ones_like(value), {}
+    else:
+        whole = {**similarity, family.root.group: value}
+        units[family.root.group] = temperature * _spread(family.root.unit_gains(whole))
+        root = sinkhorn(_logits(family.root, whole, units[family.root.group]), iterations)
+        soft = {family.root.group: root}
     for child in family.children:
         soft[child.group] = family.joined(blocks[child.group] * root[..., None, None])
     for member in family.members:
@@ -114,11 +117,13 @@ def random_soft(run: Run, family: Family, noise: Tensor, owners: Tensor) -> dict
     for variable in family.variables:
         size = run.problem.sizes[variable]
         draws[variable] = run.normal(owners, size, size).mul_(noise[:, None, None])
-    soft = {family.root.group: sinkhorn(draws[family.root.group].clone(), 20)}
+    soft = {}
+    if not family.fixed:
+        soft[family.root.group] = sinkhorn(draws[family.root.group].clone(), 20)
     for child in family.children:
         blocks = family.blocks(draws[child.group])
         inner = sinkhorn(blocks.flatten(0, 2), 20).reshape(blocks.shape)
-        root = soft[family.root.group][..., None, None]
+        root = 1 if family.fixed else soft[family.root.group][..., None, None]
         soft[child.group] = family.joined(inner * root)
     for member in family.members:
         for variable in member.variables[1:]:

@@ -78,9 +78,10 @@ class SimilarityCache:
     def _room(self, group: str, batch: int) -> _Entry | None:
         """Return room for the similarities of a group; None where caching does not pay."""
         problem = self._problem
+        if problem.families[group].variables != (group,):
+            return None
         size, terms = problem.sizes[group], problem.terms_of(group)
-        work = size * sum(term.target.numel() for term in terms)
-        if len(problem.families[group].variables) > 1 or work < self.least_work:
+        if size * sum(term.target.numel() for term in terms) < self.least_work:
             return None
         if self._memory.fitting(size**2 * problem.dtype.itemsize, _SHARE) < batch:
             return None

@@ -2,18 +2,23 @@
 
 An axis is a sequence of *segments* (more than one after a concatenation); a segment is a product
 of *factors*, slowest first; a factor is either a group of interchangeable units or a fixed extent.
+Where a concatenation is repeated, a factor is an axis itself.
 
     Linear weight, output axis          [[g]]
     Linear after flattening a g x 9 map [[g, 9]]
     stacked gates of a recurrent cell   [[4, g]]
     concatenation of two layers         [[g], [h]]
     heads, and dimensions inside each   [[heads, dims]]
+    two of them fixed in each head      [[heads, [[2], [dims]]]]
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gpu_align._errors import SpecError
+
+_DEEPEST = 8
+"""Most concatenations inside each other that are read."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,30 @@ class Factor:
     power: int = 0
 
 
-Segment = tuple[Factor, ...]
+Segment = tuple["Factor | Axis", ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The places along an axis that are a product of factors only.
+
+    Attributes:
+        start: the first of them.
+        factors: slowest first.
+        strides: how far the next place of each factor is.
+    """
+
+    start: int = 0
+    factors: tuple[Factor, ...] = ()
+    strides: tuple[int, ...] = ()
+
+    def inside(self, outer: "Piece", stride: int) -> "Piece":
+        """Return the product with another piece, between whose places lie `stride` others."""
+        return Piece(
+            outer.start * stride + self.start,
+            outer.factors + self.factors,
+            tuple(step * stride for step in outer.strides) + self.strides,
+        )
 
 
 @dataclass(frozen=True)
@@ -62,9 +90,36 @@ class Axis:
         return tuple(dict.fromkeys(f.group for f in self.factors() if f.group is not None))
 
     def factors(self) -> Iterator[Factor]:
-        """Yield the factors of all segments in order."""
+        """Yield the factors of all segments in order, those of inner axes too."""
         for segment in self.segments:
-            yield from segment
+            for part in segment:
+                yield from (part,) if isinstance(part, Factor) else part.factors()
+
+    def replaced(self, change: Callable[[Factor], Factor]) -> "Axis":
+        """Return the axis with every factor changed, in the order of `factors`."""
+        return Axis(
+            tuple(
+                tuple(
+                    change(part) if isinstance(part, Factor) else part.replaced(change)
+                    for part in segment
+                )
+                for segment in self.segments
+            )
+        )
+
+    def pieces(self) -> list[Piece]:
+        """Return the products of factors that the axis is made of."""
+        found: list[Piece] = []
+        start = 0
+        for segment in self.segments:
+            inner, stride = [Piece()], 1
+            for part in reversed(segment):
+                own = [Piece(0, (part,), (1,))] if isinstance(part, Factor) else part.pieces()
+                inner = [piece.inside(outer, stride) for outer in own for piece in inner]
+                stride *= part.size
+            found += [Piece(start + p.start, p.factors, p.strides) for p in inner]
+            start += stride
+        return found
 
     def to_json(self) -> object:
         """Return the shortest JSON form: a size, a name, or a `product` / `concat` of them."""
@@ -77,28 +132,29 @@ class Axis:
 
         Args:
             data: an int (fixed extent), a group name, {"product": [...]} or {"concat": [...]};
-                "name^-1" is the group `name` with the power -1 of its signs and scales.
+                a product may hold concatenations. "name^-1" is the group `name` with the power -1
+                of its signs and scales.
             sizes: group name -> number of units.
 
         Raises:
             SpecError: the form is none of these or names a group that is not in `sizes`.
         """
-        if isinstance(data, dict) and set(data) == {"concat"} and isinstance(data["concat"], list):
-            return cls(tuple(_segment_from_json(part, sizes) for part in data["concat"]))
-        return cls((_segment_from_json(data, sizes),))
+        return _axis_from_json(data, sizes, _DEEPEST)
 
 
 def segment_size(segment: Segment) -> int:
     """Return the number of entries that a segment covers."""
     size = 1
-    for factor in segment:
-        size *= factor.size
+    for part in segment:
+        size *= part.size
     return size
 
 
 def _segment_to_json(segment: Segment) -> object:
-    factors = [_factor_to_json(factor) for factor in segment]
-    return factors[0] if len(factors) == 1 else {"product": factors}
+    if len(segment) == 1 and isinstance(segment[0], Factor):
+        return _factor_to_json(segment[0])
+    parts = [p.to_json() if isinstance(p, Axis) else _factor_to_json(p) for p in segment]
+    return {"product": parts}
 
 
 def _factor_to_json(factor: Factor) -> int | str:
@@ -107,10 +163,31 @@ def _factor_to_json(factor: Factor) -> int | str:
     return f"{factor.group}^{factor.power}" if factor.power else factor.group
 
 
-def _segment_from_json(data: object, sizes: Mapping[str, int]) -> Segment:
-    if isinstance(data, dict) and set(data) == {"product"} and isinstance(data["product"], list):
-        return tuple(_factor_from_json(factor, sizes) for factor in data["product"])
-    return (_factor_from_json(data, sizes),)
+def _axis_from_json(data: object, sizes: Mapping[str, int], depth: int) -> Axis:
+    concat = _items(data, "concat")
+    parts = [data] if concat is None else concat
+    return Axis(tuple(_segment_from_json(part, sizes, depth) for part in parts))
+
+
+def _segment_from_json(data: object, sizes: Mapping[str, int], depth: int) -> Segment:
+    product = _items(data, "product")
+    if product is None:
+        return (_factor_from_json(data, sizes),)
+    inner = [_items(part, "concat") is not None for part in product]
+    if any(inner) and depth == 0:
+        raise SpecError(f"expected at most {_DEEPEST} concatenations inside each other in an axis")
+    return tuple(
+        _axis_from_json(part, sizes, depth - 1) if is_axis else _factor_from_json(part, sizes)
+        for part, is_axis in zip(product, inner, strict=True)
+    )
+
+
+def _items(data: object, kind: str) -> list[object] | None:
+    """Return what a product or concatenation is of; None of what is something else."""
+    if isinstance(data, dict) and set(data) == {kind} and isinstance(data[kind], list):
+        items: list[object] = data[kind]
+        return items
+    return None
 
 
 def _factor_from_json(data: object, sizes: Mapping[str, int]) -> Factor:

@@ -25,12 +25,15 @@ class AxisClass:
     Attributes:
         size: number of places.
         pinned: why the order is fixed, or None.
+        mixed: whether an op that fixes the order may have exchanged or mixed places: axes of the
+            class then need not have the same place at the same number.
         structure, parts: the refinement, if there is one; then `pinned` is kept by the parts.
     """
 
     def __init__(self, size: int, pinned: str | None = None) -> None:
         self.size = size
         self.pinned = pinned if size else "has no places"
+        self.mixed = False
         self.structure: Structure | None = None
         self.parts: tuple[AxisClass, ...] = ()
         self._parent: AxisClass | None = None
@@ -70,10 +73,11 @@ class AxisClass:
         root = self.find()
         return root.structure is None and root.pinned is None and root.size > 1
 
-    def pin(self, reason: str) -> None:
-        """Fix the order of every part."""
+    def pin(self, reason: str, *, mixed: bool = False) -> None:
+        """Fix the order of every part; `mixed` says that an op may have mixed its places."""
         for leaf in self.leaves():
             leaf.pinned = leaf.pinned or reason
+            leaf.mixed = leaf.mixed or mixed
 
     def refine(self, structure: Structure, parts: Sequence["AxisClass"], reason: str) -> None:
         """Say that the axis is made of `parts`; what is known already is unified with them."""
@@ -95,6 +99,7 @@ class AxisClass:
         a._parent = b
         for leaf in b.leaves():
             leaf.pinned = leaf.pinned or a.pinned
+            leaf.mixed = leaf.mixed or a.mixed
 
 
 def product(parts: Sequence[AxisClass]) -> AxisClass:

@@ -36,7 +36,7 @@ def move(tensors: Tensor, spec: TensorSpec, groups: Groups, perms: Mapping[str, 
         )
         for number in numbers:
             part = _reorder(part, block.factors, number, groups, perms)
-        block.view(moved).copy_(part.reshape(len(part), *block.extents))
+        block.unfold(moved).copy_(part)
     return moved
 
 
@@ -114,8 +114,7 @@ def multiply(
             name = factor.group
             if name is not None and name in multipliers and factor.power:
                 units = multipliers[name].to(wide) ** factor.power
-                part = block.unfold(wide) * _spread(units, block.factors, number, groups)
-                block.view(wide).copy_(part.reshape(len(part), *block.extents))
+                block.unfold(wide).mul_(_spread(units, block.factors, number, groups))
     return wide.to(tensors.dtype)
 
 

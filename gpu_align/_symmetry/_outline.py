@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from gpu_align._symmetry._axis import Axis, Factor
 from gpu_align._symmetry._spec import PermutationSpec
 
 _NO_RULE = " has no rule"
@@ -31,7 +32,7 @@ class Span:
     """A group and the modules that it lies on.
 
     Attributes:
-        name, size, parent, signed, scaled: of the `Group`.
+        name, size, parent, signed, scaled, fixed: of the `Group`.
         modules: numbers of the modules, in order.
     """
 
@@ -41,6 +42,7 @@ class Span:
     signed: bool
     scaled: bool
     modules: tuple[int, ...]
+    fixed: bool = False
 
     @property
     def gauge(self) -> str:
@@ -73,6 +75,11 @@ class Outline:
         return span.size * (1 if span.parent is None else self._sizes[span.parent])
 
     @property
+    def movable(self) -> tuple[Span, ...]:
+        """The groups whose units may be reordered."""
+        return tuple(span for span in self.groups if not span.fixed)
+
+    @property
     def signed_units(self) -> int:
         """Number of units that may be negated, each on its own."""
         return sum(self.units(span) for span in self.groups if span.signed)
@@ -83,7 +90,9 @@ class Outline:
         return sum(self.units(span) for span in self.groups if span.scaled)
 
     def units_in_words(self, span: Span) -> str:
-        """Return the number of units: `64`, or `64 in each of 12`."""
+        """Return the number of units: `64`, `12, fixed`, or `64 in each of 12`."""
+        if span.fixed:
+            return f"{span.size}, fixed"
         if span.parent is None:
             return str(span.size)
         return f"{span.size} in each of {self._sizes[span.parent]}"
@@ -137,6 +146,7 @@ def _spans(spec: PermutationSpec, lies_on: Mapping[str, Iterable[int]]) -> Itera
             yield Span(
                 *(name, group.size, group.parent, group.signed, group.scaled),
                 modules=tuple(lies_on[name]),
+                fixed=group.fixed,
             )
 
 
@@ -153,13 +163,17 @@ def axis_names(spec: PermutationSpec, group: str) -> list[str]:
     for tensor, number in sorted(
         spec.perm_to_axes(group), key=lambda m: len(spec.tensors[m[0]].axes) < 2
     ):
-        parts = [
-            "×".join(str(factor.size) for factor in segment)
-            for segment in spec.tensors[tensor].axes[number].segments
-        ]
-        shape = "+".join(parts)
+        shape = _shape(spec.tensors[tensor].axes[number])
         names.append(f"{tensor}[{number}]" + ("" if shape.isdecimal() else f" ({shape})"))
     return names
+
+
+def _shape(axis: Axis) -> str:
+    """Return the sizes of an axis as a formula: `4×8`, `16+16`, `4×(2+6)`."""
+    return "+".join(
+        "×".join(str(p.size) if isinstance(p, Factor) else f"({_shape(p)})" for p in segment)
+        for segment in axis.segments
+    )
 
 
 def pins_by_reason(spec: PermutationSpec) -> dict[str, list[tuple[str, int]]]:

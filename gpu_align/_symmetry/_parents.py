@@ -6,6 +6,9 @@ is clear everywhere which unit of H the units D are in: H is on an axis of the s
 no other axis of it. So H may be the parent of D if, in every block (one segment of each axis) of
 every tensor in which D occurs, H occurs exactly once.
 
+The units of H need not be free for that. Where their order is fixed (heads with a slope each,
+experts that the outputs name), they are a parent that stays where it is.
+
 "Every tensor" includes those that ops only pass through: the index space of a contraction (of
 q k^T it has both positions and the dimensions), the statistics of a normalisation (of a softmax
 over heads they have no head). Rules name them with `Call.visit`.
@@ -19,19 +22,23 @@ from gpu_align._symmetry._classes import AxisClass, Structure
 from gpu_align._symmetry._splits import TensorAxes
 
 Leaves = tuple[AxisClass, ...]
-"""The free leaves on all axes of one block of a tensor, with repetition."""
+"""The leaves on all axes of one block of a tensor that count, with repetition."""
 
 
 def find_parents(
-    tensors: Iterable[TensorAxes], leaves: Sequence[AxisClass]
+    stored: Sequence[TensorAxes], computed: Iterable[TensorAxes], leaves: Sequence[AxisClass]
 ) -> dict[AxisClass, AxisClass]:
     """Return the parent of each leaf that is given one.
 
     Args:
-        tensors: all that ops work on.
+        stored: the stored tensors that ops work on.
+        computed: the others.
         leaves: the free leaves, in the order of their groups.
     """
-    candidates = _candidates(_distinct_blocks(tensors), leaves)
+    fixed = _fixed_candidates(stored, leaves)
+    counted = frozenset((*leaves, *fixed))
+    blocks = _distinct_blocks([*stored, *computed], counted)
+    candidates = _candidates(blocks, leaves, [*leaves, *fixed])
     return {
         leaf: parent
         for component in _components(candidates)
@@ -39,8 +46,17 @@ def find_parents(
     }
 
 
-def _distinct_blocks(tensors: Iterable[TensorAxes]) -> set[Leaves]:
-    """Return the blocks of all tensors, each once, leaves in a fixed order."""
+def _fixed_candidates(stored: Sequence[TensorAxes], leaves: Sequence[AxisClass]) -> list[AxisClass]:
+    """Return the fixed leaves that may be parents as far as the stored tensors tell, in order."""
+    found = dict.fromkeys(leaf for axes in stored for axis in axes for leaf in axis.leaves())
+    fixed = [leaf for leaf in found if leaf.pinned and not leaf.mixed and leaf.size > 1]
+    blocks = _distinct_blocks(stored, frozenset((*leaves, *fixed)))
+    possible = _candidates(blocks, leaves, fixed)
+    return list(dict.fromkeys(itertools.chain.from_iterable(possible.values())))
+
+
+def _distinct_blocks(tensors: Iterable[TensorAxes], counted: frozenset[AxisClass]) -> set[Leaves]:
+    """Return the blocks of all tensors, each once, the leaves that count in a fixed order."""
     found: set[Leaves] = set()
     known: dict[AxisClass, tuple[Leaves, ...]] = {}
     done: set[Leaves] = set()
@@ -51,18 +67,18 @@ def _distinct_blocks(tensors: Iterable[TensorAxes]) -> set[Leaves]:
         done.add(roots)
         for root in roots:
             if root not in known:
-                known[root] = _segments_of(root)
+                known[root] = _segments_of(root, counted)
         for chosen in itertools.product(*(known[root] for root in roots)):
             found.add(tuple(sorted(itertools.chain.from_iterable(chosen), key=id)))
     return found
 
 
-def _segments_of(axis: AxisClass) -> tuple[Leaves, ...]:
-    """Return the free leaves of each segment of an axis, segments that have the same ones once."""
+def _segments_of(axis: AxisClass, counted: frozenset[AxisClass]) -> tuple[Leaves, ...]:
+    """Return the leaves of each segment of an axis, segments that have the same ones once."""
     root = axis.find()
     if root.structure is None:
-        return ((root,) if root.is_free else (),)
-    parts = [_segments_of(part) for part in root.parts]
+        return ((root,) if root in counted else (),)
+    parts = [_segments_of(part, counted) for part in root.parts]
     if root.structure is Structure.CONCAT:
         return tuple(dict.fromkeys(itertools.chain.from_iterable(parts)))
     products = itertools.product(*parts)
@@ -70,25 +86,25 @@ def _segments_of(axis: AxisClass) -> tuple[Leaves, ...]:
 
 
 def _candidates(
-    blocks: Iterable[Leaves], leaves: Sequence[AxisClass]
+    blocks: Iterable[Leaves], leaves: Sequence[AxisClass], others: Sequence[AxisClass]
 ) -> dict[AxisClass, list[AxisClass]]:
-    """Return for each leaf those that occur exactly once in every block in which it occurs."""
+    """Return for each leaf the others that occur exactly once in every block in which it does."""
     possible: dict[AxisClass, set[AxisClass]] = {}
     for block in blocks:
         once = {leaf for leaf in block if block.count(leaf) == 1}
         for leaf in block:
-            others = once - {leaf}
-            possible[leaf] = possible[leaf] & others if leaf in possible else others
-    return {leaf: [other for other in leaves if other in possible[leaf]] for leaf in leaves}
+            beside = once - {leaf}
+            possible[leaf] = possible[leaf] & beside if leaf in possible else beside
+    return {leaf: [other for other in others if other in possible[leaf]] for leaf in leaves}
 
 
 def _choose(candidates: Mapping[AxisClass, list[AxisClass]]) -> dict[AxisClass, AxisClass]:
     """Choose parents that have none themselves, one by one those that bring most symmetries."""
     parents: list[AxisClass] = []
     best = 0.0
-    possible = [
-        leaf for leaf in candidates if any(leaf in others for others in candidates.values())
-    ]
+    given = {leaf for others in candidates.values() for leaf in others}
+    order = dict.fromkeys((*candidates, *itertools.chain.from_iterable(candidates.values())))
+    possible = [leaf for leaf in order if leaf in given]
     while possible:
         gains = [_gain(_assign([*parents, leaf], candidates)) for leaf in possible]
         if max(gains) <= best:
@@ -105,12 +121,14 @@ def _components(
     lots = {leaf: [leaf] for leaf in candidates}
     for leaf, others in candidates.items():
         for other in others:
+            lots.setdefault(other, [other])
             if lots[leaf] is not lots[other]:
                 joined = lots[leaf] + lots[other]
                 lots |= dict.fromkeys(joined, joined)
     order = {leaf: number for number, leaf in enumerate(candidates)}
     for lot in {id(lot): lot for lot in lots.values()}.values():
-        yield {leaf: candidates[leaf] for leaf in sorted(lot, key=order.__getitem__)}
+        free = [leaf for leaf in lot if leaf in order]
+        yield {leaf: candidates[leaf] for leaf in sorted(free, key=order.__getitem__)}
 
 
 def _assign(

@@ -96,6 +96,9 @@ class Permutation:
         """Return a permutation drawn uniformly from all symmetries of the spec, signs included."""
         perms, signs = {}, {}
         for name, group in spec.groups.items():
+            if group.fixed:
+                perms[name] = torch.arange(group.size)[None]
+                continue
             inside = torch.rand(spec.units(name) // group.size, group.size, generator=generator)
             perms[name] = inside.argsort(1)
             if group.signed:
@@ -201,13 +204,16 @@ def _check(spec: PermutationSpec, perms: Mapping[str, Tensor], signs: Mapping[st
     """Check permutations of all groups of a spec; vectors [b, units].
 
     Raises:
-        SpecError: a vector is not a permutation, units leave their parent, signs are none.
+        SpecError: a vector is not a permutation, units leave their parent, those of a fixed group
+            their place, signs are none.
     """
     for name in spec.groups:
         _check_perm(name, perms[name], spec.units(name))
     for name, group in spec.groups.items():
         if group.parent is not None:
             _check_parent(name, group, perms)
+        if group.fixed and not bool((perms[name] == torch.arange(group.size)).all()):
+            raise SpecError(f"group {name!r} is fixed: expected torch.arange({group.size})")
     for name, sign in signs.items():
         _check_signs(spec, name, sign)
 

@@ -115,7 +115,7 @@ class _AxisWalk:
 
     def _pin_touched(self, node: fx.Node, reason: str) -> Any:
         for argument in node.all_input_nodes:
-            _pin_all(self.values[argument], reason)
+            _pin_all(self.values[argument], reason, mixed=True)
         return _pinned_like(node, reason)
 
     def finish(self) -> None:
@@ -146,10 +146,10 @@ def _starts_recurrence(node: fx.Node) -> bool:
 _COPIES = frozenset({"to", "_to_copy", "clone", "contiguous", "detach", "type_as"})
 
 
-def _pin_all(value: Any, reason: str) -> None:
+def _pin_all(value: Any, reason: str, *, mixed: bool = False) -> None:
     for axes in tensors_in(value):
         for axis in axes:
-            axis.pin(reason)
+            axis.pin(reason, mixed=mixed)
 
 
 def tensors_in(value: Any) -> Iterator[TensorAxes]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gpu_align._checkpoint import is_count
 from gpu_align._errors import SpecError, bullet_list
 from gpu_align._process import MODULES
-from gpu_align._symmetry._axis import Axis, Factor, Segment, segment_size
+from gpu_align._symmetry._axis import Axis, Factor, Piece
 
 StateDict = Mapping[str, Tensor]
 
@@ -26,12 +26,16 @@ class Group:
     inside it, in each in their own way, and go along where it goes. So have the dimensions of an
     attention head, or the channels of a grouped convolution. (The wreath product of the two.)
 
+    The units of a fixed group stay where they are, like heads that each have a slope of their own:
+    it only tells apart the units inside it.
+
     Attributes:
         name: how the group is called.
         size: number of units, of each unit of the parent if there is one.
         parent: name of a group without a parent.
         signed: each unit may also be negated (tanh, sin, linear).
         scaled: each unit may also be multiplied by a positive number (relu, linear).
+        fixed: the units stay where they are.
     """
 
     name: str
@@ -39,38 +43,33 @@ class Group:
     parent: str | None = None
     signed: bool = False
     scaled: bool = False
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a tensor that is a product of factors: one segment of every axis.
+    """A piece of a tensor that is a product of factors: one piece of every axis."""
 
-    Attributes:
-        starts, extents: of the piece, one per axis.
-        factors: of all axes, one after another.
-    """
+    pieces: tuple[Piece, ...]
 
-    starts: tuple[int, ...]
-    extents: tuple[int, ...]
-    factors: tuple[Factor, ...]
-
-    def view(self, tensor: Tensor) -> Tensor:
-        """Return the piece of a tensor as a view, one axis per axis of the tensor.
-
-        Axes before those of the spec, such as that of several models, are kept.
-        """
-        first = tensor.ndim - len(self.starts)
-        for number, (start, extent) in enumerate(
-            zip(self.starts, self.extents, strict=True), first
-        ):
-            tensor = tensor.narrow(number, start, extent)
-        return tensor
+    @cached_property
+    def factors(self) -> tuple[Factor, ...]:
+        """The factors of all axes, one after another."""
+        return tuple(factor for piece in self.pieces for factor in piece.factors)
 
     def unfold(self, tensor: Tensor) -> Tensor:
-        """Return the piece of a tensor with one axis per factor, behind those before the spec's."""
-        first = tensor.ndim - len(self.starts)
-        sizes = [factor.size for factor in self.factors]
-        return self.view(tensor).reshape(*tensor.shape[:first], *sizes)
+        """Return the piece of a tensor as a view with one axis per factor.
+
+        Axes before those of the spec, such as that of several models, are kept before them.
+        """
+        first = tensor.ndim - len(self.pieces)
+        sizes, strides = list(tensor.shape[:first]), list(tensor.stride()[:first])
+        offset = tensor.storage_offset()
+        for piece, step in zip(self.pieces, tensor.stride()[first:], strict=True):
+            sizes += [factor.size for factor in piece.factors]
+            strides += [step * stride for stride in piece.strides]
+            offset += step * piece.start
+        return tensor.as_strided(sizes, strides, offset)
 
 
 @dataclass(frozen=True)
@@ -95,21 +94,8 @@ class TensorSpec:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The pieces of the tensor, one for each combination of segments of its axes."""
-        return tuple(
-            Block(
-                starts=tuple(start for start, _ in chosen),
-                extents=tuple(segment_size(segment) for _, segment in chosen),
-                factors=tuple(factor for _, segment in chosen for factor in segment),
-            )
-            for chosen in itertools.product(*(_placed(axis) for axis in self.axes))
-        )
-
-
-def _placed(axis: Axis) -> list[tuple[int, Segment]]:
-    """Return the segments of an axis with their starts."""
-    ends = itertools.accumulate((segment_size(segment) for segment in axis.segments), initial=0)
-    return list(zip(ends, axis.segments, strict=False))
+        """The pieces of the tensor, one for each combination of pieces of its axes."""
+        return tuple(map(Block, itertools.product(*(axis.pieces() for axis in self.axes))))
 
 
 @dataclass(frozen=True)
@@ -197,6 +183,10 @@ class PermutationSpec:
                 f"group {group.name!r}: a name cannot contain '^' or '±', which mark powers and "
                 "signs"
             )
+        if group.fixed and (group.parent is not None or group.signed or group.scaled):
+            raise SpecError(
+                f"group {group.name!r} is fixed, so it cannot have a parent, signs or scales"
+            )
         if group.parent is None:
             return
         if group.parent not in self.groups:
@@ -270,6 +260,7 @@ class PermutationSpec:
         total = sum(
             self.units(name) // group.size * math.lgamma(group.size + 1)
             for name, group in self.groups.items()
+            if not group.fixed
         )
         return total / math.log(10)
 

@@ -80,9 +80,8 @@ def _document(text: str) -> dict[str, Any]:
 
 def _group_to_json(group: Group) -> int | dict[str, Any]:
     """Return the size, or an object where there is more to say."""
-    more = {
-        key: getattr(group, key) for key in ("parent", "signed", "scaled") if getattr(group, key)
-    }
+    keys = ("parent", "signed", "scaled", "fixed")
+    more = {key: getattr(group, key) for key in keys if getattr(group, key)}
     return {"size": group.size, **more} if more else group.size
 
 
@@ -91,12 +90,12 @@ def _group_from_json(name: str, entry: object) -> Group:
     size = fields.get("size")
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise SpecError(f"group {name!r} needs a positive number of units, got {size!r}")
-    kinds = {"size": int, "parent": str, "signed": bool, "scaled": bool}
+    kinds = {"size": int, "parent": str, "signed": bool, "scaled": bool, "fixed": bool}
     for key, value in fields.items():
         if key not in kinds or not isinstance(value, kinds[key]):
             raise SpecError(
                 f"group {name!r}: expected a size, or an object of size (int), parent (name), "
-                f"signed and scaled (true or false), got {key!r}: {value!r}"
+                f"signed, scaled and fixed (true or false), got {key!r}: {value!r}"
             )
     return Group(name, **fields)
 

@@ -4,13 +4,15 @@ A view of 3 n units as 3 x n says two different things. Where the three slices a
 values, taken apart right after it, each has an order of its own: the axis is a concatenation. Where
 they are heads, to which the same is done, they share theirs: the axis is a product. The view looks
 the same, so it only makes an `OpenSplit`. Whatever looks at the classes of its axes closes it and
-makes the product; only `cut`, which takes slices apart, does not. Axes may be moved and merged into
+makes the product; only `cut`, which takes slices apart, does not; where the slices lie inside
+heads, it makes a concatenation in each of these. Axes may be moved and merged into
 products, without that: nobody has looked at a product until it is unified with something.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from gpu_align._symmetry._classes import AxisClass, Structure, product
+from gpu_align._symmetry._classes import AxisClass, Structure, concat, product
 
 
 class TensorAxes(tuple[AxisClass, ...]):
@@ -33,7 +35,7 @@ class OpenSplit:
 
     Attributes:
         source: the class of the axis that was split.
-        axes: the axes it was split into; slices lie along the first.
+        axes: the axes it was split into; slices lie along any but the last.
         closed: whether the axis is known to be the product of these.
     """
 
@@ -51,16 +53,21 @@ class OpenSplit:
             self.closed = True
             self.source.refine(Structure.PRODUCT, self.axes, self._reason)
 
-    def cut(self, sizes: Sequence[int]) -> list[dict[AxisClass, AxisClass]]:
+    def cut(self, along: AxisClass, sizes: Sequence[int]) -> list[dict[AxisClass, AxisClass]]:
         """Take slices apart: `sizes[0]` of them, then `sizes[1]`, and so on.
+
+        Args:
+            along: the axis of the split along which the slices lie; those before it repeat them.
+            sizes: numbers of slices.
 
         Returns:
             For each part, what stands in it for each of the axes of the split.
         """
-        rest = [axis.size for axis in self.axes[1:]]
-        whole = self.source.size // self.axes[0].size
-        parts = [AxisClass(size * whole) for size in sizes]
-        self.source.refine(Structure.CONCAT, parts, self._reason)
+        number = self.axes.index(along)
+        outer = [AxisClass(axis.size) for axis in self.axes[:number]]
+        rest = [axis.size for axis in self.axes[number + 1 :]]
+        parts = [AxisClass(size * math.prod(rest)) for size in sizes]
+        self.source.refine(Structure.PRODUCT, [*outer, concat(parts)], self._reason)
         cut: list[dict[AxisClass, AxisClass]] = []
         for size, part in zip(sizes, parts, strict=True):
             if size == 0:
@@ -69,7 +76,7 @@ class OpenSplit:
                 pieces = [AxisClass(1), *split_open(part, rest, self._reason)]
             else:
                 pieces = split_open(part, [size, *rest], self._reason)
-            cut.append(dict(zip(self.axes, pieces, strict=True)))
+            cut.append(dict(zip(self.axes, [*outer, *pieces], strict=True)))
         return cut
 
 
@@ -102,7 +109,8 @@ def factors_of(axis: AxisClass) -> list[AxisClass]:
 def slices_along(axes: TensorAxes, place: int) -> OpenSplit | None:
     """Return the open split whose slices lie along an axis, if the tensor has all of it."""
     split = open_split(axes[place])
-    return split if split and split.axes[0] is axes[place] and _has_all(axes, split) else None
+    is_last = split is not None and split.axes[-1] is axes[place]
+    return split if split and not is_last and _has_all(axes, split) else None
 
 
 def unsplit(axes: TensorAxes) -> TensorAxes:

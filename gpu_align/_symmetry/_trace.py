@@ -14,7 +14,7 @@ from gpu_align._symmetry._cuts import pin_cut_axes, pin_cut_off
 from gpu_align._symmetry._flat_graph import flat_graph
 from gpu_align._symmetry._gauge._find import with_gauges
 from gpu_align._symmetry._gauge._norm_scale import find_norm_scales
-from gpu_align._symmetry._layout import layout, make_expressible, name_groups
+from gpu_align._symmetry._layout import layout, name_groups
 from gpu_align._symmetry._memory import memory_of, overlapping
 from gpu_align._symmetry._propagation import propagate
 from gpu_align._symmetry._spec import PermutationSpec, Pin, TensorSpec
@@ -105,7 +105,6 @@ def _build(
     pin_cut_off(traced)
     if pin_cuts:
         pin_cut_axes(traced)
-    make_expressible(axis for axes in tensors.values() for axis in axes)
     names, groups = name_groups(traced)
     parameters = {ties.get(name, name) for name in program.graph_signature.parameters}
     spec = PermutationSpec(
@@ -139,7 +138,7 @@ def _fresh_axes(state: Mapping[str, Tensor]) -> tuple[dict[str, TensorAxes], dic
             ties[name] = kept
     for name in overlapping(state) & tensors.keys():
         for axis in tensors[name]:
-            axis.pin("shares memory in another layout")
+            axis.pin("shares memory in another layout", mixed=True)
     return tensors, ties
 
 

@@ -243,7 +243,8 @@ def _without_kept_beginnings(permutation: "Permutation") -> "Permutation":
         size, parent = groups[name].size, groups[name].parent
         rows = perms[name].reshape(-1, size)
         rows = rows if parent is None else rows[turned[parent]]
-        order = (torch.arange(size) + (rows % size).argmax(1, keepdim=True)) % size
+        first = (rows % size).argmax(1, keepdim=True) * (not groups[name].fixed)
+        order = (torch.arange(size) + first) % size
         turned[name] = order[0]
         perms[name] = rows.gather(1, order).reshape(-1)
     return replace(permutation, perms=perms)

@@ -13,7 +13,7 @@ Osborne's balancing of matrices (1960), where one group is on both sides of a te
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -52,13 +52,19 @@ class _Place:
         scales: which.
         power: 1 or -1.
         dims: axes of the block along which they lie, slowest first.
+        strides: along each of these, how far the next of them is.
         start: number of the first of them.
     """
 
     scales: _Scales
     power: int
     dims: tuple[int, ...]
+    strides: tuple[int, ...]
     start: int = 0
+
+    def part(self, values: Tensor, extents: Sequence[int]) -> Tensor:
+        """Return those of one value for each of the scales that act here, as a view [extents]."""
+        return values.as_strided(extents, self.strides, self.start)
 
 
 @dataclass(frozen=True)
@@ -71,18 +77,17 @@ class _Squares:
     def multiplier(self, place: _Place) -> Tensor:
         """Return by what the squares are multiplied along the dims of a place."""
         extents = [self.values.shape[dim] for dim in place.dims]
-        own = place.scales.squares.narrow(0, place.start, math.prod(extents))
-        return (own**place.power).reshape(extents)
+        return place.part(place.scales.squares, extents) ** place.power
 
     def sums(self, place: _Place) -> Tensor:
-        """Return the sums of the scaled squares [n] that each scale of a place acts on."""
+        """Return the sums of the scaled squares that each scale of a place acts on, by its dims."""
         operands: list[object] = [self.values, list(range(self.values.ndim))]
         # What is summed over goes first: that leaves little to multiply.
         for other in sorted(
             self.places, key=lambda other: not set(place.dims).isdisjoint(other.dims)
         ):
             operands += [self.multiplier(other), list(other.dims)]
-        return torch.einsum(*operands, list(place.dims)).reshape(-1)
+        return torch.einsum(*operands, list(place.dims))
 
 
 def balance(spec: PermutationSpec, state: StateDict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -153,15 +158,13 @@ def _add_block(
     """Sum a block over the axes without scales and tell the scales of it."""
     places = list(_group_places(block, spec, groups))
     if rows is not None:
-        places.append(_Place(rows, 1, _first_axis(block), block.starts[0]))
+        first = block.pieces[0]
+        places.append(_Place(rows, 1, tuple(range(len(first.factors))), first.strides, first.start))
     kept = sorted({dim for place in places for dim in place.dims})
     summed = [dim for dim in range(len(block.factors)) if dim not in kept]
     values = block.unfold(entries)
     values = values.sum(summed) if summed else values.clone()
-    places = [
-        _Place(place.scales, place.power, tuple(map(kept.index, place.dims)), place.start)
-        for place in places
-    ]
+    places = [replace(place, dims=tuple(map(kept.index, place.dims))) for place in places]
     for a, b in itertools.combinations(places, 2):
         if a.scales is b.scales:
             a.scales.is_coupled = True
@@ -181,16 +184,7 @@ def _group_places(
         if factor.power and name is not None and name in groups:
             parent = spec.groups[name].parent
             dims = (dim,) if parent is None else (names.index(parent), dim)
-            yield _Place(groups[name], factor.power, dims)
-
-
-def _first_axis(block: Block) -> tuple[int, ...]:
-    """Return the numbers of the factors that make up the first axis of a block."""
-    size, count = 1, 0
-    while size < block.extents[0]:
-        size *= block.factors[count].size
-        count += 1
-    return tuple(range(count))
+            yield _Place(groups[name], factor.power, dims, (factor.size, 1)[-len(dims) :])
 
 
 def _solve(scales: _Scales, beyond: float) -> float:
@@ -202,7 +196,7 @@ def _solve(scales: _Scales, beyond: float) -> float:
     made, read = torch.zeros_like(scales.squares), torch.zeros_like(scales.squares)
     for squares, place in scales.places:
         sums = squares.sums(place)
-        (made if place.power > 0 else read).narrow(0, place.start, len(sums)).add_(sums)
+        place.part(made if place.power > 0 else read, sums.shape).add_(sums)
     if scales.floor is None:
         step = (read / made).sqrt()
         moves = (made > 0) & (read > 0)

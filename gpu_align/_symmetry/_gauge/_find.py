@@ -5,14 +5,15 @@ One walk through the graph after the axes are known; `_power` says what is propa
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from gpu_align._symmetry._axis import Axis, Segment
+from gpu_align._symmetry._axis import Axis, Factor
 from gpu_align._symmetry._classes import AxisClass, Structure, concat, product
 from gpu_align._symmetry._layout import layout
 from gpu_align._symmetry._op import Op
@@ -48,26 +49,31 @@ def with_gauges(
     Args:
         spec: the permutations.
         traced: the axes of all values in the graph.
-        names: free leaf -> the name of its group.
+        names: leaf -> the name of its group.
         state: state-dict name -> tensor.
     """
-    walk = _PowerWalk(names)
+    free = {leaf: name for leaf, name in names.items() if leaf.is_free}
+    walk = _PowerWalk(free)
     stored = {name: walk.stored(axes, state[name]) for name, axes in traced.tensors.items()}
     walk.run(traced, stored)
-    occurrences: dict[AxisClass, list[_Occurrence]] = {leaf: [] for leaf in names}
+    occurrences: dict[AxisClass, list[_Occurrence]] = {leaf: [] for leaf in free}
     for name in traced.used:
         for power in stored[name].powers:
             occurrences[power.leaf].append(_Occurrence(name, power))
     gauges = {names[leaf]: _choose(lies_on) for leaf, lies_on in occurrences.items()}
+    fixed = {leaf for leaf in names if leaf not in free}
     turns = {power: turn for gauge in gauges.values() for power, turn in gauge.turns.items()}
     with_all = replace(
         spec,
         groups={
-            name: replace(group, signed=gauges[name].signed, scaled=gauges[name].scaled)
+            name: group
+            if group.fixed
+            else replace(group, signed=gauges[name].signed, scaled=gauges[name].scaled)
             for name, group in spec.groups.items()
         },
         tensors={
-            name: _with_turns(tensor, stored[name], turns) for name, tensor in spec.tensors.items()
+            name: _with_turns(tensor, stored[name], turns, fixed)
+            for name, tensor in spec.tensors.items()
         },
     )
     return _without(with_all, [name for name in with_all.groups if _is_implied(name, with_all)])
@@ -221,45 +227,47 @@ def _equal_powers(occurrences: Sequence[_Occurrence], kind: str) -> Iterable[tup
     return [tuple(numbers) for numbers in tied.values()]
 
 
-def _with_turns(tensor: TensorSpec, powers: TensorPowers, turns: Mapping[int, int]) -> TensorSpec:
+def _with_turns(
+    tensor: TensorSpec, powers: TensorPowers, turns: Mapping[int, int], fixed: Set[AxisClass]
+) -> TensorSpec:
     """Write the powers of a stored tensor into its axes."""
     axes = []
     for axis, along in zip(tensor.axes, powers, strict=True):
         found = [turns.get(id(power), 0) for power in along.powers]
-        axes.append(_written(axis, along, found) if any(found) else axis)
+        axes.append(_written(axis, along, found, fixed) if any(found) else axis)
     return replace(tensor, axes=tuple(axes))
 
 
-def _written(axis: Axis, along: AxisPowers, powers: Sequence[int]) -> Axis:
+def _written(axis: Axis, along: AxisPowers, powers: Sequence[int], fixed: Set[AxisClass]) -> Axis:
     """Return an axis with powers, given one for each place of a group on the class.
 
     A place is repeated where a concatenation is part of a product, so the class is laid out once
-    more with the number of the place for a name.
+    more with the number of the place for a name, or with an empty one for that of a fixed group.
     """
-    numbers = iter(range(len(powers)))
+    numbers = map(str, range(len(powers)))
     names: dict[AxisClass, str] = {}
-    marked = layout(_mark(along.axis, set(along.leaves), numbers, names), names)
-    segments = [
-        tuple(
-            factor if mark.group is None else replace(factor, power=powers[int(mark.group)])
-            for factor, mark in zip(segment, marks, strict=True)
-        )
-        for segment, marks in zip(axis.segments, marked.segments, strict=True)
-    ]
-    return Axis(tuple(segments))
+    own = dict.fromkeys(along.leaves, numbers) | dict.fromkeys(fixed, itertools.repeat(""))
+    marked = layout(_mark(along.axis, own, names), names)
+    marks = marked.factors()
+
+    def powered(factor: Factor) -> Factor:
+        mark = next(marks).group
+        return replace(factor, power=powers[int(mark)]) if mark else factor
+
+    return axis.replaced(powered)
 
 
 def _mark(
-    axis: AxisClass, leaves: set[AxisClass], numbers: Iterator[int], names: dict[AxisClass, str]
+    axis: AxisClass, own: Mapping[AxisClass, Iterator[str]], names: dict[AxisClass, str]
 ) -> AxisClass:
-    """Copy a class, each place of a group a leaf of its own that is named by its number."""
+    """Copy a class, each place of a group a leaf of its own with the next of the group's names."""
     root = axis.find()
     if root.structure is None:
         copy = AxisClass(root.size, root.pinned)
-        if root in leaves:
-            names[copy] = str(next(numbers))
+        if root in own:
+            names[copy] = next(own[root])
         return copy
-    parts = [_mark(part, leaves, numbers, names) for part in root.parts]
+    parts = [_mark(part, own, names) for part in root.parts]
     return product(parts) if root.structure is Structure.PRODUCT else concat(parts)
 
 
@@ -287,13 +295,11 @@ def _power_of(name: str, block: Block) -> int:
 def _without(spec: PermutationSpec, names: Sequence[str]) -> PermutationSpec:
     """Return a spec in which these groups have neither signs nor scales."""
 
-    def cleared(segment: Segment) -> Segment:
-        return tuple(replace(f, power=0) if f.group in names else f for f in segment)
+    def cleared(factor: Factor) -> Factor:
+        return replace(factor, power=0) if factor.group in names else factor
 
     tensors = {
-        name: replace(
-            tensor, axes=tuple(Axis(tuple(map(cleared, axis.segments))) for axis in tensor.axes)
-        )
+        name: replace(tensor, axes=tuple(axis.replaced(cleared) for axis in tensor.axes))
         for name, tensor in spec.tensors.items()
     }
     groups = {

@@ -79,7 +79,7 @@ def cut_along(call: Call, self: TensorAxes, dim: int, sizes: list[int]) -> list[
         return [self if n else replaced(self, place, AxisClass(0)) for n in sizes]
     split = slices_along(self, place)
     if split is not None:
-        return [with_parts(self, parts) for parts in split.cut(sizes)]
+        return [with_parts(self, parts) for parts in split.cut(self[place], sizes)]
     parts = [AxisClass(size) for size in sizes]
     call.refine(self[place], Structure.CONCAT, parts)
     return [replaced(self, place, part) for part in parts]

@@ -109,7 +109,7 @@ def _slices(call: Call, axes: TensorAxes, batch: TensorAxes) -> list[AxisClass]:
         call.unify(a, b)
     split = slices_along(axes, 0)
     if split is not None and axes[1:][-1:] == split.axes[1:]:
-        return [part[axes[-1]] for part in split.cut([1] * runs)]
+        return [part[axes[-1]] for part in split.cut(axes[0], [1] * runs)]
     call.pin(axes[:1])
     return [axes[-1]] * runs
 

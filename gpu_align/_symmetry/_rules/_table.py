@@ -55,7 +55,7 @@ class Call:
     def pin(self, axes: Iterable[AxisClass]) -> None:
         """Fix the order along the axes because of this op."""
         for axis in axes:
-            axis.pin(self.reason)
+            axis.pin(self.reason, mixed=True)
 
     def pinned(self, size: int) -> AxisClass:
         """Return a new axis whose order is fixed by this op."""
