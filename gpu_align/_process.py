@@ -33,7 +33,7 @@ class _TorchThreads:
         if getattr(self._own, "holds", False):
             yield
             return
-        self._take(single)
+        self._take(single=single)
         self._own.holds = True
         try:
             yield
@@ -41,7 +41,7 @@ class _TorchThreads:
             self._own.holds = False
             self._give_back()
 
-    def _take(self, single: bool) -> None:
+    def _take(self, *, single: bool) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._holders == 0 or self._single == single)
             if self._holders == 0:

@@ -177,6 +177,10 @@ def code(path: Path) -> None:
     path.write_bytes(pickle.dumps({"weight": _Code()}, protocol=2))
 
 
+def saved_code(path: Path) -> None:
+    torch.save({"weight": _Code()}, path)
+
+
 def nothing(path: Path) -> None:
     path.write_bytes(b"")
 
@@ -188,7 +192,8 @@ def nothing(path: Path) -> None:
         (truncated, "bad.safetensors", ("whole safetensors file", "copy or download")),
         (text, "bad.safetensors", ("JSON text", "name the weights")),
         (nothing, "bad.safetensors", ("empty", "copy it again")),
-        (code, "bad.pt", ("need code", "never executed", "state_dict()")),
+        (code, "bad.pt", ("plain pickle", "state_dict()")),
+        (saved_code, "bad.pt", ("need code", "never executed", "state_dict()")),
         (text, "bad.pth", ("torch.save", "JSON text")),
         (text, "bad.onnx", ("expected a safetensors file", "JSON text")),
     ],
@@ -235,8 +240,8 @@ def test_outputs_are_checked_before_the_search(
         f"none/x{suffix}": ("does not exist", "create it first"),
         f"0.safetensors/x{suffix}": ("is a file", "another path"),
         f"folder{suffix}": ("is a folder", "inside it"),
-        "x.exe": ("unknown extension", suffix),
-        "x": ("no extension", suffix),
+        "x.onnx": ("unknown extension", suffix),
+        **({} if option == "-o" else {"x": ("no extension", suffix)}),
     }.items():
         assert_refused(folder, (*PAIR, option, path), path, *mentions)
     monkeypatch.setattr(_outputs.os, "access", lambda path, mode: not mode & os.W_OK)
@@ -451,11 +456,11 @@ def test_models_that_are_not_deterministic_are_named(folder: Path) -> None:
     assert_refused(folder, ("inspect", *model), "different outputs", "make it deterministic")
 
 
-def test_prefix_of_data_parallel_is_named(folder: Path) -> None:
+def test_what_a_prefix_does_not_explain_is_named(folder: Path) -> None:
     prefixed = {f"module.{name}": tensor for name, tensor in mlp_state(1).items()}
-    save_file(prefixed, folder / "parallel.safetensors")
+    save_file(prefixed | {"extra.weight": torch.ones(2)}, folder / "parallel.safetensors")
     arguments = ("align", "parallel.safetensors", "0.safetensors")
-    assert_refused(folder, arguments, "DataParallel", "model.module.state_dict()")
+    assert_refused(folder, arguments, "unexpected: 'extra.weight'")
 
 
 def test_budgets_that_never_end_are_refused(folder: Path) -> None:

@@ -168,11 +168,14 @@ def test_random_families_are_valid_and_uniform(
 
 
 def test_families_are_roots_with_their_children() -> None:
-    heads, recurrent = families_of(pair("signed_heads").spec, True)[1], pair("signed_recurrent")
+    heads, recurrent = (
+        families_of(pair("signed_heads").spec, signs=True)[1],
+        pair("signed_recurrent"),
+    )
     assert heads.variables == ("head", "qk", "qk±", "v", "v±")
     assert [member.group for member in heads.children] == ["qk", "v"]
-    assert families_of(recurrent.spec, True)[0].variables == ("h", "h±")
-    assert families_of(recurrent.spec, False)[0].variables == ("h",)
+    assert families_of(recurrent.spec, signs=True)[0].variables == ("h", "h±")
+    assert families_of(recurrent.spec, signs=False)[0].variables == ("h",)
 
 
 def test_groups_of_one_unit_are_left_out() -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from marks import slow
 from networks import Graph, randomised
 from oracles import assert_same_function
 from strategies import seeds
@@ -369,17 +370,14 @@ def is_usable(op: Op, values: list[Tensor]) -> bool:
 ANY = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@settings(ANY, max_examples=40)
-@given(network=networks())
-def test_random_networks_keep_their_function(network: tuple[nn.Module, Tensor]) -> None:
-    assert_symmetries_hold(*network)
+@pytest.mark.parametrize("examples", slow([40, 300], but=[40]))
+def test_random_networks_keep_their_function(examples: int) -> None:
+    @settings(ANY, max_examples=examples)
+    @given(network=networks())
+    def check(network: tuple[nn.Module, Tensor]) -> None:
+        assert_symmetries_hold(*network)
 
-
-@pytest.mark.slow
-@settings(ANY, max_examples=300)
-@given(network=networks())
-def test_many_random_networks_keep_their_function(network: tuple[nn.Module, Tensor]) -> None:
-    assert_symmetries_hold(*network)
+    check()
 
 
 def assert_symmetries_hold(model: nn.Module, inputs: Tensor) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
+from marks import slow
 from networks import CNN, Graph, ResNet, mlp, model_of, randomised
 from oracles import assert_same_function
 from strategies import convolutional_networks, dense_networks
@@ -276,18 +277,19 @@ def test_outputs_that_are_not_finite_hide_no_wrong_spec(run: Callable[[Tensor], 
         replace(spec, tensors={**right, "net.head.weight": fixed}).verify(outer, inputs)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-@given(network=dense_networks())
-def test_random_dense_networks_keep_their_function(network: tuple[nn.Module, Tensor]) -> None:
-    assert_discovery_holds(*network)
+ANY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+RANDOM = {"dense": dense_networks(), "convolutional": convolutional_networks()}
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-@given(network=convolutional_networks())
-def test_random_convolutional_networks_keep_their_function(
-    network: tuple[nn.Module, Tensor],
-) -> None:
-    assert_discovery_holds(*network)
+@pytest.mark.parametrize("kind", RANDOM)
+@pytest.mark.parametrize("examples", slow([12, 60], but=[12]))
+def test_random_networks_keep_their_function(kind: str, examples: int) -> None:
+    @settings(ANY, max_examples=examples)
+    @given(network=RANDOM[kind])
+    def check(network: tuple[nn.Module, Tensor]) -> None:
+        assert_discovery_holds(*network)
+
+    check()
 
 
 def assert_discovery_holds(model: nn.Module, inputs: Tensor) -> None:

@@ -138,7 +138,7 @@ def align_networks(
         raise InputError("expected at least one source to align, got an empty list")
     networks = dict(enumerate(sources))
     target_state = state_of(target)
-    states, unread = _attempt(state_of, networks, throw)
+    states, unread = _attempt(state_of, networks, throw=throw)
     readable = {index: networks[index] for index in states}
     if model is None:
         module = _some_module(target, target_state, readable.values())
@@ -146,7 +146,7 @@ def align_networks(
     if spec is None:
         spec = chain_spec(target_state) if model is None else model.find_spec()
     check_ties(target, spec)
-    untied, tied = _attempt(partial(check_ties, spec=spec), readable, throw)
+    untied, tied = _attempt(partial(check_ties, spec=spec), readable, throw=throw)
     renamed = {index: rename(states[index], spec.keys) for index in untied}
     outcomes = align_state_dicts(
         [renamed[index].state for index in untied],
@@ -167,7 +167,7 @@ def align_networks(
 
 
 def _attempt(
-    function: Callable[[Network], T], networks: Mapping[int, Network], throw: bool
+    function: Callable[[Network], T], networks: Mapping[int, Network], *, throw: bool
 ) -> tuple[dict[int, T], dict[int, AlignmentFailure]]:
     """Apply a function to each source; return its values, and the failures of the others."""
     values: dict[int, T] = {}

@@ -99,7 +99,9 @@ class AuctionAssignment(AbstractAssignmentSolver):
         return AssignmentSolution(
             col_ind=found.col_ind,
             objective=found.objective,
-            status=tuple(_status(code, bool(zero)) for code, zero in zip(*codes, strict=True)),
+            status=tuple(
+                _status(code, zero_gap=bool(zero)) for code, zero in zip(*codes, strict=True)
+            ),
             stats={"solver": self.name} | found.named_stats(),
             row_dual=found.row_dual,
             col_dual=found.col_dual,
@@ -198,7 +200,7 @@ def _pair(
     return None if dual is None else (dual, col)
 
 
-def _status(code: int, zero_gap: bool) -> Status:
+def _status(code: int, *, zero_gap: bool) -> Status:
     """Return the status of a code; a gap of zero proves the matching optimal."""
     status = STATUS_OF_CODE[code]
     return Status.OPTIMAL if status is Status.SOLVED and zero_gap else status

@@ -65,7 +65,10 @@ def certify(problem: AssignmentProblem, solution: AssignmentSolution) -> Assignm
         row_dual=torch.from_numpy(sign * row_dual).to(device),
         col_dual=torch.from_numpy(sign * col_dual).to(device),
         duality_gap=torch.from_numpy(gap).to(device),
-        status=tuple(map(_certified_status, solution.status, optimal.tolist())),
+        status=tuple(
+            _certified_status(status, optimal=bool(proved))
+            for status, proved in zip(solution.status, optimal, strict=True)
+        ),
     )
 
 
@@ -99,7 +102,7 @@ def _check_matching(col_ind: NDArray[np.int64], costs: CostBatch) -> None:
         )
 
 
-def _certified_status(status: Status, optimal: bool) -> Status:
+def _certified_status(status: Status, *, optimal: bool) -> Status:
     """Return the status of a solution once its gap is known."""
     if status in FAILURES:
         return status

@@ -21,25 +21,11 @@ from gpu_align._errors import CheckpointError, bullet_list
 _NEW_METADATA = {"format": "pt"}
 
 # Endings that promise something else than a checkpoint of PyTorch.
-_OTHER_FILES = frozenset(
-    (
-        *(".json", ".html", ".htm", ".txt", ".csv", ".py", ".search", ".log", ".md", ".yaml"),
-        *(".zip", ".tar", ".gz", ".7z", ".npz", ".npy", ".msgpack", ".pickle", ".pkl", ".joblib"),
-        *(
-            ".onnx",
-            ".pb",
-            ".tflite",
-            ".h5",
-            ".hdf5",
-            ".keras",
-            ".gguf",
-            ".ggml",
-            ".pt2",
-            ".mlmodel",
-        ),
-    )
-)
-
+_OTHER_FILES = {
+    *(".json", ".html", ".htm", ".txt", ".csv", ".py", ".search", ".log", ".md", ".yaml"),
+    *(".zip", ".tar", ".gz", ".7z", ".npz", ".npy", ".msgpack", ".pickle", ".pkl", ".joblib"),
+    *(".onnx", ".pb", ".tflite", ".h5", ".hdf5", ".keras", ".gguf", ".ggml", ".pt2"),
+}
 
 Output = Literal["safetensors", "torch", "archive", "shards"]
 

@@ -88,13 +88,13 @@ def _state_dicts(root: Any, *, nested: bool) -> list[Place]:
             if isinstance(value, dict | list) and not _is_of_training(key, value)
             for place in inside(value, depth + 1)
         ]
-        known[id(node)] = _with_own(node, below[:_MOST_PLACES], nested)
+        known[id(node)] = _with_own(node, below[:_MOST_PLACES], nested=nested)
         return known[id(node)]
 
     return inside(root, 0)
 
 
-def _with_own(node: Any, below: list[Place], nested: bool) -> list[Place]:
+def _with_own(node: Any, below: list[Place], *, nested: bool) -> list[Place]:
     """Add to the state dicts below a node the node, or put it in their place."""
     if not isinstance(node, dict) or not any(isinstance(v, Tensor) for v in node.values()):
         return below
@@ -111,7 +111,11 @@ def _is_of_training(key: Any, value: Any) -> bool:
 
 
 def _choose(root: Any, found: list[Place]) -> list[Place]:
-    """Return the state dicts that could be meant, one if it is clear."""
+    """Return the state dicts that could be meant, one if it is clear.
+
+    Those with weights go before those with numbers only, then those that are no averages before
+    averages; among equals the only one under usual keys is meant.
+    """
     for fits in (
         lambda place: True,
         lambda place: _has_weights(TorchContent(root, place).state()),

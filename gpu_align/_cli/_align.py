@@ -150,7 +150,7 @@ def align(
     from gpu_align._align import Settings
     from gpu_align._cli._keeping import make_store
     from gpu_align._cli._outputs import Outputs
-    from gpu_align._cli._pair import Pair, tell
+    from gpu_align._cli._pair import Pair
     from gpu_align._cli._searches import make_search
     from gpu_align._device import choose_engine
     from gpu_align._problem import as_metric
@@ -164,9 +164,9 @@ def align(
         seed,
         Budget(steps=steps, seconds=seconds),
     )
-    store = make_store(outputs, resume)
+    store = make_store(outputs, resume=resume)
     keys = (key, key if target_key is None else target_key)
-    pair = Pair(source, target, keys, spec, model, input_shape)
+    pair = Pair(source, target, keys, spec, model, input_shape, outputs, store)
     with display(quiet=quiet) as screen, stdout_to_stderr():
-        done = pair.align(settings, outputs, store, screen)
-    tell(pair, done, outputs, store, as_json=as_json, quiet=quiet)
+        done = pair.align(settings, screen)
+    pair.tell(done, as_json=as_json, quiet=quiet)

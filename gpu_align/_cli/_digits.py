@@ -60,7 +60,7 @@ ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = {"mlp": mlp, "cnn": cnn}
 TITLES = {"mlp": "MLP 64-64-64-10 on digits", "cnn": "CNN with BatchNorm on digits"}
 
 
-def searches(quick: bool) -> dict[str, Search | None]:
+def searches(*, quick: bool) -> dict[str, Search | None]:
     """Return every search by its name, the portfolio last; None is the one that fits the size."""
     layerwise, steps, patience = LayerwiseBeam(4, KBest(4), lookahead=True), 60, 6
     portfolio = None
@@ -239,7 +239,7 @@ def _try_all(
     spec = discover(target, example)
     before = accuracy(midpoint(target, moving, stay, digits), digits)
     rows, difference = [], 0.0
-    for label, search in searches(setting.quick).items():
+    for label, search in searches(quick=setting.quick).items():
         setting.progress(f"aligning {name}_1 to {name}_0: {label}")
         result = align(
             *(source, target),

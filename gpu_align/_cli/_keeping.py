@@ -16,7 +16,7 @@ from gpu_align._search import SearchStore
 from gpu_align._status import Status
 
 
-def make_store(outputs: Outputs, resume: bool) -> SearchStore | None:
+def make_store(outputs: Outputs, *, resume: bool) -> SearchStore | None:
     """Return where the search is kept; None if nothing is to be written.
 
     Raises:

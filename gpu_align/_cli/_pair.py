@@ -44,7 +44,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Pair:
-    """What `align` is given to align, as it is named on the command line.
+    """Two checkpoints and what goes with them, as they are named on the command line.
 
     `keys` lead to the tensors of the source and of the target in their files.
     """
@@ -55,10 +55,10 @@ class Pair:
     spec: Path | None
     model: str | None
     input_shape: Sequence[str] | None
+    outputs: Outputs
+    store: SearchStore | None
 
-    def align(
-        self, settings: Settings, outputs: Outputs, store: SearchStore | None, screen: Display
-    ) -> Done:
+    def align(self, settings: Settings, screen: Display) -> Done:
         """Read the checkpoints, align them and write the outputs.
 
         Raises:
@@ -69,63 +69,55 @@ class Pair:
             load_checkpoint(path, key=key)
             for path, key in zip((self.source, self.target), self.keys, strict=True)
         )
-        outputs.check(source, target, self.spec)
+        self.outputs.check(source, target, self.spec)
         screen.stage("finding symmetries")
         model = load_model(self.model, self.input_shape, settings.seed)
         spec = read_spec(self.spec, model)
         settings = replace(settings, progress=screen.search)
-        with keeping(store):
+        with keeping(self.store):
             [outcome] = align_networks(
                 *([source.tensors], target.tensors, settings),
                 spec=spec,
                 model=model,
                 throw=True,
-                store=store,
+                store=self.store,
             )
             result = outcome.unwrap()
             check_preserved(result.function_difference, "reordered")
-            if outputs.report is not None and result.status is not Status.INTERRUPTED:
+            if self.outputs.report is not None and result.status is not Status.INTERRUPTED:
                 screen.stage("widening the beam for the report")
                 result = _with_beam_widths(result, source, target, settings.metric)
             screen.stage("writing")
             title = f"{self.source.name} to {self.target.name}"
-            written, failure = write_and_discard(outputs, result, source, title, store)
+            written, failure = write_and_discard(self.outputs, result, source, title, self.store)
         warnings = list(source.warnings) if "out" in written else []
         if model is None and spec is None:
             warnings.append(UNCHECKED)
         return Done(result, written, failure, warnings)
 
+    def tell(self, done: Done, *, as_json: bool, quiet: bool) -> None:
+        """Print what came of it.
 
-def tell(
-    pair: Pair,
-    done: Done,
-    outputs: Outputs,
-    store: SearchStore | None,
-    *,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Print what came of it.
-
-    Raises:
-        Exit: it was interrupted; GpuAlignError: an output could not be written.
-    """
-    result, interrupted = done.result, done.result.status is Status.INTERRUPTED
-    for warning in done.warnings:
-        warn(warning)
-    if as_json:
-        names = {"source": str(pair.source), "target": str(pair.target), "written": done.written}
-        print_json({**result.to_json(), **names, "warnings": done.warnings})
-    elif not quiet:
-        print_summary(result, pair.source, pair.target)
-        if done.written or outputs.state is None:
-            print_written(done.written, "-o, --permutation or --json-file")
-    if done.failure is not None or interrupted:
-        tell_how_to_continue(store, None if "out" in done.written else outputs.out)
-    if done.failure is not None:
-        raise done.failure
-    if interrupted:
-        raise typer.Exit(1)
+        Raises:
+            Exit: it was interrupted; GpuAlignError: an output could not be written.
+        """
+        result, interrupted = done.result, done.result.status is Status.INTERRUPTED
+        for warning in done.warnings:
+            warn(warning)
+        if as_json:
+            names = {"source": str(self.source), "target": str(self.target)}
+            about = {"written": done.written, "warnings": done.warnings}
+            print_json({**result.to_json(), **names, **about})
+        elif not quiet:
+            print_summary(result, self.source, self.target)
+            if done.written or self.outputs.state is None:
+                print_written(done.written, "-o, --permutation or --json-file")
+        if done.failure is not None or interrupted:
+            tell_how_to_continue(self.store, None if "out" in done.written else self.outputs.out)
+        if done.failure is not None:
+            raise done.failure
+        if interrupted:
+            raise typer.Exit(1)
 
 
 def _with_beam_widths(

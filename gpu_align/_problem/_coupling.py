@@ -43,7 +43,7 @@ class Coupling:
     def sibling_terms(self, group: str) -> tuple[SiblingTerm, ...]:
         """Return the terms that couple children of a family with each other."""
         variables = self.families[group].variables
-        siblings = (term for term in self.terms if isinstance(term, SiblingTerm))
+        siblings = (term for term in self.family_terms(group) if isinstance(term, SiblingTerm))
         return tuple(term for term in siblings if term.variables[0] in variables)
 
     def neighbours(self, group: str) -> tuple[str, ...]:

@@ -193,7 +193,7 @@ def value_increase(
     return torch.stack(parts).sum(0)
 
 
-def families_of(spec: PermutationSpec, signs: bool) -> tuple[Family, ...]:
+def families_of(spec: PermutationSpec, *, signs: bool) -> tuple[Family, ...]:
     """Return the families of a spec in topological order; a single unit without a sign is left out.
 
     A child whose parent is left out is a root. A root whose signs are seen beside one of its

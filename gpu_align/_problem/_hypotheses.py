@@ -49,23 +49,16 @@ class Hypotheses:
 
     def select(self, index: Tensor) -> "Hypotheses":
         """Return the hypotheses at `index` (int64 [k]); of a part of the batch also unbalanced."""
-        return replace(
-            self,
-            perms={name: perm.index_select(0, index) for name, perm in self.perms.items()},
-            model=self.model.index_select(0, index),
-            objective=self.objective.index_select(0, index),
-            lineage=self.lineage.index_select(0, index),
-        )
+        return self._mapped(lambda tensor: tensor.index_select(0, index))
 
     def to(self, device: torch.device) -> "Hypotheses":
         """Return the batch on a device."""
-        return replace(
-            self,
-            perms={name: perm.to(device) for name, perm in self.perms.items()},
-            model=self.model.to(device),
-            objective=self.objective.to(device),
-            lineage=self.lineage.to(device),
-        )
+        return self._mapped(lambda tensor: tensor.to(device))
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Hypotheses":
+        perms = {name: change(perm) for name, perm in self.perms.items()}
+        rest = (change(self.model), change(self.objective), change(self.lineage))
+        return Hypotheses(perms, *rest, self.models)
 
     def marked(self, lineage: int) -> "Hypotheses":
         """Return the batch with one mark on all its hypotheses."""

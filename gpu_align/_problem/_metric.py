@@ -86,6 +86,7 @@ def _named(
     name: str,
     batched: Callable[[Tensor], Tensor],
     weight: Callable[[Tensor], float] = _one,
+    *,
     odd: bool = False,
 ) -> Metric:
     """Return a metric of which one tensor is a stack of one."""

@@ -90,7 +90,7 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
         Raises:
             SpecError: names or shapes do not fit the spec.
             CheckpointError: weights are not finite floating-point numbers.
-            InputError: unknown metric, evidence of the wrong shape.
+            InputError: unknown metric, evidence for no group or of the wrong shape.
         """
         sources = [source] if isinstance(source, Mapping) else list(source)
         for number, error in unusable(spec, sources).items():

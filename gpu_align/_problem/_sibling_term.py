@@ -1,7 +1,7 @@
 """Terms on which several children of one group lie: query heads and dimensions inside a head."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,10 +30,6 @@ class SiblingTerm:
     siblings: int
     target: Tensor
     source: Tensor
-
-    def to(self, device: torch.device) -> "SiblingTerm":
-        """Return the term on a device."""
-        return replace(self, target=self.target.to(device), source=self.source.to(device))
 
     def rows(self, mode: int) -> tuple[Tensor, Tensor]:
         """Return target [n, ..., d] and source [m, n, ..., d] with the units at `mode` leading."""
@@ -175,7 +171,7 @@ class SiblingTerm:
                 moved = _mix(blocks, moved, number + 3)
         return moved
 
-    def _chunk(self, pairs: bool) -> int:
+    def _chunk(self, *, pairs: bool) -> int:
         return CHUNK_ELEMENTS // max(self.target.numel() * (len(self.target) if pairs else 1), 1)
 
 

@@ -59,12 +59,6 @@ class Term:
         default_factory=dict, repr=False, compare=False
     )
 
-    def to(self, device: torch.device) -> "Term":
-        """Return the term on a device; itself if it lies there."""
-        if self.target.device == device:
-            return self
-        return Term(self.variables, self.target.to(device), self.source.to(device))
-
     def rows(self, mode: int) -> tuple[Tensor, Tensor]:
         """Return target [n, ..., d] and source [m, n, ..., d] with `mode` leading."""
         return self.target.movedim(mode, 0), self.source.movedim(mode + 1, 1)

@@ -91,7 +91,7 @@ def run_to_end(
     else:
         state, best = _resumed(run, snapshot)
     with compute_threads(problem):
-        return _loop(run, search, start, state, best, snapshot is None, store)
+        return _loop(run, search, start, state, best, store, is_new=snapshot is None)
 
 
 def _loop(
@@ -100,8 +100,9 @@ def _loop(
     start: Hypotheses | None,
     state: State,
     best: Hypotheses,
-    is_new: bool,
     store: SearchStore | None,
+    *,
+    is_new: bool,
 ) -> Outcome:
     """Do step after step; `is_new` says that `state` is the one before `Search.init`."""
     clock, known, status = run.clock, None, None

@@ -126,7 +126,7 @@ def random_soft(run: Run, family: Family, noise: Tensor, owners: Tensor) -> dict
     return soft
 
 
-def soft_starts(run: Run, owners: Tensor, noise: float, exact_first: bool) -> dict[str, Tensor]:
+def soft_starts(run: Run, owners: Tensor, noise: float, *, exact_first: bool) -> dict[str, Tensor]:
     """Return the barycentre with noise for each model, variable -> [m * k, n, n].
 
     Args:

@@ -86,21 +86,19 @@ def _live_leaves(traced: Traced) -> dict[fx.Node, set[AxisClass]]:
         if op.writes or (node in needed and op.gives_tensors):
             for argument in node.all_input_nodes:
                 needed.add(argument)
-                live[argument] |= _live_before(node, argument, live[node], traced)
+                live[argument] |= _live_before(op, argument, live[node], traced)
     return live
 
 
-def _live_before(
-    node: fx.Node, argument: fx.Node, live: set[AxisClass], traced: Traced
-) -> set[AxisClass]:
-    """Return the places of an argument that a node uses, of whose outputs some are live."""
-    op, own = Op(node), _leaves(traced.values[argument])
+def _live_before(op: Op, argument: fx.Node, live: set[AxisClass], traced: Traced) -> set[AxisClass]:
+    """Return the places of an argument that an op uses, of whose outputs some are live."""
+    own = _leaves(traced.values[argument])
     if op.name in CUTS or op.is_item:
         return own & live
     if op.writes or op.name in RECURRENT:
         return own
     # What is not passed on is summed over.
-    return own & live | own - _leaves(traced.values[node])
+    return own & live | own - _leaves(traced.values[op.node])
 
 
 def _cuts_of_constants(traced: Traced) -> dict[fx.Node, list[fx.Node]]:

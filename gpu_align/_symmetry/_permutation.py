@@ -14,7 +14,7 @@ from gpu_align._checkpoint import atomic_write
 from gpu_align._errors import CheckpointError, SpecError
 from gpu_align._symmetry._memory import memory_of
 from gpu_align._symmetry._move import move, multiply, one_of_each
-from gpu_align._symmetry._spec import Group, PermutationSpec, StateDict, TensorSpec
+from gpu_align._symmetry._spec import Group, PermutationSpec, StateDict
 from gpu_align._symmetry._weights import Weights, apart
 
 _SPEC_KEY = "gpu_align_spec"
@@ -275,7 +275,8 @@ def apply_permutations(
             results.append(_applied(spec, state, *own))
     for name, tensor_spec in spec.tensors.items() if together else ():
         if tensor_spec.groups:
-            rows = apart(_permuted(weights[name], tensor_spec, spec, perms, signs).cpu())
+            moved = move(weights[name], tensor_spec, spec.groups, perms)
+            rows = apart(multiply(moved, tensor_spec, spec.groups, signs).cpu())
             for number in together:
                 given = results[number][name]
                 results[number][name] = rows[number].to(given.device, given.dtype)
@@ -298,21 +299,10 @@ def _applied(
         if identity not in done:
             done[identity] = tensor
             if tensor_spec.groups:
-                done[identity] = _permuted(tensor[None], tensor_spec, spec, perms, signs)[0]
+                moved = move(tensor[None], tensor_spec, spec.groups, perms)
+                done[identity] = multiply(moved, tensor_spec, spec.groups, signs)[0]
         result[name] = done[identity]
     return result
-
-
-def _permuted(
-    tensors: Tensor,
-    tensor_spec: TensorSpec,
-    spec: PermutationSpec,
-    perms: Mapping[str, Tensor],
-    signs: Mapping[str, Tensor],
-) -> Tensor:
-    """Return a stack of tensors with their units reordered and negated."""
-    moved = move(tensors, tensor_spec, spec.groups, perms)
-    return multiply(moved, tensor_spec, spec.groups, signs)
 
 
 def _is_plain(spec: PermutationSpec, state: StateDict) -> bool:

@@ -22,7 +22,7 @@ class UnmatchedError(Exception):
 class Unknown:
     """A power that is not known yet, equal or opposite to others of its class; or known to be 0."""
 
-    def __init__(self, zero: bool = False) -> None:
+    def __init__(self, *, zero: bool = False) -> None:
         self._zero = zero
         self._parent: Unknown | None = None
         self._turn = 1
@@ -256,12 +256,12 @@ def _product(a: Power, b: Power, stored: tuple[bool, bool]) -> Power:
     scales_cancel = a.scale.relative_to(b.scale) == -1
     return Power(
         a.leaf,
-        _sum(a.sign, b.sign, weak.sign, signs_cancel),
-        _sum(a.scale, b.scale, weak.scale, scales_cancel),
+        _sum(a.sign, b.sign, weak.sign, cancels=signs_cancel),
+        _sum(a.scale, b.scale, weak.scale, cancels=scales_cancel),
     )
 
 
-def _sum(a: Unknown, b: Unknown, weak: Unknown, cancels: bool) -> Unknown:
+def _sum(a: Unknown, b: Unknown, weak: Unknown, *, cancels: bool) -> Unknown:
     if cancels:
         return Unknown(zero=True)
     if not (a.zero or b.zero):

@@ -133,7 +133,9 @@ def _norm_scale(entry: object) -> NormScale:
     )
 
 
-def _expect(data: dict[str, Any], key: str, kind: Callable[[], Any], optional: bool = False) -> Any:
+def _expect(
+    data: dict[str, Any], key: str, kind: Callable[[], Any], *, optional: bool = False
+) -> Any:
     if optional and key not in data:
         return kind()
     value = data.get(key)

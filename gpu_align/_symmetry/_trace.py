@@ -48,11 +48,11 @@ def discover(
         SpecError: the self-test failed.
     """
     with MODULES:
-        return _discover(model, example_inputs, verify)
+        return _discover(model, example_inputs, verify=verify)
 
 
 def _discover(
-    model: nn.Module | ExportedProgram, example_inputs: object, verify: bool
+    model: nn.Module | ExportedProgram, example_inputs: object, *, verify: bool
 ) -> PermutationSpec:
     module: nn.Module
     held: Mapping[str, object]

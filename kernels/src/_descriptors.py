@@ -116,15 +116,15 @@ def problem_row(problem: RowProblem, out: Tensor, chunks: tuple[int, int]) -> Pr
 
 
 def term_row(
-    term: PackedTerm, signed: bool, indices: Sequence[Tensor], sizes: Sequence[int]
+    term: PackedTerm, indices: Sequence[Tensor], sizes: Sequence[int], *, signed: bool
 ) -> TermRow:
     """Return the row of a term.
 
     Args:
         term: the weights.
-        signed: whether the source has negative rows.
         indices: int64 [b, units] of at most two other groups.
         sizes: their units.
+        signed: whether the source has negative rows.
 
     Raises:
         InputError: rows of `MAX_LENGTH` elements or more.

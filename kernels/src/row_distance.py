@@ -42,15 +42,18 @@ def finish(
     size: tl.tensor,
 ) -> None:
     """Add the unary part to a tile of the products and write it."""
-    wanted = (i[:, None] < size) & (j[None, :] < size)
+    units = size.to(tl.int32)
+    wanted = (i[:, None] < units) & (j[None, :] < units)
     position = i[:, None] * size + j[None, :]
     unary_ptr = tl.load(problem + at.P_UNARY)
     if unary_ptr != 0:
         step = tl.load(problem + at.P_UNARY_STEP)
         unary = unary_ptr.to(tl.pointer_type(tl.float32)) + model * step
         total += tl.load(unary + position, mask=wanted, other=0.0)
-    out = tl.load(problem + at.P_OUT).to(tl.pointer_type(tl.float32)) + w * size * size
-    tl.store(out + position, total, mask=wanted)
+    out_ptr = tl.load(problem + at.P_OUT)
+    if out_ptr != 0:  # it never is; without a branch here the largest tile spills on sm_90
+        out = out_ptr.to(tl.pointer_type(tl.float32)) + w * size * size
+        tl.store(out + position, total, mask=wanted)
 
 
 @triton.jit
@@ -193,7 +196,7 @@ class RowDistance:
         if len(indices) > 2:
             indices, sizes = [indices[0], fold(indices[1:])], [sizes[0], math.prod(sizes[1:])]
         self._held += indices
-        return term_row(term, problem.rows.signed, indices, sizes)
+        return term_row(term, indices, sizes, signed=problem.rows.signed)
 
 
 def work_of(problem: RowProblem) -> Work:

@@ -189,7 +189,7 @@ def pack_rows(
         )
     size, models, _ = shapes.pop()
     planes = 3 if split else 1
-    packed = tuple(_pack(term, planes, signed) for term in terms)
+    packed = tuple(_pack(term, planes, signed=signed) for term in terms)
     return PackedRows(packed, size, models, planes, signed)
 
 
@@ -214,7 +214,7 @@ def split_planes(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return high, middle, (rest - middle.float()).to(torch.bfloat16)
 
 
-def _pack(term: RowTerm, planes: int, signed: bool) -> PackedTerm:
+def _pack(term: RowTerm, planes: int, *, signed: bool) -> PackedTerm:
     rows = term.target.movedim(term.mode, 0)
     columns = term.source.movedim(term.mode + 1, -1)
     sizes, inner = tuple(rows.shape[1:-1]), rows.shape[-1]

@@ -133,9 +133,10 @@ class AnnealingStep:
             iterations: pairs of a row and a column scaling, at least 1.
         """
         if not isinstance(temperature, Tensor):
-            self._check(temperature > 0, temperature, damping, iterations)
+            self._check(temperature, damping, iterations, usable=temperature > 0)
             temperature = self._temperature.fill_(temperature)
-        self._check(temperature.dtype == torch.float32, temperature, damping, iterations)
+        is_float32 = temperature.dtype == torch.float32
+        self._check(temperature, damping, iterations, usable=is_float32)
         for block, table in self._resident.items():
             with on_device(table.first.device):
                 resident_kernel[(table.programs,)](
@@ -149,7 +150,7 @@ class AnnealingStep:
                 )
 
     def _check(
-        self, usable: bool, temperature: float | Tensor, damping: float, iterations: int
+        self, temperature: float | Tensor, damping: float, iterations: int, *, usable: bool
     ) -> None:
         if not (usable and 0 < damping <= 1 and iterations >= 1):
             raise InputError(

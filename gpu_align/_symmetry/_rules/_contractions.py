@@ -24,8 +24,8 @@ from gpu_align._symmetry._rules._table import (
     PowerCall,
     axis_rule,
     broadcast,
-    first_tensor,
     power_rule,
+    tensors_given,
     without,
 )
 from gpu_align._symmetry._splits import TensorAxes
@@ -194,7 +194,7 @@ def _map(
 
 @axis_rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def _matmul(call: Call, self: TensorAxes, **others: Any) -> TensorAxes:
-    right = first_tensor(others)
+    right = tensors_given(others)[0]
     call.unify(self[-1], right[-2] if len(right) > 1 else right[0])
     batch = broadcast(call, [TensorAxes(self[:-2]), TensorAxes(right[:-2])])
     rows = self[-2:-1] if len(self) > 1 else ()
@@ -205,7 +205,7 @@ def _matmul(call: Call, self: TensorAxes, **others: Any) -> TensorAxes:
 
 @power_rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def _matmul_powers(call: PowerCall, self: TensorPowers, **others: Any) -> TensorPowers:
-    right = first_tensor(others)
+    right = tensors_given(others)[0]
     set_opposite(self[-1], right[-2] if len(right) > 1 else right[0])
     batches = TensorPowers(self[:-2]), TensorPowers(right[:-2])
     for batch, whole in zip(batches, (self, right), strict=True):
@@ -215,32 +215,16 @@ def _matmul_powers(call: PowerCall, self: TensorPowers, **others: Any) -> Tensor
     return TensorPowers((*powers_of_product(*batches), *rows, *columns))
 
 
-@axis_rule("addmm")
-def _addmm(
-    call: Call, self: TensorAxes, mat1: TensorAxes, mat2: TensorAxes, **_: Any
-) -> TensorAxes:
-    return broadcast(call, [self, _matmul(call, mat1, mat2=mat2)])
+@axis_rule("addmm", "baddbmm")
+def _addmm(call: Call, self: TensorAxes, **factors: Any) -> TensorAxes:
+    left, right = tensors_given(factors)
+    return broadcast(call, [self, _matmul(call, left, other=right)])
 
 
-@power_rule("addmm")
-def _addmm_powers(
-    call: PowerCall, self: TensorPowers, mat1: TensorPowers, mat2: TensorPowers, **_: Any
-) -> TensorPowers:
-    return powers_of_sum(call, [self, _matmul_powers(call, mat1, mat2=mat2)])
-
-
-@axis_rule("baddbmm")
-def _baddbmm(
-    call: Call, self: TensorAxes, batch1: TensorAxes, batch2: TensorAxes, **_: Any
-) -> TensorAxes:
-    return broadcast(call, [self, _matmul(call, batch1, batch2=batch2)])
-
-
-@power_rule("baddbmm")
-def _baddbmm_powers(
-    call: PowerCall, self: TensorPowers, batch1: TensorPowers, batch2: TensorPowers, **_: Any
-) -> TensorPowers:
-    return powers_of_sum(call, [self, _matmul_powers(call, batch1, batch2=batch2)])
+@power_rule("addmm", "baddbmm")
+def _addmm_powers(call: PowerCall, self: TensorPowers, **factors: Any) -> TensorPowers:
+    left, right = tensors_given(factors)
+    return powers_of_sum(call, [self, _matmul_powers(call, left, other=right)])
 
 
 @axis_rule("outer", "ger")

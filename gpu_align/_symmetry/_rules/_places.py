@@ -10,9 +10,9 @@ from gpu_align._symmetry._rules._table import (
     PowerCall,
     axis_rule,
     broadcast,
-    first_tensor,
     power_rule,
     replaced,
+    tensors_given,
     unknown,
     without,
 )
@@ -37,28 +37,18 @@ def _spatial(call: Call, input: TensorAxes, count: int) -> tuple[TensorAxes, Ten
     return TensorAxes(input[:-count]), out
 
 
-@axis_rule(*_MAX_POOLS, *_AVERAGE_POOLS, "lp_pool1d", "lp_pool2d")
-def _pool(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
-    kept, places = _spatial(call, self, _dimensions(call))
-    return TensorAxes((*kept, *places))
-
-
-@axis_rule("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool1d")
-@axis_rule("adaptive_max_pool2d", "adaptive_max_pool3d", "max_pool1d_with_indices")
-def _pool_with_indices(call: Call, self: TensorAxes, **_: Any) -> tuple[TensorAxes, ...]:
-    return (_pool(call, self),) * 2
-
-
-@axis_rule(*_UPSAMPLINGS)
-def _upsample(call: Call, input: TensorAxes, **_: Any) -> TensorAxes:
-    kept, places = _spatial(call, input, _dimensions(call))
+@axis_rule(*_MAX_POOLS, *_AVERAGE_POOLS, *_UPSAMPLINGS, "lp_pool1d", "lp_pool2d")
+def _pool(call: Call, **arguments: Any) -> TensorAxes:
+    # How many axes are spatial the name says: `max_pool2d`.
+    count = next(n for n in (1, 2, 3) if f"{n}d" in call.op)
+    kept, places = _spatial(call, tensors_given(arguments)[0], count)
     return TensorAxes((*kept, *places))
 
 
 @power_rule(*_AVERAGE_POOLS, *_UPSAMPLINGS)
 def _average_powers(call: PowerCall, **arguments: Any) -> TensorPowers:
     """Each output is a sum of inputs of the same channel; their places are pinned."""
-    return placed(call.output, first_tensor(arguments).powers)
+    return placed(call.output, tensors_given(arguments)[0].powers)
 
 
 @power_rule(*_MAX_POOLS)
@@ -66,9 +56,10 @@ def _max_pool_powers(call: PowerCall, **arguments: Any) -> TensorPowers:
     return TensorPowers(homogeneous(axis) for axis in _average_powers(call, **arguments))
 
 
-def _dimensions(call: Call) -> int:
-    """Return the number of spatial axes, which the op's name says: `max_pool2d`."""
-    return next(n for n in (1, 2, 3) if f"{n}d" in call.op)
+@axis_rule("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool1d")
+@axis_rule("adaptive_max_pool2d", "adaptive_max_pool3d", "max_pool1d_with_indices")
+def _pool_with_indices(call: Call, **arguments: Any) -> tuple[TensorAxes, ...]:
+    return (_pool(call, **arguments),) * 2
 
 
 @axis_rule("pixel_shuffle")

@@ -25,8 +25,8 @@ from gpu_align._symmetry._rules._table import (
     PowerCall,
     axis_rule,
     broadcast,
-    first_tensor,
     power_rule,
+    tensors_given,
     unknown,
 )
 from gpu_align._symmetry._splits import TensorAxes
@@ -71,7 +71,7 @@ _SPECIAL = tuple(
 )
 def _pointwise(call: Call, **arguments: Any) -> Any:
     """Also writing into a tensor, and dropout, which does nothing in evaluation mode."""
-    out = broadcast(call, [value for value in arguments.values() if isinstance(value, TensorAxes)])
+    out = broadcast(call, tensors_given(arguments))
     return out if len(call.shapes) == 1 else (out,) * len(call.shapes)
 
 
@@ -79,7 +79,7 @@ def _along_each_axis(along: Callable[[AxisPowers], AxisPowers], *ops: str) -> No
     """Register what ops of one tensor do to the powers along each of its axes."""
 
     def apply(call: PowerCall, **arguments: Any) -> TensorPowers:
-        return TensorPowers(along(axis) for axis in first_tensor(arguments))
+        return TensorPowers(along(axis) for axis in tensors_given(arguments)[0])
 
     power_rule(*ops)(apply)
 

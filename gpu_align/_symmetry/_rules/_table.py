@@ -176,6 +176,6 @@ def unknown(call: PowerCall, arguments: Any) -> Any:
     return call.output if len(call.outputs) == 1 else call.outputs
 
 
-def first_tensor(arguments: Mapping[str, Any]) -> Any:
-    """Return the first argument that is a tensor."""
-    return next(x for x in arguments.values() if isinstance(x, TensorAxes | TensorPowers))
+def tensors_given(arguments: Mapping[str, Any]) -> list[Any]:
+    """Return the arguments that are tensors, in order."""
+    return [x for x in arguments.values() if isinstance(x, TensorAxes | TensorPowers)]
