@@ -19,6 +19,7 @@ So what is not said costs symmetries and never makes a wrong one.
 from gpu_align._symmetry._rules import (  # noqa: F401  they fill the tables
     _attention,
     _contractions,
+    _experts,
     _joints,
     _norms,
     _numbers,

@@ -10,17 +10,14 @@ from typing import Any
 from gpu_align._symmetry._classes import AxisClass, concat
 from gpu_align._symmetry._power import (
     TensorPowers,
+    UnmatchedError,
     homogeneous,
-    placed,
     set_equal,
-    set_opposite,
     set_zero,
 )
 from gpu_align._symmetry._rules._marks import (
     Choice,
     Chosen,
-    Counts,
-    Ends,
     Inverse,
     Numbered,
     Order,
@@ -28,7 +25,6 @@ from gpu_align._symmetry._rules._marks import (
     Repeated,
     reads,
 )
-from gpu_align._symmetry._rules._places import ordered
 from gpu_align._symmetry._rules._reductions import numbers_of, reduction
 from gpu_align._symmetry._rules._table import (
     Call,
@@ -213,14 +209,32 @@ def _masked(call: Call, self: TensorAxes, place: int, mask: TensorAxes) -> Tenso
     return TensorAxes((*self[:place], call.pinned(call.shape[place]), *self[after:]))
 
 
-@power_rule("index_select", "gather", "index", "_unsafe_index")
+@power_rule("index_select", "gather")
 def _looked_up_powers(
-    call: PowerCall, self: TensorPowers, dim: int = 0, index: Any = (), indices: Any = ()
+    call: PowerCall, self: TensorPowers, dim: int, index: TensorPowers, **_: Any
 ) -> TensorPowers:
-    """Along the axes that are looked at by number nothing changes."""
-    by_number = [n for n, axes in enumerate(indices) if axes is not None] or [dim % len(self)]
-    set_zero(self[number] for number in by_number)
-    return placed(call.output, self.powers)
+    """Along the axis that is looked at by number nothing changes."""
+    place = dim % len(self)
+    set_zero((self[place], *index))
+    return TensorPowers((*self[:place], call.output[place], *self[place + 1 :]))
+
+
+@power_rule("index", "_unsafe_index")
+def _index_powers(
+    call: PowerCall, self: TensorPowers, indices: list[TensorPowers | None]
+) -> TensorPowers:
+    """Along the axes that are looked at by number, or under a mask, nothing changes."""
+    given = [number for number, axes in enumerate(indices) if axes is not None]
+    chosen = [axes for axes in indices if axes is not None]
+    first, end = given[0], given[-1] + 1
+    if len(chosen) == 1 and len(call.output) != len(self) - 1 + len(chosen[0]):
+        end = first + len(chosen[0])
+    if end - first > len(given) > 1:
+        raise UnmatchedError
+    set_zero((*self[first:end], *(axis for axes in chosen for axis in axes)))
+    after = self[end:]
+    met = call.output[first : len(call.output) - len(after)]
+    return TensorPowers((*self[:first], *met, *after))
 
 
 @axis_rule("embedding")
@@ -364,56 +378,3 @@ def _masked_scatter(
     for a, b in zip(self[ends[0] :], source[ends[2] :], strict=True):
         call.unify(a, b)
     return TensorAxes(self)
-
-
-# Experts: products of the slots of each unit
-
-
-@axis_rule("histc")
-@reads(Places)
-def _histogram(
-    call: Call, self: TensorAxes, bins: int = 100, min: float = 0, max: float = 0
-) -> TensorAxes:
-    """With a bin for each unit it counts how often each was chosen."""
-    if isinstance(self, Places):
-        if (bins, min, max) == (self.along.size, 0, bins - 1):
-            return Counts.of((self.along,), self.choice)
-        self.give_up(call.reason)
-    return TensorAxes((call.pinned(bins),))
-
-
-@axis_rule("cumsum")
-@reads(Counts)
-def _running_sum(call: Call, self: TensorAxes, dim: int, **_: Any) -> TensorAxes:
-    if isinstance(self, Counts):
-        return Ends.of(self, self.by)
-    return ordered(call, self, dim=dim)
-
-
-@axis_rule("_grouped_mm", "transformers::grouped_mm_fallback")
-@reads(Chosen, Ends)
-def _grouped_product(call: Call, **arguments: Any) -> TensorAxes:
-    """Slots [S, D] sorted by units, weights [E, D, N]: each slot is multiplied with its unit's."""
-    slots, weight, ends, *others = (x for x in arguments.values() if isinstance(x, TensorAxes))
-    fits = len(slots) == 2 and len(weight) == 3 and not others
-    by = slots.by if type(slots) is Chosen else None
-    if not fits or by is None or not isinstance(ends, Ends) or ends.by is not by:
-        for axes in (slots, weight, ends, *others):
-            call.pin(axes)
-            if isinstance(axes, Chosen | Ends):
-                axes.give_up(call.reason)
-        return TensorAxes(call.pinned(size) for size in call.shape)
-    call.unify(weight[0], by.units)
-    call.unify(slots[1], weight[1])
-    call.visit((slots[0], *weight))
-    return Chosen.of((slots[0], weight[2]), by)
-
-
-@power_rule("_grouped_mm", "transformers::grouped_mm_fallback")
-def _grouped_product_powers(call: PowerCall, **arguments: Any) -> TensorPowers:
-    slots, weight, *others = (x for x in arguments.values() if isinstance(x, TensorPowers))
-    if len(slots) != 2 or len(weight) != 3 or len(others) != 1:
-        return unknown(call, [slots, weight, *others])
-    set_zero((slots[0], weight[0], *others[0]))
-    set_opposite(slots[1], weight[1])
-    return TensorPowers((call.output[0], weight[2]))
