@@ -14,8 +14,8 @@ from torch import fx
 
 from gpu_align._symmetry._classes import AxisClass
 from gpu_align._symmetry._op import Op
-from gpu_align._symmetry._propagation import Traced, tensors_in
-from gpu_align._symmetry._rules import CUTS, RECURRENT
+from gpu_align._symmetry._propagation import Traced
+from gpu_align._symmetry._rules import CUTS, RECURRENT, tensors_in
 from gpu_align._symmetry._splits import TensorAxes
 
 _CUT_OFF = "not used in forward"

@@ -86,9 +86,25 @@ class Op:
         return all(torch.is_floating_point(leaf) for leaf in tree_leaves(self.node.meta["val"]))
 
 
+_DECIDED_BY_DATA = 1_000_003
+"""So large and odd that it is no other size by accident, nor a product or part of one."""
+
+
 def extent(size: object) -> int | None:
-    """Return a size as it was when the model was traced; None if data decides it."""
-    if isinstance(size, torch.SymInt):
-        hint = size.node.hint
-        return int(hint) if isinstance(hint, int | torch.SymInt) else None
-    return size if isinstance(size, int) else None
+    """Return a size as it was when the model was traced.
+
+    For a size that data decide, such as the number of places where a mask is true, a large number
+    stands: the same wherever the size is the same.
+    """
+    if not isinstance(size, torch.SymInt):
+        return size if isinstance(size, int) else None
+    hint = size.node.hint
+    if isinstance(hint, int | torch.SymInt):
+        return int(hint)
+    stand_ins: dict[Any, int] = {}
+    for symbol in size.node.expr.free_symbols:
+        kind, number = str(symbol)[0], str(symbol)[1:]
+        if kind != "u" or not number.isdecimal():
+            return None
+        stand_ins[symbol] = _DECIDED_BY_DATA + 2 * int(number)
+    return int(size.node.expr.subs(stand_ins))

@@ -1,6 +1,6 @@
 """Propagation: one walk through a traced graph that gives every value its axes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,17 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind
 
 from gpu_align._symmetry._classes import AxisClass
 from gpu_align._symmetry._op import Op, extent
-from gpu_align._symmetry._rules import AXIS_RULES, RECURRENT, Call, Constant, find_rule
+from gpu_align._symmetry._rules import (
+    AXIS_RULES,
+    RECURRENT,
+    Call,
+    Chosen,
+    Constant,
+    Marked,
+    apply_rule,
+    find_rule,
+    tensors_in,
+)
 from gpu_align._symmetry._splits import TensorAxes, settle, settled
 
 
@@ -65,7 +75,7 @@ def propagate(
                 walk.values[node] = _pinned_like(node, _ROLES.get(spec.kind, "constant"))
         elif node.op == "call_function":
             walk.values[node] = walk.call(node)
-            walk.computed += tensors_in(walk.values[node])
+            walk.computed += map(_with_units, tensors_in(walk.values[node]))
             used.update((stored[a], None) for a in node.all_input_nodes if a in stored)
         elif node.op == "output":
             for argument in node.all_input_nodes:
@@ -103,7 +113,9 @@ class _AxisWalk:
         if rule is None or shapes is None:
             return self._pin_touched(node, f"op {op.name} has no rule")
         call = Call(op.name, shapes, _used_outputs(node), self.computed, self.deferred)
-        made = rule(call, **arguments)
+        made = apply_rule(rule, call, arguments)
+        if op.writes and isinstance(made, Marked) and not self._is_own(node):
+            made.give_up(call.reason)
         if isinstance(made, Constant) and not _starts_recurrence(node):
             made = TensorAxes(made)
         outputs = (made,) if isinstance(made, TensorAxes) else made
@@ -112,6 +124,15 @@ class _AxisWalk:
             f"the rule of op {op.name} gives shapes {sizes}, the op gives {shapes}"
         )
         return made
+
+    def _is_own(self, node: fx.Node) -> bool:
+        """Whether what a node writes into is marked already, or is seen by no other node."""
+        written = [Op(node).arguments()[name] for name in Op(node).written]
+        return all(
+            isinstance(self.values[n], Marked)
+            or (len(n.users) == 1 and Op(n).name in ("empty", "empty_like", "new_empty"))
+            for n in written
+        )
 
     def _pin_touched(self, node: fx.Node, reason: str) -> Any:
         for argument in node.all_input_nodes:
@@ -150,15 +171,13 @@ def _pin_all(value: Any, reason: str, *, mixed: bool = False) -> None:
     for axes in tensors_in(value):
         for axis in axes:
             axis.pin(reason, mixed=mixed)
+        if isinstance(axes, Marked):
+            axes.give_up(reason)
 
 
-def tensors_in(value: Any) -> Iterator[TensorAxes]:
-    """Yield the axes of each tensor in what a node gives out."""
-    if isinstance(value, TensorAxes):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors_in(part)
+def _with_units(axes: TensorAxes) -> TensorAxes:
+    """Return the axes, and with what belongs to chosen units the axis of these."""
+    return axes.by.with_units(axes) if isinstance(axes, Chosen) else axes
 
 
 def _settled(value: Any) -> Any:

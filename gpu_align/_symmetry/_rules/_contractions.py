@@ -12,7 +12,9 @@ from gpu_align._symmetry._power import (
     AxisPowers,
     TensorPowers,
     UnmatchedError,
+    even,
     multiplied,
+    set_equal,
     set_opposite,
     set_zero,
 )
@@ -190,7 +192,7 @@ def _map(
     return TensorAxes((*input[: -count - 1], out, *places))
 
 
-@axis_rule("matmul", "mm", "bmm", "mv", "dot")
+@axis_rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def _matmul(call: Call, self: TensorAxes, **others: Any) -> TensorAxes:
     right = tensors_given(others)[0]
     call.unify(self[-1], right[-2] if len(right) > 1 else right[0])
@@ -201,7 +203,7 @@ def _matmul(call: Call, self: TensorAxes, **others: Any) -> TensorAxes:
     return TensorAxes((*batch, *rows, *columns))
 
 
-@power_rule("matmul", "mm", "bmm", "mv", "dot")
+@power_rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def _matmul_powers(call: PowerCall, self: TensorPowers, **others: Any) -> TensorPowers:
     right = tensors_given(others)[0]
     set_opposite(self[-1], right[-2] if len(right) > 1 else right[0])
@@ -309,18 +311,62 @@ def _met(places: Sequence[tuple[AxisPowers, bool]], is_kept: bool) -> AxisPowers
     return first
 
 
-@axis_rule("embedding")
-def _embedding(call: Call, weight: TensorAxes, indices: TensorAxes, **_: Any) -> TensorAxes:
-    call.pin(weight[:1])
-    return TensorAxes((*indices, *weight[1:]))
+@axis_rule("inner")
+def _inner(call: Call, self: TensorAxes, other: TensorAxes) -> TensorAxes:
+    """Of scalars it is their product."""
+    if not self or not other:
+        return TensorAxes((*self, *other))
+    call.unify(self[-1], other[-1])
+    call.visit((*self, *other[:-1]))
+    return TensorAxes((*self[:-1], *other[:-1]))
 
 
-@power_rule("embedding")
-def _embedding_powers(
-    call: PowerCall, weight: TensorPowers, indices: TensorPowers, **_: Any
+@power_rule("inner")
+def _inner_powers(call: PowerCall, self: TensorPowers, other: TensorPowers) -> TensorPowers:
+    if self and other:
+        set_opposite(self[-1], other[-1])
+        return TensorPowers((*self[:-1], *other[:-1]))
+    return TensorPowers((*self, *other))
+
+
+@axis_rule("tensordot")
+def _tensordot(
+    call: Call, self: TensorAxes, other: TensorAxes, dims_self: list[int], dims_other: list[int]
+) -> TensorAxes:
+    for first, second in zip(dims_self, dims_other, strict=True):
+        call.unify(self[first], other[second])
+    kept = without(other, dims_other)
+    call.visit((*self, *kept))
+    return TensorAxes((*without(self, dims_self), *kept))
+
+
+@axis_rule("cdist", "_euclidean_dist")
+def _distances(call: Call, x1: TensorAxes, x2: TensorAxes, **_: Any) -> TensorAxes:
+    """Points [..., P, M] and [..., R, M], distances [..., P, R]."""
+    call.unify(x1[-1], x2[-1])
+    batch = broadcast(call, [TensorAxes(x1[:-2]), TensorAxes(x2[:-2])])
+    call.visit((*batch, x1[-2], x2[-2], x1[-1]))
+    return TensorAxes((*batch, x1[-2], x2[-2]))
+
+
+@power_rule("cdist", "_euclidean_dist")
+def _distances_powers(
+    call: PowerCall, x1: TensorPowers, x2: TensorPowers, **_: Any
 ) -> TensorPowers:
-    set_zero((weight[0], *indices))
-    return TensorPowers((*call.output[: len(indices)], *weight[1:]))
+    """A distance does not see the signs of coordinates."""
+    set_equal(x1[-1], x2[-1])
+    even(x1[-1])
+    set_zero((*x1[:-1], *x2[:-1]))
+    return call.output
+
+
+@axis_rule("pairwise_distance")
+def _pairwise_distance(
+    call: Call, x1: TensorAxes, x2: TensorAxes, keepdim: bool = False, **_: Any
+) -> TensorAxes:
+    met = broadcast(call, [x1, x2])
+    call.visit(met)
+    return TensorAxes((*met[:-1], *[AxisClass(1)] * keepdim))
 
 
 @axis_rule("cosine_similarity")

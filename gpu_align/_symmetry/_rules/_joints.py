@@ -154,11 +154,23 @@ def _slice(
 ) -> TensorAxes:
     size = self[dim].size
     if step != 1:
-        call.pin((self[dim],))
-        return replaced(self, dim % len(self), call.pinned(call.shape[dim]))
+        return _every_other(call, self, dim % len(self), slice(start, end, step).indices(size))
     first, last, _ = slice(start, end).indices(size)
     last = max(first, last)
     return cut_along(call, self, dim, [first, last - first, size - last])[1]
+
+
+def _every_other(
+    call: Call, self: TensorAxes, place: int, indices: tuple[int, int, int]
+) -> TensorAxes:
+    """Take the same place of each unit of `step` neighbours, where there is nothing else."""
+    start, end, step = indices
+    units = AxisClass(call.shape[place])
+    if start >= step or end < self[place].size or units.size * step != self[place].size:
+        call.pin((self[place],))
+        return replaced(self, place, call.pinned(units.size))
+    call.refine(self[place], Structure.PRODUCT, [units, call.pinned(step)])
+    return replaced(self, place, units)
 
 
 @power_rule("slice")

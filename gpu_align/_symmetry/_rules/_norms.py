@@ -6,7 +6,7 @@ Each visits its statistics, which have the axes that are not normalised.
 from typing import Any
 
 from gpu_align._symmetry._classes import AxisClass, Structure, recut
-from gpu_align._symmetry._power import TensorPowers, odd, set_equal
+from gpu_align._symmetry._power import TensorPowers, odd, set_equal, signs_only
 from gpu_align._symmetry._rules._pointwise import powers_of_product
 from gpu_align._symmetry._rules._table import (
     Call,
@@ -185,3 +185,49 @@ def _native_group_norm(
     out = _group_norm(call, input, group, weight, bias)
     statistics = [TensorAxes((input[0], call.pinned(group))) for _ in call.shapes[1:]]
     return (out, *statistics)
+
+
+@axis_rule("_weight_norm")
+def _weight_norm(call: Call, v: TensorAxes, g: TensorAxes, dim: int = 0) -> TensorAxes:
+    """Slices of `v` along one axis are brought to the lengths `g`, which has size 1 elsewhere."""
+    if dim == -1:
+        call.visit(())
+        return v
+    call.visit(v[dim : dim + 1])
+    return broadcast(call, [v, g])
+
+
+@power_rule("_weight_norm")
+def _weight_norm_powers(
+    call: PowerCall, v: TensorPowers, g: TensorPowers, dim: int = 0
+) -> TensorPowers:
+    """Lengths do not see signs; of a slice as a whole its scale is not seen."""
+    if dim == -1:
+        return unknown(call, [v, g])
+    directions = TensorPowers(
+        signs_only(axis) if number == dim else odd(axis) for number, axis in enumerate(v)
+    )
+    directions.is_stored = v.is_stored
+    return powers_of_product(directions, g)
+
+
+@axis_rule("_weight_norm_interface")
+def _weight_norm_and_lengths(
+    call: Call, v: TensorAxes, g: TensorAxes, dim: int = 0
+) -> tuple[TensorAxes, ...]:
+    return _weight_norm(call, v, g, dim), g
+
+
+@power_rule("_weight_norm_interface")
+def _weight_norm_and_lengths_powers(
+    call: PowerCall, v: TensorPowers, g: TensorPowers, dim: int = 0
+) -> tuple[TensorPowers, ...]:
+    """The lengths are for the backward pass."""
+    return _weight_norm_powers(call, v, g, dim), *call.outputs[1:]
+
+
+@axis_rule("norm_except_dim")
+def _norm_except(call: Call, v: TensorAxes, dim: int = 0, **_: Any) -> TensorAxes:
+    if dim == -1:
+        return TensorAxes()
+    return TensorAxes(axis if number == dim else AxisClass(1) for number, axis in enumerate(v))

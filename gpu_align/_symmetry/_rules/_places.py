@@ -3,7 +3,7 @@
 from typing import Any
 
 from gpu_align._symmetry._classes import AxisClass, Structure, concat
-from gpu_align._symmetry._power import AxisPowers, TensorPowers, homogeneous, placed
+from gpu_align._symmetry._power import AxisPowers, TensorPowers, homogeneous, placed, set_zero
 from gpu_align._symmetry._rules._shapes import moved_powers
 from gpu_align._symmetry._rules._table import (
     Call,
@@ -114,8 +114,8 @@ def _pad_powers(
     )
 
 
-@axis_rule("cumsum", "cumprod", "logcumsumexp", "flip", "roll")
-def _ordered(call: Call, self: TensorAxes, **arguments: Any) -> TensorAxes:
+@axis_rule("cumprod", "logcumsumexp", "flip", "roll")
+def ordered(call: Call, self: TensorAxes, **arguments: Any) -> TensorAxes:
     """Pin the axes along which it goes, all if none is named."""
     dims = arguments.get("dim", arguments.get("dims"))
     if not isinstance(dims, int | list) or dims == []:
@@ -156,44 +156,86 @@ def _triangle(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
 power_rule("tril", "triu")(moved_powers)
 
 
-@axis_rule("arange", "linspace", "eye", "tril_indices", "triu_indices")
+@axis_rule("cummax", "cummin")
+def _ordered_with_places(call: Call, self: TensorAxes, dim: int) -> tuple[TensorAxes, ...]:
+    return (ordered(call, self, dim=dim),) * 2
+
+
+@axis_rule("linspace", "eye", "tril_indices", "triu_indices")
 def _numbered(call: Call, **_: Any) -> TensorAxes:
     return TensorAxes(call.pinned(size) for size in call.shape)
 
 
-@axis_rule("index_select")
-def _index_select(call: Call, self: TensorAxes, dim: int, index: TensorAxes) -> TensorAxes:
-    """Places are chosen by number."""
+@axis_rule("im2col")
+def _windows(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
+    """Places of a window become channels: each of the c channels has all of them."""
+    (*batch, channels), _places = _spatial(call, self, 2)
+    inner = call.pinned(call.shape[-2] // channels.size)
+    made = AxisClass(call.shape[-2])
+    call.refine(made, Structure.PRODUCT, [channels, inner])
+    return TensorAxes((*batch, made, call.pinned(call.shape[-1])))
+
+
+@axis_rule("col2im")
+def _summed_windows(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
+    """The other way round: entries for the same place are added up."""
+    *batch, channels, windows = self
+    kept = AxisClass(call.shape[-3])
+    call.refine(channels, Structure.PRODUCT, [kept, call.pinned(channels.size // kept.size)])
+    call.pin((windows,))
+    return TensorAxes((*batch, kept, *(call.pinned(size) for size in call.shape[-2:])))
+
+
+@axis_rule("unfold")
+def _unfold(call: Call, self: TensorAxes, dimension: int, **_: Any) -> TensorAxes:
+    """Windows along one axis: their number, and the places inside each as a last axis."""
     if not self:
-        return self
-    place = dim % len(self)
-    call.pin(self[place : place + 1])
-    return replaced(self, place, call.pinned(call.shape[place]))
+        return TensorAxes(call.pinned(size) for size in call.shape)
+    place = dimension % len(self)
+    call.pin((self[place],))
+    windows = replaced(self, place, call.pinned(call.shape[place]))
+    return TensorAxes((*windows, call.pinned(call.shape[-1])))
 
 
-@axis_rule("gather")
-def _gather(call: Call, self: TensorAxes, dim: int, index: TensorAxes, **_: Any) -> TensorAxes:
-    """Places are chosen by number, along the other axes each for itself."""
-    place = dim % len(self) if self else 0
-    call.pin(self[place : place + 1])
-    for number, (axis, other) in enumerate(zip(self, index, strict=False)):
-        if number != place:
-            call.unify(axis, other)
-    return index
+power_rule("im2col", "col2im", "unfold")(moved_powers)
 
 
-@axis_rule("index", "_unsafe_index")
-def _index(call: Call, self: TensorAxes, indices: list[TensorAxes | None]) -> TensorAxes:
-    """Places are chosen by number; masks, whose outcome depends on data, have no shape here."""
-    given = [number for number, axes in enumerate(indices) if axes is not None]
-    chosen = [axes for axes in indices if axes is not None]
-    call.pin(self[number] for number in given)
-    met = broadcast(call, chosen)
-    kept = [(n, axis) for n, axis in enumerate(self) if n not in given]
-    neighbours = given == list(range(given[0], given[-1] + 1))
-    first = given[0] if neighbours else 0
-    before = [axis for n, axis in kept if n < first]
-    return TensorAxes((*before, *met, *(axis for n, axis in kept if n >= first)))
+@axis_rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def _sampled(call: Call, input: TensorAxes, grid: TensorAxes, **_: Any) -> TensorAxes:
+    """Maps [N, C, ...] are read at places [N, ..., 2 or 3]."""
+    call.pin((*input[2:], grid[-1]))
+    call.unify(input[0], grid[0])
+    return TensorAxes((input[0], input[1], *grid[1:-1]))
 
 
-power_rule("index_select", "gather", "index", "_unsafe_index")(moved_powers)
+@power_rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def _sampled_powers(
+    call: PowerCall, input: TensorPowers, grid: TensorPowers, **_: Any
+) -> TensorPowers:
+    set_zero((input[0], *grid))
+    return TensorPowers((call.output[0], input[1], *call.output[2:]))
+
+
+@axis_rule("diagonal")
+def _diagonal(
+    call: Call, self: TensorAxes, offset: int = 0, dim1: int = 0, dim2: int = 1
+) -> TensorAxes:
+    """The same place along two axes."""
+    kept = without(self, [dim1, dim2])
+    if offset == 0 and self[dim1].size == self[dim2].size:
+        call.unify(self[dim1], self[dim2])
+        return TensorAxes((*kept, self[dim1]))
+    call.pin((self[dim1], self[dim2]))
+    return TensorAxes((*kept, call.pinned(call.shape[-1])))
+
+
+@axis_rule("trace")
+def _trace(call: Call, self: TensorAxes) -> TensorAxes:
+    call.unify(self[0], self[1])
+    return TensorAxes()
+
+
+@axis_rule("bucketize")
+def _bucketize(call: Call, self: TensorAxes, boundaries: TensorAxes, **_: Any) -> TensorAxes:
+    call.pin(boundaries)
+    return self

@@ -31,22 +31,43 @@ from gpu_align._symmetry._rules._table import (
 )
 from gpu_align._symmetry._splits import TensorAxes
 
+_SPECIAL = tuple(
+    f"special_{name}"
+    for name in (
+        *("expit", "logit", "log1p", "expm1", "exp2", "sinc", "round", "erf", "erfc", "erfcx"),
+        *("erfinv", "gammaln", "gammainc", "gammaincc", "digamma", "psi", "polygamma", "zeta"),
+        *("multigammaln", "entr", "ndtr", "ndtri", "log_ndtr", "xlogy", "xlog1py"),
+        *("i0", "i0e", "i1", "i1e", "airy_ai", "spherical_bessel_j0"),
+        *("bessel_j0", "bessel_j1", "bessel_y0", "bessel_y1"),
+        *("modified_bessel_i0", "modified_bessel_i1", "modified_bessel_k0", "modified_bessel_k1"),
+        *("scaled_modified_bessel_k0", "scaled_modified_bessel_k1"),
+    )
+)
+
 
 @axis_rule(
     *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "threshold"),
-    *("hardtanh", "hardswish", "hardsigmoid", "sigmoid", "log_sigmoid", "softplus", "hardshrink"),
-    *("softshrink", "tanh", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh"),
-    *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "square"),
-    *("reciprocal", "abs", "neg", "sign", "sgn", "erf", "erfc", "erfinv", "logit", "floor", "ceil"),
-    *("round", "trunc", "frac", "nan_to_num", "isnan", "isinf", "isfinite"),
+    *("rrelu", "rrelu_with_noise", "hardtanh", "hardswish", "hardsigmoid", "sigmoid"),
+    *("log_sigmoid", "softplus", "hardshrink", "softshrink", "tanh", "sin", "cos", "tan", "sinc"),
+    *("asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "arcsin", "arccos"),
+    *("arctan", "arcsinh", "arccosh", "arctanh", "exp", "exp2", "expm1", "log", "log2", "log10"),
+    *("log1p", "sqrt", "rsqrt", "square", "reciprocal", "abs", "absolute", "neg", "negative"),
+    *("sign", "sgn", "signbit", "erf", "erfc", "erfinv", "logit", "lgamma", "digamma", "mvlgamma"),
+    *("polygamma", "igamma", "igammac", "i0", "deg2rad", "rad2deg"),
+    *("floor", "ceil", "round", "trunc", "fix", "frac", "nan_to_num", "isnan", "isinf", "isfinite"),
+    *("isposinf", "isneginf", "isreal", "isclose"),
     *("clamp", "clip", "clamp_min", "clamp_max", "add", "sub", "subtract", "rsub", "mul"),
     *("multiply", "div", "divide", "true_divide", "floor_divide", "remainder", "fmod", "pow"),
-    *("float_power", "maximum", "minimum", "fmax", "fmin", "atan2", "hypot", "logaddexp", "xlogy"),
+    *("float_power", "maximum", "minimum", "fmax", "fmin", "atan2", "arctan2", "hypot"),
+    *("logaddexp", "logaddexp2", "xlogy", "copysign", "heaviside", "ldexp", "nextafter"),
     *("addcmul", "addcdiv", "lerp", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge"),
+    *("not_equal", "less", "less_equal", "greater", "greater_equal"),
     *("logical_not", "logical_and", "logical_or", "logical_xor", "bitwise_not", "bitwise_and"),
-    *("bitwise_or", "bitwise_xor", "__and__", "__or__", "__xor__", "complex", "polar", "conj"),
+    *("bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift", "gcd", "lcm"),
+    *("__and__", "__or__", "__xor__", "__lshift__", "__rshift__", "complex", "polar", "conj"),
     *("real", "imag", "angle", "copy", "fill", "zero"),
     *("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "native_dropout"),
+    *_SPECIAL,
 )
 def _pointwise(call: Call, **arguments: Any) -> Any:
     """Also writing into a tensor, and dropout, which does nothing in evaluation mode."""
@@ -63,17 +84,29 @@ def _along_each_axis(along: Callable[[AxisPowers], AxisPowers], *ops: str) -> No
     power_rule(*ops)(apply)
 
 
-_along_each_axis(unchanged, "neg", "positive", "dropout", "feature_dropout", "zero")
+_along_each_axis(
+    unchanged,
+    *("neg", "negative", "positive", "dropout", "feature_dropout", "zero", "deg2rad", "rad2deg"),
+)
 _along_each_axis(
     odd,
-    *("tanh", "sin", "tan", "asin", "atan", "sinh", "erf", "erfinv"),
-    *("hardshrink", "softshrink", "round", "trunc"),
+    *("tanh", "sin", "tan", "asin", "atan", "sinh", "asinh", "atanh", "erf", "erfinv"),
+    *("arcsin", "arctan", "arcsinh", "arctanh", "hardshrink", "softshrink", "round", "trunc"),
+    *("fix", "special_erf", "special_erfinv", "special_round", "special_i1", "special_i1e"),
 )
-_along_each_axis(even, "square", "cos", "cosh")
+_along_each_axis(even, "square", "cos", "cosh", "sinc", "special_sinc", "i0", "special_i0")
 _along_each_axis(homogeneous, "relu", "leaky_relu")
-_along_each_axis(absolute, "abs")
+_along_each_axis(absolute, "abs", "absolute")
 _along_each_axis(inverse, "reciprocal")
 _along_each_axis(signs_only, "sign", "sgn")
+
+
+@power_rule("rrelu")
+def _randomised_relu_powers(
+    call: PowerCall, self: TensorPowers, lower: float = 0, upper: float = 0, training: bool = False
+) -> TensorPowers:
+    """In evaluation mode the slope is the mean of the bounds."""
+    return unknown(call, [self]) if training else TensorPowers(homogeneous(x) for x in self)
 
 
 @power_rule("alpha_dropout", "feature_alpha_dropout")
@@ -228,6 +261,12 @@ def _prelu_powers(call: PowerCall, self: TensorPowers, weight: TensorPowers) -> 
 def _constant(call: Call, **_: Any) -> TensorAxes:
     """All places are alike, so any order will do."""
     return Constant(AxisClass(size) for size in call.shape)
+
+
+@axis_rule("empty", "empty_like", "new_empty")
+def _empty(call: Call, **_: Any) -> TensorAxes:
+    """What has no values yet has no order."""
+    return TensorAxes(AxisClass(size) for size in call.shape)
 
 
 @power_rule("zeros", "zeros_like", "new_zeros")

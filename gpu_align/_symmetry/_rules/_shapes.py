@@ -4,6 +4,7 @@ from typing import Any
 
 from gpu_align._symmetry._classes import AxisClass, Structure, product, recut
 from gpu_align._symmetry._power import AxisPowers, TensorPowers, UnmatchedError, placed
+from gpu_align._symmetry._rules._marks import Repeated
 from gpu_align._symmetry._rules._table import Call, PowerCall, axis_rule, power_rule, replaced
 from gpu_align._symmetry._splits import TensorAxes, factors_of, split_open, unsplit
 
@@ -116,12 +117,13 @@ def moved_powers(call: PowerCall, self: TensorPowers, **_: Any) -> TensorPowers:
 @axis_rule("expand", "expand_as", "broadcast_to")
 def _expand(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     """Repeated places are equal, so their order is free."""
-    added = len(call.shape) - len(self)
-    old = [None] * added + list(self)
-    return TensorAxes(
-        axis if axis is not None and axis.size == size else AxisClass(size)
+    old = [AxisClass(1)] * (len(call.shape) - len(self)) + list(self)
+    axes = TensorAxes(
+        axis if axis.size == size else AxisClass(size)
         for axis, size in zip(old, call.shape, strict=True)
     )
+    alike = frozenset(n for n in range(-len(axes), 0) if axes[n].size != old[n].size)
+    return Repeated.of(axes, alike) if alike else axes
 
 
 @power_rule("expand", "expand_as", "broadcast_to")
