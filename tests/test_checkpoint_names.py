@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from gpu_align import CoordinateDescent, align, discover
 from gpu_align._checkpoint import load_checkpoint, match_names, save_checkpoint
-from gpu_align._cli import app
+from gpu_align._cli._main import app
 from gpu_align._errors import CheckpointError, SpecError
 
 A, B, C = ({"w": torch.full((2,), value)} for value in (1.0, 2.0, 3.0))

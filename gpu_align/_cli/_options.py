@@ -41,6 +41,16 @@ InputShape = Annotated[
         "A .pt2 file brings its own.",
     ),
 ]
+Output = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=SYMMETRIES,
+        help="An output of the model that must stay as it is, by its name or number; repeat it for "
+        "several. By default all must, also by-products such as hidden states, which keep units "
+        "in place.",
+    ),
+]
 Key = Annotated[
     str | None,
     typer.Option(

@@ -1,6 +1,6 @@
 """Propagation: one walk through a traced graph that gives every value its axes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ def propagate(
     signature: ExportGraphSignature,
     tensors: Mapping[str, TensorAxes],
     ties: Mapping[str, str],
+    outputs: Sequence[tuple[fx.Node, str]],
 ) -> Traced:
     """Walk the graph and unify, refine and pin axes by the rules of its ops.
 
@@ -50,6 +51,7 @@ def propagate(
         signature: what its inputs are, in order.
         tensors: state-dict name -> its axes.
         ties: further name of a shared tensor -> its name in `tensors`.
+        outputs: the values that must stay as they are, each with the reason.
     """
     walk = _AxisWalk()
     inputs = iter(signature.input_specs)
@@ -68,8 +70,8 @@ def propagate(
             walk.computed += tensors_in(walk.values[node])
             used.update((stored[a], None) for a in node.all_input_nodes if a in stored)
         elif node.op == "output":
-            for argument in node.all_input_nodes:
-                _pin_all(walk.values[argument], "graph output")
+            for value, reason in outputs:
+                _pin_all(walk.values[value], reason)
         else:
             walk.values[node] = _pinned_like(node, "constant")
     walk.finish()
