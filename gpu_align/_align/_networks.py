@@ -19,6 +19,7 @@ from gpu_align._symmetry import (
     output_difference,
     spec_of_file,
     tied_names,
+    unwrapped,
 )
 
 Network = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
@@ -107,7 +108,7 @@ def check_ties(network: Network, spec: PermutationSpec) -> None:
     if not isinstance(network, nn.Module):
         return
     with MODULES:
-        tied = tied_names(network)
+        tied = tied_names(unwrapped(network))
     for names in tied:
         if len({spec.ties.get(name, name) for name in names}) > 1:
             raise InputError(

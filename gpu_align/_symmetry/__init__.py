@@ -22,6 +22,7 @@ from gpu_align._symmetry._spec import Block, PermutationSpec, StateDict, TensorS
 from gpu_align._symmetry._trace import discover
 from gpu_align._symmetry._verify import output_difference, tied_names
 from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of
+from gpu_align._symmetry._wrappers import unwrapped
 
 __all__ = [
     "Block",
@@ -56,4 +57,5 @@ __all__ = [
     "stack",
     "tensors_of",
     "tied_names",
+    "unwrapped",
 ]

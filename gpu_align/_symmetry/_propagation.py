@@ -101,6 +101,8 @@ class _AxisWalk:
         if op.has_out:
             return self._pin_touched(node, f"op {op.name} with out=")
         arguments, shapes = op.arguments(self.values.__getitem__), op.shapes
+        if op.draws(arguments):
+            return self._pin_touched(node, f"noise of op {op.name}")
         rule = find_rule(AXIS_RULES, op.name, arguments)
         if rule is None or shapes is None:
             return self._pin_touched(node, f"op {op.name} has no rule")

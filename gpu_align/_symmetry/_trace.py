@@ -1,28 +1,26 @@
 """discover: find the permutation symmetries of a model by tracing it."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from gpu_align._errors import ModelError, folded
+from gpu_align._errors import folded
 from gpu_align._process import MODULES
 from gpu_align._symmetry._classes import AxisClass
 from gpu_align._symmetry._cuts import pin_cut_axes, pin_cut_off
+from gpu_align._symmetry._export import export
 from gpu_align._symmetry._flat_graph import flat_graph
 from gpu_align._symmetry._gauge._find import with_gauges
 from gpu_align._symmetry._gauge._norm_scale import find_norm_scales
 from gpu_align._symmetry._layout import layout, make_expressible, name_groups
 from gpu_align._symmetry._memory import memory_of, overlapping
-from gpu_align._symmetry._outputs import Kept, outputs_of_graph, passed_over, plain_outputs
+from gpu_align._symmetry._outputs import Kept, outputs_of_graph
 from gpu_align._symmetry._propagation import propagate
-from gpu_align._symmetry._running import as_arguments, copied, evaluation_mode, same_noise
 from gpu_align._symmetry._spec import PermutationSpec, Pin, TensorSpec
 from gpu_align._symmetry._splits import TensorAxes
-from gpu_align._symmetry._untouched import untouched
 from gpu_align._symmetry._verify import SizeError
+from gpu_align._symmetry._wrappers import unwrapped
 
 _OUTPUT = "graph output"
 
@@ -43,7 +41,8 @@ def discover(
     batch of two or more, as a model may treat a batch of one in its own way.
 
     Args:
-        model: a module, or a program already exported with `torch.export`.
+        model: a module, or a program already exported with `torch.export`. DataParallel,
+            AveragedModel and `torch.compile` around a module are taken off.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; for an
             exported program it may be None, then its own example inputs are used.
         verify: check on random symmetries that the outputs do not change (float64).
@@ -59,6 +58,8 @@ def discover(
         SpecError: the self-test failed.
     """
     with MODULES:
+        if isinstance(model, nn.Module):
+            model = unwrapped(model)
         return _discover(model, example_inputs, verify, outputs)
 
 
@@ -76,7 +77,7 @@ def _discover(
         example_inputs = program.example_inputs if example_inputs is None else example_inputs
         origin = f"traced from {type(module).__name__}"
     else:
-        (program, ignored), module, held = _export(model, example_inputs), model, model.state_dict()
+        (program, ignored), module, held = export(model, example_inputs), model, model.state_dict()
         origin += f" without its output {folded(ignored, 3)}" if ignored else ""
     state = {name: tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
     spec = _build(program, state, origin, outputs)
@@ -88,38 +89,6 @@ def _discover(
         spec = _build(program, state, origin, outputs, pin_cuts=True)
         spec.verify(module, example_inputs, draws=1, outputs=outputs)
     return spec
-
-
-def _export(model: nn.Module, example_inputs: object) -> tuple[ExportedProgram, list[str]]:
-    """Trace a model; return its program, whose outputs are named, and the outputs passed over."""
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    with (
-        untouched(model, weights=True),
-        evaluation_mode(model),
-        same_noise(devices),
-        torch.no_grad(),
-    ):
-        args, kwargs = copied(as_arguments(example_inputs))
-        try:
-            ignored = passed_over(model(*args, **kwargs))
-        except Exception as error:
-            raise ModelError(
-                f"the model's forward fails on the example inputs: {type(error).__name__}: {error}"
-                "; pass inputs of the shape, dtype and device that the model expects"
-            ) from error
-        named = plain_outputs(model)
-        try:
-            with warnings.catch_warnings():
-                # Recurrent layers keep a private list of their parameters.
-                warnings.filterwarnings("ignore", "The tensor attribute.* assigned during export")
-                return torch.export.export(model, args, kwargs, strict=False), ignored
-        except Exception as error:
-            raise ModelError(
-                f"torch.export cannot trace the model: {type(error).__name__}: {error}; "
-                "remove control flow that depends on data, or pass a spec instead of a model"
-            ) from error
-        finally:
-            named.remove()
 
 
 def _build(

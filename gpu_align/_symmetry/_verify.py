@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from gpu_align._checkpoint import rename
 from gpu_align._errors import ModelError, SpecError
 from gpu_align._process import MODULES
 from gpu_align._symmetry._gauge._apply import rescale
@@ -24,6 +25,7 @@ from gpu_align._symmetry._running import (
 from gpu_align._symmetry._sizes import try_other_sizes
 from gpu_align._symmetry._spec import PermutationSpec, StateDict
 from gpu_align._symmetry._untouched import untouched
+from gpu_align._symmetry._wrappers import uncompiled, unwrapped
 
 if TYPE_CHECKING:
     from gpu_align._symmetry._permutation import Permutation
@@ -53,7 +55,11 @@ def output_difference(
         ModelError: the forward fails.
     """
     with MODULES:
-        reference = _Reference(model, as_arguments(example_inputs), kept=outputs)
+        inner = unwrapped(model)
+        names = inner.state_dict().keys()
+        if not first.keys() <= names:
+            first, second = (rename(state, names).state for state in (first, second))
+        reference = _Reference(inner, as_arguments(example_inputs), kept=outputs)
         return _difference(reference.outputs(first), reference.outputs(second))
 
 
@@ -124,6 +130,7 @@ class _Reference:
                 torch.no_grad(),
                 untouched(self.model, weights=False),
                 evaluation_mode(self.model),
+                uncompiled(self.model),
                 same_noise({tensor.device for tensor in self.own.values()}),
                 _InDouble(),
             ):
@@ -171,6 +178,8 @@ def verify_spec(
     """See `PermutationSpec.verify`."""
     from gpu_align._symmetry._permutation import Permutation
 
+    if not spec.keys <= model.state_dict().keys():
+        model = unwrapped(model)
     generator = torch.Generator().manual_seed(seed)
     arguments = as_arguments(example_inputs)
     reference = _Reference(model, arguments, kept=outputs)
