@@ -239,7 +239,7 @@ def test_members_and_groups() -> None:
 
 
 def test_validation_reports_every_problem_at_once() -> None:
-    state = CNN(2, hidden=3, side=16).state_dict()
+    state = CNN(2, hidden=3, side=8).state_dict()
     spec = chain_spec(state)
     spec.validate(state)
     bad = {name: tensor for name, tensor in state.items() if name != "c2.bias"}

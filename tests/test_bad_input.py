@@ -22,6 +22,7 @@ State = dict[str, torch.Tensor]
 
 MODELS = """
 import os
+import random
 import torch
 from torch import nn
 
@@ -56,7 +57,7 @@ class Dropped(nn.Module):
         self.net = mlp()
 
     def forward(self, x):
-        return nn.functional.dropout(self.net(x), training=True)
+        return self.net(x) * random.random()
 
 class Broken(nn.Module):
     def __init__(self):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from networks import CNN, ResNet, group_norm_net, mlp, randomised
+from networks import CNN, Graph, ResNet, group_norm_net, mlp, randomised
 from oracles import assert_same_function
 from torch import nn
 
@@ -15,7 +15,11 @@ CHAINS = {
     "mlp": (lambda: mlp([3, 4, 5, 2]), (2, 3)),
     "linear": (lambda: nn.Sequential(nn.Linear(3, 2)), (2, 3)),
     "one_unit": (lambda: mlp([3, 1, 4, 2]), (2, 3)),
-    "cnn": (lambda: CNN(2, hidden=3, side=16), (1, 1, 16, 16)),
+    "cnn": (lambda: CNN(2, hidden=3, side=8), (1, 1, 8, 8)),
+    "one_channel": (
+        lambda: nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)),
+        (2, 1, 4, 4),
+    ),
     "conv1d": (
         lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 3, 1)),
         (1, 2, 5),
@@ -70,6 +74,7 @@ REFUSED = {
     "recurrent": lambda: nn.LSTM(3, 4),
     "only_norms": lambda: nn.LayerNorm(3),
     "depthwise": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, groups=4)),
+    "flattened": lambda: CNN(2, hidden=3, side=16),
     "no_chain": lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)),
     "nested": lambda: nn.Sequential(mlp([3, 4]), mlp([4, 4]), mlp([4, 2])),
     "empty": nn.Sequential,
@@ -89,6 +94,21 @@ def test_conv_that_is_not_followed_by_all_its_places_is_refused() -> None:
     state["fc1.weight"] = torch.zeros(3, 15)
     with pytest.raises(SpecError, match="fc1"):
         chain_spec(state)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["channels_first", "channels_last"])
+def test_a_flatten_in_either_order_asks_for_the_model(first: bool) -> None:
+    """Both have the same names and shapes, and other symmetries."""
+
+    def run(s: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = s.conv(x)
+        return s.head((x if first else x.permute(0, 2, 3, 1)).flatten(1))
+
+    model = Graph(run, conv=nn.Conv2d(1, 3, 3), head=nn.Linear(12, 2))
+    with pytest.raises(SpecError, match=r"3 channels of 4 places each, .* first or last") as caught:
+        chain_spec(model.state_dict())
+    assert "--model" in str(caught.value)
+    assert len(discover(model, torch.randn(2, 1, 4, 4)).groups) == 1
 
 
 def test_equal_layers_that_fit_nowhere_do_not_multiply_the_work(

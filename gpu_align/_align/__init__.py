@@ -3,6 +3,7 @@
 from gpu_align._align._align import align, align_networks
 from gpu_align._align._canonical import CanonicalForm, canonical_form, canonicalize
 from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
+from gpu_align._align._hugging_face import model_beside
 from gpu_align._align._networks import Model
 from gpu_align._align._result import (
     PRESERVED,
@@ -30,5 +31,6 @@ __all__ = [
     "align_networks",
     "canonical_form",
     "canonicalize",
+    "model_beside",
     "read_result",
 ]

@@ -8,6 +8,7 @@ from typing import TypeVar, overload
 
 from torch import nn
 
+from gpu_align._align._hugging_face import model_beside
 from gpu_align._align._many import Aligned, align_state_dicts
 from gpu_align._align._networks import Model, Network, check_ties, state_of
 from gpu_align._align._result import AlignmentFailure, AlignmentResult
@@ -18,7 +19,7 @@ from gpu_align._errors import InputError
 from gpu_align._problem import Metric, as_metric
 from gpu_align._search import Budget, ProgressCallback, Search, SearchStore
 from gpu_align._status import Status
-from gpu_align._symmetry import PermutationSpec, StateDict, chain_spec
+from gpu_align._symmetry import Kept, PermutationSpec, StateDict, chain_spec
 
 T = TypeVar("T")
 Networks = list[Network] | tuple[Network, ...] | Iterator[Network]
@@ -31,6 +32,7 @@ def align(
     *,
     spec: PermutationSpec | None = None,
     example_inputs: object = None,
+    outputs: Kept | None = None,
     search: Search | None = None,
     metric: str | Metric = "l2",
     device: str = "auto",
@@ -47,6 +49,7 @@ def align(
     *,
     spec: PermutationSpec | None = None,
     example_inputs: object = None,
+    outputs: Kept | None = None,
     search: Search | None = None,
     metric: str | Metric = "l2",
     device: str = "auto",
@@ -62,6 +65,7 @@ def align(
     *,
     spec: PermutationSpec | None = None,
     example_inputs: object = None,
+    outputs: Kept | None = None,
     search: Search | None = None,
     metric: str | Metric = "l2",
     device: str = "auto",
@@ -77,8 +81,13 @@ def align(
             as few batches as fit the memory.
         target: the network that stays.
         spec: the symmetries of both. Default: discovered from whichever network is a module,
-            which needs `example_inputs`; without a module the state dict must be a plain chain.
-        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+            which needs `example_inputs`; else from the model of Hugging Face transformers that a
+            `config.json` beside a checkpoint names; else the state dict must be a plain chain.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; made for a
+            model of transformers.
+        outputs: the outputs of the module that must stay as they are: a name (key or field) or
+            number, or several. Default: all of them; of a model of transformers with logits all
+            but states beside them.
         search: how to look; default `Portfolio.for_problem`, which spends on each of several
             sources what it would spend on it alone: for thousands of them name a cheaper one.
         metric: "l2", "normalized", "standardized", "row" or a Metric.
@@ -108,6 +117,7 @@ def align(
         Settings(search, as_metric(metric), choose_engine(device), seed, budget, progress),
         spec=spec,
         example_inputs=example_inputs,
+        outputs=outputs,
         throw=is_single,
     )
     return found[0].unwrap() if is_single else found
@@ -121,13 +131,14 @@ def align_networks(
     spec: PermutationSpec | None = None,
     model: Model | None = None,
     example_inputs: object = None,
+    outputs: Kept | None = None,
     throw: bool = False,
     store: SearchStore | None = None,
 ) -> list[Aligned]:
     """Align networks to one; see `align`, which makes the settings.
 
     Args:
-        sources, target, spec, example_inputs: as for `align`.
+        sources, target, spec, example_inputs, outputs: as for `align`.
         settings: how.
         model: what is traced, and run for networks that are no modules. Default: one of the
             networks with the example inputs, if a module is among them.
@@ -142,7 +153,11 @@ def align_networks(
     readable = {index: networks[index] for index in states}
     if model is None:
         module = _some_module(target, target_state, readable.values())
-        model = None if module is None else Model(module, example_inputs)
+        if module is not None:
+            model = Model(module, example_inputs, outputs)
+        elif spec is None:
+            described = [target, *readable.values()]
+            model = model_beside(described, target_state, example_inputs, outputs)
     if spec is None:
         spec = chain_spec(target_state) if model is None else model.find_spec()
     check_ties(target, spec)

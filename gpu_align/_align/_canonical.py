@@ -7,14 +7,19 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from gpu_align._align._hugging_face import model_beside
 from gpu_align._align._networks import Model, Network, check_ties, state_of
 from gpu_align._checkpoint import Renamed, rename
 from gpu_align._errors import InputError
-from gpu_align._symmetry import Factor, PermutationSpec, StateDict, balance, rescale
+from gpu_align._symmetry import Factor, Kept, PermutationSpec, StateDict, balance, rescale
 
 
 def canonicalize(
-    network: Network, *, spec: PermutationSpec | None = None, example_inputs: object = None
+    network: Network,
+    *,
+    spec: PermutationSpec | None = None,
+    example_inputs: object = None,
+    outputs: Kept | None = None,
 ) -> dict[str, Tensor]:
     """Bring the scales and signs of a network's units into one form; its function stays the same.
 
@@ -32,8 +37,10 @@ def canonicalize(
 
     Args:
         network: a module, a state dict, or the path of a checkpoint.
-        spec: its symmetries. Default: discovered from the module, which needs `example_inputs`.
+        spec: its symmetries. Default: discovered from the module, which needs `example_inputs`, or
+            from the model of Hugging Face transformers that a `config.json` beside it names.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        outputs: the outputs of the module that must stay as they are, see `align`.
 
     Returns:
         The same names in the same order, dtypes and devices kept; computed in float64 and rounded
@@ -43,7 +50,11 @@ def canonicalize(
         InputError: an argument cannot be used; its children SpecError, CheckpointError and
             ModelError say what is wrong.
     """
-    model = Model(network, example_inputs) if isinstance(network, nn.Module) else None
+    model: Model | None = None
+    if isinstance(network, nn.Module):
+        model = Model(network, example_inputs, outputs)
+    elif spec is None:
+        model = model_beside([network], state_of(network), example_inputs, outputs)
     return canonical_form(network, spec, model).state_dict
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -12,11 +12,14 @@ from gpu_align._checkpoint import load_checkpoint
 from gpu_align._errors import InputError
 from gpu_align._process import MODULES
 from gpu_align._symmetry import (
+    Kept,
     PermutationSpec,
     StateDict,
     discover,
     output_difference,
+    spec_of_file,
     tied_names,
+    unwrapped,
 )
 
 Network = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
@@ -30,10 +33,16 @@ class Model:
         network: a module, or a program read from a file.
         inputs: a tensor, a tuple of positional or a dict of keyword arguments; None if there are
             none.
+        outputs: those that must stay as they are; None for all.
+        names: name of a tensor in the module -> its name in checkpoints, where these differ.
+        unused: tensors of checkpoints that the module does not have.
     """
 
     network: nn.Module | ExportedProgram
     inputs: object
+    outputs: Kept | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    unused: StateDict = field(default_factory=dict)
 
     @cached_property
     def module(self) -> nn.Module:
@@ -51,11 +60,17 @@ class Model:
                 "a module was given without example_inputs, which tracing needs; pass them, or a "
                 "spec"
             )
-        return discover(self.network, self.inputs)
+        spec = discover(self.network, self.inputs, outputs=self.outputs)
+        return spec_of_file(spec, self.names, self.unused) if self.names or self.unused else spec
 
     def difference(self, before: StateDict, after: StateDict) -> float:
         """Return how far its outputs under two state dicts are apart, see `output_difference`."""
-        return output_difference(self.module, self.inputs, before, after)
+        states = map(self._in_module, (before, after))
+        return output_difference(self.module, self.inputs, *states, outputs=self.outputs)
+
+    def _in_module(self, state: StateDict) -> StateDict:
+        back = {name: own for own, name in self.names.items()}
+        return {back.get(n, n): tensor for n, tensor in state.items() if n not in self.unused}
 
 
 def state_of(network: Network) -> StateDict:
@@ -93,7 +108,7 @@ def check_ties(network: Network, spec: PermutationSpec) -> None:
     if not isinstance(network, nn.Module):
         return
     with MODULES:
-        tied = tied_names(network)
+        tied = tied_names(unwrapped(network))
     for names in tied:
         if len({spec.ties.get(name, name) for name in names}) > 1:
             raise InputError(

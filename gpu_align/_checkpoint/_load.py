@@ -13,9 +13,17 @@ from gpu_align._checkpoint._safetensors_file import read_safetensors
 from gpu_align._checkpoint._shards import read_shards
 from gpu_align._checkpoint._state import content_warnings, find_content, state_tensors
 from gpu_align._checkpoint._torch_file import read_torch
-from gpu_align._checkpoint._types import INDEX_SUFFIX, Checkpoint
+from gpu_align._checkpoint._types import FILE_SUFFIXES, INDEX_SUFFIX, TORCH_SUFFIXES, Checkpoint
 from gpu_align._checkpoint._unfit import check_weights
 from gpu_align._errors import CheckpointError
+
+_CONFIG = "config.json"
+
+# What is weights too, or leads to them, in a folder of Hugging Face.
+_WEIGHTS = (
+    *(*FILE_SUFFIXES, *TORCH_SUFFIXES, INDEX_SUFFIX),
+    *(".h5", ".msgpack", ".onnx", ".gguf", ".tflite", ".ot", ".npz", ".zip"),
+)
 
 # Files of a training run beside its weights.
 _BESIDE = re.compile(r"optim|sched|scaler|rng_state|training_args|^\.", re.IGNORECASE)
@@ -48,7 +56,9 @@ def load_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) -> 
     given = Path(path)
     try:
         file = _resolve(given)
-        checkpoint = replace(_read(file, given, key), mode=file.stat().st_mode & 0o777)
+        checkpoint = replace(
+            _read(file, given, key), mode=file.stat().st_mode & 0o777, beside=_beside(given)
+        )
     except OSError as failure:
         reason = failure.strerror or str(failure)
         raise unreadable(given, reason, "check that you may read it") from failure
@@ -84,6 +94,17 @@ def _resolve(path: Path) -> Path:
         path,
         f"expected a folder with one checkpoint, got {quoted(candidates) or 'none'}",
         "name the file",
+    )
+
+
+def _beside(path: Path) -> tuple[Path, ...]:
+    """Return what lies beside the weights in a folder with a configuration and goes with them."""
+    if not (path / _CONFIG).is_file():
+        return ()
+    return tuple(
+        path / name
+        for name in sorted(entry.name for entry in path.iterdir() if entry.is_file())
+        if not _BESIDE.search(name) and not name.lower().endswith(_WEIGHTS)
     )
 
 

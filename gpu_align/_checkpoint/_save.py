@@ -2,17 +2,18 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
 from gpu_align._checkpoint._archive import write_archive
-from gpu_align._checkpoint._atomic import atomic_write
+from gpu_align._checkpoint._atomic import atomic_folder, atomic_write
 from gpu_align._checkpoint._memory import has_plain_values
 from gpu_align._checkpoint._refusal import quoted
 from gpu_align._checkpoint._safetensors_file import write_safetensors
-from gpu_align._checkpoint._shards import merged_metadata, write_shards
+from gpu_align._checkpoint._shards import copy_beside, merged_metadata, write_shards
 from gpu_align._checkpoint._torch_file import write_torch
 from gpu_align._checkpoint._types import FILE_SUFFIXES, INDEX_SUFFIX, TORCH_SUFFIXES, Checkpoint
 from gpu_align._errors import CheckpointError, bullet_list
@@ -27,7 +28,7 @@ _OTHER_FILES = {
     *(".onnx", ".pb", ".tflite", ".h5", ".hdf5", ".keras", ".gguf", ".ggml", ".pt2"),
 }
 
-Output = Literal["safetensors", "torch", "archive", "shards"]
+Output = Literal["safetensors", "torch", "archive", "shards", "folder"]
 
 
 def save_checkpoint(
@@ -44,7 +45,9 @@ def save_checkpoint(
     Args:
         path: the extension chooses the format: `.safetensors`, or `.pt`, `.pth`, `.bin`, `.ckpt`;
             any other keeps that of `like`. If `like` is sharded, any other name, or
-            `*.index.json`, is a new or empty folder that gets the same shards and index.
+            `*.index.json`, is a new or empty folder that gets the same shards and index. So it is
+            if `like` was read from a folder with a `config.json`; the folder then gets a copy of
+            what lies beside the weights too.
         tensors: name -> strided tensor of any shape, dtype and device.
         like: the checkpoint that the tensors came from; None for a new one.
 
@@ -61,7 +64,13 @@ def save_checkpoint(
     if chosen == "shards":
         assert like is not None
         assert like.shards is not None
-        write_shards(out, ordered, like.shards, mode)
+        write_shards(out, ordered, like.shards, mode, like.beside)
+        return
+    if chosen == "folder":
+        assert like is not None
+        with atomic_folder(out, CheckpointError) as folder:
+            copy_beside(like.beside, folder)
+            save_checkpoint(folder / like.files[0].name, tensors, like=replace(like, beside=()))
         return
     if like is not None:
         check_conversion(out, like)
@@ -96,6 +105,9 @@ def output_format(out: Path, like: Checkpoint | None) -> Output:
     if like is not None and like.shards is not None:
         if name.endswith(INDEX_SUFFIX) or out.suffix.lower() not in _OTHER_FILES:
             return "shards"
+    elif like is not None and like.beside:
+        if out.suffix.lower() not in _OTHER_FILES:
+            return "folder"
     elif like is not None and like.archive is not None:
         if out.suffix.lower() not in _OTHER_FILES - {".zip"} and not out.is_dir():
             return "archive"

@@ -1,7 +1,8 @@
 """Checkpoints divided into several files by an index."""
 
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,11 @@ def _read_shard(path: Path) -> tuple[dict[str, Tensor], ShardFile]:
 
 
 def write_shards(
-    path: Path, tensors: Mapping[str, Tensor], shards: Shards, mode: int | None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    shards: Shards,
+    mode: int | None,
+    beside: Sequence[Path] = (),
 ) -> None:
     """Write the same shards and index to a new folder.
 
@@ -69,6 +74,7 @@ def write_shards(
         tensors: name -> strided CPU tensor, of the shapes and dtypes that were read.
         shards: the division into files.
         mode: the files' permission bits; None for the usual ones.
+        beside: further files that the folder gets a copy of.
 
     Raises:
         CheckpointError: the folder cannot be written or is not empty.
@@ -89,6 +95,13 @@ def write_shards(
         for file_path in temporary.iterdir():
             # safetensors makes files that only their owner can read, whatever the umask.
             os.chmod(file_path, mode)
+        copy_beside(beside, temporary)
+
+
+def copy_beside(files: Sequence[Path], folder: Path) -> None:
+    """Copy files into a folder under their names; links are followed."""
+    for file in files:
+        shutil.copy(file, folder / file.name)
 
 
 def merged_metadata(shards: Shards) -> Mapping[str, str] | None:

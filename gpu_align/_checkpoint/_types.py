@@ -127,6 +127,8 @@ class Checkpoint:
         files: what it was read from: none of them may be overwritten by something else.
         mode: the permission bits of the file, which files written like it get.
         file_names: the name of a tensor -> its name in the file, where these differ.
+        beside: files of the folder that it was read from which belong to it, such as the
+            configuration and the tokenizer; a folder that is written like it gets them too.
         aside: tensors in the file that are no weights, and are written back as they are.
     """
 
@@ -140,6 +142,7 @@ class Checkpoint:
     archive: Archive | None = None
     files: tuple[Path, ...] = ()
     mode: int | None = None
+    beside: tuple[Path, ...] = ()
     file_names: Mapping[str, str] = field(default_factory=dict, repr=False)
     aside: dict[str, Tensor] = field(default_factory=dict, repr=False)
 

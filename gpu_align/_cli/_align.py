@@ -16,6 +16,7 @@ from gpu_align._cli._options import (
     Json,
     Key,
     Model,
+    Output,
     Seed,
     SpecFile,
 )
@@ -75,6 +76,7 @@ def align(
     ] = None,
     model: Model = None,
     input_shape: InputShape = None,
+    output: Output = None,
     spec: SpecFile = None,
     search: Annotated[
         str,
@@ -166,7 +168,7 @@ def align(
     )
     store = make_store(outputs, resume=resume)
     keys = (key, key if target_key is None else target_key)
-    pair = Pair(source, target, keys, spec, model, input_shape, outputs, store)
+    pair = Pair(source, target, keys, spec, model, input_shape, output, outputs, store)
     with display(quiet=quiet) as screen, stdout_to_stderr():
         done = pair.align(settings, screen)
     pair.tell(done, as_json=as_json, quiet=quiet)

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpu_align._cli._options import CHECKPOINT_HELP, InputShape, Json, Key, Model, Seed, SpecFile
+from gpu_align._cli._options import (
+    CHECKPOINT_HELP,
+    InputShape,
+    Json,
+    Key,
+    Model,
+    Output,
+    Seed,
+    SpecFile,
+)
 from gpu_align._cli._terminal import (
     console,
     display,
@@ -34,6 +43,7 @@ def canonicalize(
     key: Key = None,
     model: Model = None,
     input_shape: InputShape = None,
+    output: Output = None,
     spec: SpecFile = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -48,18 +58,19 @@ def canonicalize(
     from gpu_align._cli._model import load_model, read_spec
     from gpu_align._cli._outputs import check_checkpoint, check_preserved
 
-    if model is None and spec is None:
-        raise InputError(
-            "which signs and scales are free depends on the activations, which a checkpoint does "
-            "not name; add --model and --input-shape, or --spec"
-        )
     with display(quiet=False) as screen, stdout_to_stderr():
         screen.stage("reading the checkpoint")
         before = load_checkpoint(checkpoint, key=key)
         others = [path for path in (spec,) if path is not None]
         check_checkpoint(out, before, reads=[*others, *(before.files if before.shards else ())])
         screen.stage("finding symmetries and balancing")
-        named = load_model(model, input_shape, seed)
+        beside = [checkpoint] if spec is None else []
+        named = load_model(model, input_shape, seed, output, beside=beside, state=before.tensors)
+        if named is None and spec is None:
+            raise InputError(
+                "which signs and scales are free depends on the activations, which a checkpoint "
+                "does not name; add --model and --input-shape, or --spec"
+            )
         form = canonical_form(before.tensors, read_spec(spec, named), named)
         differences = (None, None) if named is None else form.differences(named)
         check_preserved(differences[0], "canonical")

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpu_align._cli._options import CHECKPOINT_HELP, InputShape, Json, Key, Model, Seed, SpecFile
+from gpu_align._cli._options import (
+    CHECKPOINT_HELP,
+    InputShape,
+    Json,
+    Key,
+    Model,
+    Output,
+    Seed,
+    SpecFile,
+)
 from gpu_align._cli._terminal import display, print_json, print_written, stdout_to_stderr
 from gpu_align._errors import InputError
 
@@ -23,6 +32,7 @@ def inspect(
     key: Key = None,
     model: Model = None,
     input_shape: InputShape = None,
+    output: Output = None,
     spec: SpecFile = None,
     save_spec: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write the symmetries, for --spec.")
@@ -57,7 +67,9 @@ def inspect(
     with display(quiet=False) as screen, stdout_to_stderr():
         screen.stage("finding symmetries")
         state = None if held is None else held.tensors
-        found = choose_spec(spec, load_model(model, input_shape, seed), state)
+        beside = [checkpoint] if checkpoint is not None and spec is None else []
+        traced = load_model(model, input_shape, seed, output, beside=beside, state=state)
+        found = choose_spec(spec, traced, state)
         if state is not None:
             found.validate(rename(state, found.keys).state, "checkpoint")
         screen.stage("writing")

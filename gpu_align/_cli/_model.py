@@ -12,47 +12,56 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
-from gpu_align._align import Model
-from gpu_align._errors import InputError, ModelError, SpecError
+from gpu_align._align import Model, model_beside
+from gpu_align._cli._example_inputs import example_inputs
+from gpu_align._errors import InputError, ModelError, SpecError, UnavailableError
 from gpu_align._symmetry import PermutationSpec, StateDict, chain_spec
 
-_FORM = "expected --model as package.module:factory, path/models.py:factory or a .pt2 file"
-_DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "bool": torch.bool,
-}
+_FORM = (
+    "expected --model as package.module:factory, path/models.py:factory, timm:NAME, "
+    "torchvision:NAME or a .pt2 file"
+)
+_ZOOS = {"timm": "timm", "torchvision": "torchvision.models"}
 
 
-def load_model(reference: str | None, shapes: Sequence[str] | None, seed: int) -> Model | None:
+def load_model(
+    reference: str | None,
+    shapes: Sequence[str] | None,
+    seed: int,
+    outputs: Sequence[str] | None = None,
+    *,
+    beside: Sequence[Path] = (),
+    state: StateDict | None = None,
+) -> Model | None:
     """Load the model that `--model` names and make the inputs of `--input-shape`.
 
     Args:
-        reference: "module:factory", "file.py:factory", a `.pt2` file, or None for no model.
-        shapes: one text per input, see `example_input`.
+        reference: "module:factory", "file.py:factory", "timm:NAME", "torchvision:NAME" or a `.pt2`
+            file; None for the model that a `config.json` beside a checkpoint names, or none.
+        shapes: one text per input, see `example_inputs`.
         seed: of the inputs, and of whatever the factory draws.
+        outputs: those that must stay as they are; None for all.
+        beside: paths of checkpoints.
+        state: the tensors of one of these.
 
     Raises:
         ModelError: there is no such model, or it cannot be made.
         InputError: a shape cannot be read, or one of the two options is missing.
     """
-    generator = torch.Generator().manual_seed(seed)
-    inputs = tuple(example_input(text, generator) for text in shapes or ())
+    inputs, outputs = example_inputs(shapes or (), seed), outputs or None
     if reference is None:
-        if inputs:
-            raise InputError("--input-shape is of no use without --model; add it, or leave both")
-        return None
+        model = model_beside(beside, state or {}, inputs, outputs)
+        if model is None and (inputs is not None or outputs):
+            option = "--output" if inputs is None else "--input-shape"
+            raise InputError(f"{option} is of no use without --model; add it, or leave both")
+        return model
     if reference.endswith(".pt2"):
         program = _load_program(reference)
-        return Model(program, inputs or program.example_inputs)
-    if not inputs:
+        return Model(program, program.example_inputs if inputs is None else inputs, outputs)
+    if inputs is None:
         raise InputError(
             f"--model {reference} needs an example input: add --input-shape with the full shape, "
             "for instance 2,1,28,28"
@@ -61,7 +70,7 @@ def load_model(reference: str | None, shapes: Sequence[str] | None, seed: int) -
     folder = Path.cwd()
     module = _call_factory(reference)
     os.chdir(folder)  # a model's own code may have gone elsewhere, and outputs are relative
-    return Model(module, inputs)
+    return Model(module, inputs, outputs)
 
 
 def read_spec(path: Path | None, model: Model | None) -> PermutationSpec | None:
@@ -83,7 +92,7 @@ def read_spec(path: Path | None, model: Model | None) -> PermutationSpec | None:
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
     if model is not None:
-        spec.verify(model.module, model.inputs, draws=1)
+        spec.verify(model.module, model.inputs, draws=1, outputs=model.outputs)
     return spec
 
 
@@ -103,39 +112,6 @@ def choose_spec(
     if state is None:
         raise InputError("nothing to look at: name a checkpoint, --model or --spec")
     return chain_spec(state)
-
-
-def example_input(text: str, generator: torch.Generator) -> Tensor:
-    """Make a random tensor from SHAPE, SHAPE:DTYPE or SHAPE:DTYPE:HIGH.
-
-    Floats are normal, integers are drawn from 0 to HIGH - 1, bool from both.
-
-    Raises:
-        InputError: the text has another form.
-    """
-    shape_text, _, kind = text.partition(":")
-    name, _, high_text = kind.partition(":")
-    sizes = shape_text.split(",")
-    dtype = _DTYPES.get(name or "float32")
-    if dtype is None or not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
-        raise InputError(
-            f"--input-shape {text!r}: expected the full shape such as 2,1,28,28, if need be with a "
-            f"dtype (2,16:float64) and the number of tokens (2,16:int64:100); dtypes: "
-            f"{', '.join(_DTYPES)}"
-        )
-    shape = [int(size) for size in sizes]
-    if dtype.is_floating_point:
-        if high_text:
-            raise InputError(f"--input-shape {text!r}: only integers have a number of tokens")
-        return torch.randn(shape, generator=generator).to(dtype)
-    high = "2" if dtype == torch.bool and not high_text else high_text
-    if not high.isdecimal() or int(high) < 1:
-        raise InputError(
-            f"--input-shape {text!r}: integers need the number of tokens, a "
-            f"whole number from 1, got {high_text or 'none'!r}; write for instance "
-            f"{shape_text}:{name}:100"
-        )
-    return torch.randint(int(high), shape, generator=generator).to(dtype)
 
 
 def _load_program(path: str) -> ExportedProgram:
@@ -159,6 +135,8 @@ def _call_factory(reference: str) -> nn.Module:
     module_name, _, attribute = reference.rpartition(":")
     if not module_name or not attribute:
         raise ModelError(f"{_FORM}, got {reference!r}")
+    if module_name in _ZOOS:
+        return _from_zoo(module_name, attribute)
     found: Any = _import(module_name)
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -176,6 +154,26 @@ def _call_factory(reference: str) -> nn.Module:
             "return the model itself"
         )
     return model
+
+
+def _from_zoo(zoo: str, name: str) -> nn.Module:
+    """Make a model of a library that knows its models by name, with random weights."""
+    try:
+        package = importlib.import_module(_ZOOS[zoo])
+    except ImportError as error:
+        raise UnavailableError(
+            f"--model {zoo}:{name} needs {zoo}, which cannot be imported ({_first_line(error)}); "
+            f"run `pip install {zoo}`"
+        ) from error
+    try:
+        if zoo == "timm":
+            return package.create_model(name, pretrained=False)
+        return package.get_model(name, weights=None)
+    except Exception as error:
+        raise ModelError(
+            f"{zoo} cannot make a model {name!r}: {_first_line(error)}; see `{_ZOOS[zoo]}."
+            "list_models()`, or write a function that makes it"
+        ) from error
 
 
 def _make(reference: str, factory: Any) -> object:

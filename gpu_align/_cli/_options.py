@@ -27,8 +27,9 @@ Model = Annotated[
         metavar="MODULE:FACTORY",
         rich_help_panel=SYMMETRIES,
         help="The model, to find its symmetries: package.module:factory or path/models.py:factory "
-        "(called without arguments; its code is run), or a program exported to a .pt2 file. "
-        "Needless for a plain chain of Linear, Conv and norm layers.",
+        "(called without arguments; its code is run), timm:NAME, torchvision:NAME, or a program "
+        "exported to a .pt2 file. Needless for a folder of Hugging Face and for a plain chain of "
+        "Linear, Conv and norm layers.",
     ),
 ]
 InputShape = Annotated[
@@ -37,8 +38,19 @@ InputShape = Annotated[
         metavar="SHAPE",
         rich_help_panel=SYMMETRIES,
         help="Full shape of an example input, batch included: 2,1,28,28 (float32, normal). Other "
-        "kinds: 2,16:float64 or, for tokens 0..99, 2,16:int64:100. Repeat it for several inputs. "
-        "A .pt2 file brings its own.",
+        "kinds: 2,16:float64 or, for tokens 0..99, 2,16:int64:100. Repeat it for several inputs; "
+        "input_ids=2,16:int64:100 gives one by its name. A .pt2 file and a folder of Hugging Face "
+        "bring their own.",
+    ),
+]
+Output = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=SYMMETRIES,
+        help="An output of the model that must stay as it is, by its name or number; repeat it for "
+        "several. By default all must, also by-products such as hidden states, which keep units "
+        "in place.",
     ),
 ]
 Key = Annotated[

@@ -81,12 +81,13 @@ def check_checkpoint(path: Path, like: Checkpoint, *, reads: Iterable[Path]) -> 
     Raises:
         InputError: it cannot be written there.
     """
-    if output_format(path, like) == "shards":
+    if output_format(path, like) in ("shards", "folder"):
         folder = path.parent if path.name.endswith(INDEX_SUFFIX) else path
         _check_place(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CheckpointError(
-                f"cannot write the shards to {folder}: it is not an empty folder; choose a new one"
+                f"cannot write the checkpoint to {folder}: it is not an empty folder; choose a new "
+                "one"
             )
         return
     _check_replaceable(path, reads)
@@ -148,14 +149,14 @@ class Outputs:
         """Return the outputs that an interrupted search must not write, if it is to be resumed.
 
         They are the checkpoint in the place of the source, which the search goes on with, and
-        the folder of shards, which is written only once.
+        the folder, which is written only once.
         """
         if self.out is None:
             return ()
         here = os.path.exists(self.out)
         replaces = here and any(os.path.samefile(self.out, file) for file in source.files)
-        shards = output_format(self.out, source) == "shards"
-        return ("out",) if replaces or shards else ()
+        is_folder = output_format(self.out, source) in ("shards", "folder")
+        return ("out",) if replaces or is_folder else ()
 
     def check(self, source: Checkpoint, target: Checkpoint, *others: Path | None) -> None:
         """Check all of them before the search, so that none of it is lost.

@@ -55,6 +55,7 @@ class Pair:
     spec: Path | None
     model: str | None
     input_shape: Sequence[str] | None
+    output: Sequence[str] | None
     outputs: Outputs
     store: SearchStore | None
 
@@ -71,7 +72,12 @@ class Pair:
         )
         self.outputs.check(source, target, self.spec)
         screen.stage("finding symmetries")
-        model = load_model(self.model, self.input_shape, settings.seed)
+        beside = [self.target, self.source] if self.spec is None else []
+        model = load_model(
+            *(self.model, self.input_shape, settings.seed, self.output),
+            beside=beside,
+            state=target.tensors,
+        )
         spec = read_spec(self.spec, model)
         settings = replace(settings, progress=screen.search)
         with keeping(self.store):

@@ -46,6 +46,7 @@ def document(spec: PermutationSpec) -> dict[str, Any]:
         "norm_scales": len(spec.norm_scales),
         "groups": groups,
         "pins": pins,
+        "outputs": dict(spec.outputs),
         "ties": dict(spec.ties),
         "ops_without_rule": ops_without_rule(spec),
     }
@@ -65,11 +66,27 @@ def print_spec(spec: PermutationSpec) -> None:
             names = [f"{tensor}[{axis}]" for tensor, axis in axes]
             table.add_row(reason, str(len(axes)), folded(names, _SHOWN_TENSORS))
         screen.print(table)
+    for line in outputs_that_pin(spec):
+        print_line(line)
     for op in ops_without_rule(spec):
         print_line(
             f'{op} has no rule, so what it touches is fixed; see "how to add an op rule" in '
             "CONTRIBUTING.md"
         )
+
+
+def outputs_that_pin(spec: PermutationSpec) -> list[str]:
+    """Say of each output that is a by-product how many units it pins.
+
+    The others are those with logits in their names; without such, the first.
+    """
+    wanted = [name for name in spec.outputs if "logits" in name] or list(spec.outputs)[:1]
+    options = " ".join(f"--output {name}" for name in wanted)
+    return [
+        f"graph output {name} pins {units} units; {options} would free them"
+        for name, units in spec.outputs.items()
+        if units and name not in wanted
+    ]
 
 
 def _facts(spec: PermutationSpec, found: Outline) -> dict[str, str]:

@@ -14,15 +14,20 @@ from gpu_align._symmetry._outline import (
     outline,
     pins_by_reason,
 )
+from gpu_align._symmetry._outputs import Kept, output_tensors
 from gpu_align._symmetry._permutation import Permutation, apply_permutations
+from gpu_align._symmetry._rename import spec_of_file
+from gpu_align._symmetry._running import as_arguments, evaluation_mode
 from gpu_align._symmetry._spec import Block, PermutationSpec, StateDict, TensorSpec
 from gpu_align._symmetry._trace import discover
 from gpu_align._symmetry._verify import output_difference, tied_names
 from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of
+from gpu_align._symmetry._wrappers import unwrapped
 
 __all__ = [
     "Block",
     "Factor",
+    "Kept",
     "Module",
     "Outline",
     "Permutation",
@@ -32,20 +37,25 @@ __all__ = [
     "TensorSpec",
     "Weights",
     "apply_permutations",
+    "as_arguments",
     "axis_names",
     "balance",
     "chain_spec",
     "discover",
+    "evaluation_mode",
     "move",
     "multiply",
     "ops_without_rule",
     "outline",
     "output_difference",
+    "output_tensors",
     "part_elements",
     "part_ranges",
     "pins_by_reason",
     "rescale",
+    "spec_of_file",
     "stack",
     "tensors_of",
     "tied_names",
+    "unwrapped",
 ]

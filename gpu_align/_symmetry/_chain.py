@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from gpu_align._errors import SpecError
-from gpu_align._symmetry._axis import Axis, Factor
+from gpu_align._symmetry._axis import Axis
 from gpu_align._symmetry._spec import Group, PermutationSpec, Pin, StateDict, TensorSpec
 
 _ADVICE = (
@@ -60,7 +60,8 @@ def chain_spec(state_dict: StateDict) -> PermutationSpec:
     """Read a state dict as a chain: every layer feeds the next one and nothing else.
 
     Layers are Linear or Conv (weight [out, in, ...]) and norms (one-dimensional weight). A Linear
-    after a Conv may have a multiple of its channels as inputs: the map was flattened. Files do not
+    after a Conv that reads several places of each channel is refused: whether the map was flattened
+    with the channels first or last is not in the state dict. Files do not
     keep the order of layers, so it is read off the numbers in their names, or off their shapes
     where these leave one order only.
 
@@ -171,9 +172,13 @@ def _axes(chain: list[_Layer]) -> tuple[dict[str, Axis], dict[str, Axis]]:
     previous = Axis.fixed(chain[0].weight.shape[1])
     for layer in chain:
         size = len(layer.weight)
-        repeat = layer.weight.shape[1] // max(previous.size, 1)
-        factors = [*previous.factors(), *([Factor(repeat)] if repeat > 1 else [])]
-        inputs[layer.name] = Axis((tuple(factors),))
+        places = layer.weight.shape[1] // max(previous.size, 1)
+        if places > 1 and previous.size > 1:
+            raise SpecError(
+                f"{layer.name!r} reads {previous.size} channels of {places} places each, flattened "
+                f"with the channels first or last (as in ports from Keras); {_ADVICE}"
+            )
+        inputs[layer.name] = Axis.fixed(places) if previous.size == 1 else previous
         free = layer is not chain[-1] and size > 1
         widths[layer.name] = Axis.of_group(layer.name, size) if free else Axis.fixed(size)
         previous = widths[layer.name]

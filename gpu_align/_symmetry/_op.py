@@ -4,7 +4,7 @@ Here alone is looked at what torch keeps to itself: the schema of an op and the 
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -58,6 +58,19 @@ class Op:
         args, kwargs = fx.node.map_arg((self.node.args, dict(self.node.kwargs)), value)
         names = [argument.name for argument in self._schema.arguments] if self._schema else []
         return {**dict(zip(names, args, strict=False)), **kwargs}
+
+    def draws(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether it draws random numbers; dropout does so in training only.
+
+        Args:
+            arguments: what it is called with, see `arguments`.
+        """
+        target = self.node.target
+        if self._schema is None or torch.Tag.nondeterministic_seeded not in target.tags:  # type: ignore[union-attr]
+            return False
+        given = {a.name: a.default_value for a in self._schema.arguments} | dict(arguments)
+        is_training = all(given.get(name) is not False for name in ("train", "training"))
+        return is_training and all(given.get(name) != 0 for name in ("p", "dropout_p", "dropout"))
 
     def item(self, value: Callable[[fx.Node], Any]) -> Any:
         """Return the output that is taken out of several; None of what is not a tuple of them."""

@@ -1,6 +1,6 @@
 """Propagation: one walk through a traced graph that gives every value its axes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ def propagate(
     signature: ExportGraphSignature,
     tensors: Mapping[str, TensorAxes],
     ties: Mapping[str, str],
+    outputs: Sequence[tuple[fx.Node, str]],
 ) -> Traced:
     """Walk the graph and unify, refine and pin axes by the rules of its ops.
 
@@ -60,6 +61,7 @@ def propagate(
         signature: what its inputs are, in order.
         tensors: state-dict name -> its axes.
         ties: further name of a shared tensor -> its name in `tensors`.
+        outputs: the values that must stay as they are, each with the reason.
     """
     walk = _AxisWalk()
     inputs = iter(signature.input_specs)
@@ -78,8 +80,8 @@ def propagate(
             walk.computed += map(_with_units, tensors_in(walk.values[node]))
             used.update((stored[a], None) for a in node.all_input_nodes if a in stored)
         elif node.op == "output":
-            for argument in node.all_input_nodes:
-                _pin_all(walk.values[argument], "graph output")
+            for value, reason in outputs:
+                _pin_all(walk.values[value], reason)
         else:
             walk.values[node] = _pinned_like(node, "constant")
     walk.finish()
@@ -109,6 +111,8 @@ class _AxisWalk:
         if op.has_out:
             return self._pin_touched(node, f"op {op.name} with out=")
         arguments, shapes = op.arguments(self.values.__getitem__), op.shapes
+        if op.draws(arguments):
+            return self._pin_touched(node, f"noise of op {op.name}")
         rule = find_rule(AXIS_RULES, op.name, arguments)
         if rule is None or shapes is None:
             return self._pin_touched(node, f"op {op.name} has no rule")

@@ -14,6 +14,7 @@ from gpu_align._checkpoint import is_count
 from gpu_align._errors import SpecError, bullet_list
 from gpu_align._process import MODULES
 from gpu_align._symmetry._axis import Axis, Factor, Piece
+from gpu_align._symmetry._outputs import Kept
 
 StateDict = Mapping[str, Tensor]
 
@@ -146,6 +147,8 @@ class PermutationSpec:
         ties: further name of a shared tensor -> the name that is in `tensors`.
         pins: the fixed axes of parameters, with the op or the role that fixes each.
         norm_scales: layers whose rows a batch norm frees of their scale.
+        outputs: name of each output of the model that must stay as it is -> how many units that
+            something reads it alone holds in place; empty where there are not several.
         origin: a sentence on where the spec comes from, shown to the user.
 
     Source: the pair axes-to-perm / perm-to-axes of Git Re-Basin (Ainsworth et al., ICLR 2023,
@@ -158,6 +161,7 @@ class PermutationSpec:
     pins: tuple[Pin, ...] = ()
     origin: str = ""
     norm_scales: tuple[NormScale, ...] = ()
+    outputs: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for group in self.groups.values():
@@ -348,6 +352,7 @@ class PermutationSpec:
         draws: int = 3,
         seed: int = 0,
         tolerance: float = 1e-9,
+        outputs: Kept | None = None,
     ) -> float:
         """Check that random symmetries of `model` leave its outputs unchanged in float64.
 
@@ -365,6 +370,7 @@ class PermutationSpec:
             seed: seed of the draws and of the noise.
             tolerance: largest accepted relative difference of the outputs; at least 3.5e-4 if the
                 model has an op without a kernel for float64, which is then run in float32.
+            outputs: those that must stay, see `discover`; default all.
 
         Returns:
             The largest relative difference seen.
@@ -376,7 +382,7 @@ class PermutationSpec:
         from gpu_align._symmetry._verify import verify_spec
 
         with MODULES:
-            return verify_spec(self, model, example_inputs, draws, seed, tolerance)[0]
+            return verify_spec(self, model, example_inputs, draws, seed, tolerance, outputs)[0]
 
     def to_json(self) -> str:
         """Return the spec as a JSON document, read back by `from_json`."""

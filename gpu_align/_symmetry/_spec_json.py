@@ -30,6 +30,8 @@ def spec_to_json(spec: PermutationSpec) -> str:
     }
     if spec.norm_scales:
         document["norm_scales"] = [asdict(scale) for scale in spec.norm_scales]
+    if spec.outputs:
+        document["outputs"] = dict(spec.outputs)
     return json.dumps(document, indent=1)
 
 
@@ -60,6 +62,7 @@ def spec_from_json(text: str) -> PermutationSpec:
         pins=tuple(_pin(entry) for entry in _expect(data, "pins", list, optional=True)),
         origin=str(data.get("origin", "")),
         norm_scales=tuple(_norm_scale(entry) for entry in scales),
+        outputs=_outputs(_expect(data, "outputs", dict, optional=True)),
     )
 
 
@@ -107,6 +110,13 @@ def _names(entries: Iterable[object], key: str) -> list[str]:
             raise SpecError(f"expected names of tensors in the spec's {key!r}, got {entry!r}")
         names.append(entry)
     return names
+
+
+def _outputs(entries: dict[str, object]) -> dict[str, int]:
+    counts = {name: units for name, units in entries.items() if type(units) is int and units >= 0}
+    if len(counts) < len(entries):
+        raise SpecError(f"expected a number of units for each of the 'outputs', got {entries!r}")
+    return counts
 
 
 def _pin(entry: object) -> Pin:

@@ -1,37 +1,37 @@
 """discover: find the permutation symmetries of a model by tracing it."""
 
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from gpu_align._errors import ModelError
+from gpu_align._errors import folded
 from gpu_align._process import MODULES
 from gpu_align._symmetry._classes import AxisClass
 from gpu_align._symmetry._cuts import pin_cut_axes, pin_cut_off
+from gpu_align._symmetry._export import export
 from gpu_align._symmetry._flat_graph import flat_graph
 from gpu_align._symmetry._gauge._find import with_gauges
 from gpu_align._symmetry._gauge._norm_scale import find_norm_scales
 from gpu_align._symmetry._layout import layout, name_groups
 from gpu_align._symmetry._memory import memory_of, overlapping
+from gpu_align._symmetry._outputs import Kept, outputs_of_graph
 from gpu_align._symmetry._propagation import propagate
 from gpu_align._symmetry._spec import PermutationSpec, Pin, TensorSpec
 from gpu_align._symmetry._splits import TensorAxes
-from gpu_align._symmetry._untouched import untouched
-from gpu_align._symmetry._verify import (
-    SizeError,
-    as_arguments,
-    copied,
-    evaluation_mode,
-    verify_spec,
-)
+from gpu_align._symmetry._verify import SizeError, verify_spec
+from gpu_align._symmetry._wrappers import unwrapped
+
+_OUTPUT = "graph output"
 
 
 def discover(
-    model: nn.Module | ExportedProgram, example_inputs: object, *, verify: bool = True
+    model: nn.Module | ExportedProgram,
+    example_inputs: object,
+    *,
+    verify: bool = True,
+    outputs: Kept | None = None,
 ) -> PermutationSpec:
     """Find the groups of interchangeable units of a model.
 
@@ -42,83 +42,88 @@ def discover(
     batch of two or more, as a model may treat a batch of one in its own way.
 
     Args:
-        model: a module, or a program already exported with `torch.export`.
+        model: a module, or a program already exported with `torch.export`. DataParallel,
+            AveragedModel and `torch.compile` around a module are taken off.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; for an
             exported program it may be None, then its own example inputs are used.
         verify: check on random symmetries that the outputs do not change (float64).
+        outputs: the outputs that must stay as they are: a name (key or field) or number, or
+            several. Default: all of them. `spec.outputs` says how many units each holds in place.
 
     Returns:
         The spec; `spec.pins` says which axes stay fixed and why.
 
     Raises:
+        InputError: there is no such output.
         ModelError: the model cannot be traced or its forward fails.
         SpecError: the self-test failed.
     """
     with MODULES:
-        return _discover(model, example_inputs, verify=verify)
+        if isinstance(model, nn.Module):
+            model = unwrapped(model)
+        return _discover(model, example_inputs, outputs, verify=verify)
 
 
 def _discover(
-    model: nn.Module | ExportedProgram, example_inputs: object, *, verify: bool
+    model: nn.Module | ExportedProgram,
+    example_inputs: object,
+    outputs: Kept | None,
+    *,
+    verify: bool,
 ) -> PermutationSpec:
     module: nn.Module
     held: Mapping[str, object]
+    origin = f"traced from {type(model).__name__}"
     if isinstance(model, ExportedProgram):
         program, module, held = model, model.module(), model.state_dict
         example_inputs = program.example_inputs if example_inputs is None else example_inputs
+        origin = f"traced from {type(module).__name__}"
     else:
-        program, module, held = _export(model, example_inputs), model, model.state_dict()
+        (program, ignored), module, held = export(model, example_inputs), model, model.state_dict()
+        origin += f" without its output {folded(ignored, 3)}" if ignored else ""
     state = {name: tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
-    origin = f"traced from {type(module).__name__}"
-    spec = _build(program, state, origin)
+    spec = _build(program, state, origin, outputs)
     if not verify:
         return spec
     try:
-        return _verified(spec, module, example_inputs)
+        return _verified(spec, module, example_inputs, outputs)
     except SizeError:
-        spec = _build(program, state, origin, pin_cuts=True)
-        return _verified(spec, module, example_inputs)
+        spec = _build(program, state, origin, outputs, pin_cuts=True)
+        return _verified(spec, module, example_inputs, outputs)
 
 
-def _verified(spec: PermutationSpec, model: nn.Module, example_inputs: object) -> PermutationSpec:
+def _verified(
+    spec: PermutationSpec, model: nn.Module, example_inputs: object, outputs: Kept | None
+) -> PermutationSpec:
     """Return a spec that describes symmetries of a model, with a note if float64 did not do."""
-    _, note = verify_spec(spec, model, example_inputs, draws=1, seed=0, tolerance=1e-9)
+    _, note = verify_spec(
+        *(spec, model, example_inputs), draws=1, seed=0, tolerance=1e-9, outputs=outputs
+    )
     return replace(spec, origin=f"{spec.origin}, {note}") if note else spec
 
 
-def _export(model: nn.Module, example_inputs: object) -> ExportedProgram:
-    with untouched(model, weights=True), evaluation_mode(model), torch.no_grad():
-        args, kwargs = copied(as_arguments(example_inputs))
-        try:
-            model(*args, **kwargs)
-        except Exception as error:
-            raise ModelError(
-                f"the model's forward fails on the example inputs: {type(error).__name__}: {error}"
-                "; pass inputs of the shape, dtype and device that the model expects"
-            ) from error
-        try:
-            with warnings.catch_warnings():
-                # Recurrent layers keep a private list of their parameters.
-                warnings.filterwarnings("ignore", "The tensor attribute.* assigned during export")
-                return torch.export.export(model, args, kwargs, strict=False)
-        except Exception as error:
-            raise ModelError(
-                f"torch.export cannot trace the model: {type(error).__name__}: {error}; "
-                "remove control flow that depends on data, or pass a spec instead of a model"
-            ) from error
-
-
 def _build(
-    program: ExportedProgram, state: Mapping[str, Tensor], origin: str, *, pin_cuts: bool = False
+    program: ExportedProgram,
+    state: Mapping[str, Tensor],
+    origin: str,
+    outputs: Kept | None,
+    *,
+    pin_cuts: bool = False,
 ) -> PermutationSpec:
     """Find the symmetries in a program; `pin_cuts` leaves every axis fixed that it cuts."""
     tensors, ties = _fresh_axes(state)
-    traced = propagate(flat_graph(program), program.graph_signature, tensors, ties)
+    graph = flat_graph(program)
+    kept = outputs_of_graph(program, graph, outputs)
+    origin += "" if outputs is None else f" for its output {folded(_names(kept), 3)}"
+    signature = program.graph_signature
+    reasons = {name: f"{_OUTPUT} {name}" if len(kept) > 1 else _OUTPUT for _, name in kept}
+    pinned = [(value, reasons[name]) for value, name in kept]
+    traced = propagate(graph, signature, tensors, ties, pinned)
     pin_cut_off(traced)
     if pin_cuts:
         pin_cut_axes(traced)
     names, groups = name_groups(traced)
-    parameters = {ties.get(name, name) for name in program.graph_signature.parameters}
+    parameters = {ties.get(name, name) for name in signature.parameters}
     spec = PermutationSpec(
         groups=groups,
         tensors={
@@ -129,6 +134,7 @@ def _build(
         pins=tuple(_pins(tensors)),
         origin=origin,
         norm_scales=tuple(find_norm_scales(traced, state)),
+        outputs=_held(reasons, tensors) if len(kept) > 1 else {},
     )
     return with_gauges(spec, traced, names, state)
 
@@ -152,6 +158,24 @@ def _fresh_axes(state: Mapping[str, Tensor]) -> tuple[dict[str, TensorAxes], dic
         for axis in tensors[name]:
             axis.pin("shares memory in another layout", mixed=True)
     return tensors, ties
+
+
+def _names(kept: Iterable[tuple[object, str]]) -> list[str]:
+    return list(dict.fromkeys(name for _, name in kept if name))
+
+
+def _held(reasons: Mapping[str, str], tensors: Mapping[str, TensorAxes]) -> dict[str, int]:
+    """Return for each output how many units it holds in place that something reads.
+
+    What nothing reads are the units of the output itself.
+    """
+    read = {leaf for axes in tensors.values() for axis in axes[1:] for leaf in axis.leaves()}
+    sizes = [(leaf.pinned, leaf.size) for leaf in read if leaf.size > 1]
+    return {
+        name: sum(size for pinned, size in sizes if pinned == reason)
+        for name, reason in reasons.items()
+        if name
+    }
 
 
 def _pins(tensors: Mapping[str, TensorAxes]) -> Iterator[Pin]:

@@ -1,61 +1,43 @@
 """Function preservation: does a permuted state dict compute the same outputs?"""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from gpu_align._checkpoint import rename
 from gpu_align._errors import ModelError, SpecError
 from gpu_align._process import MODULES
 from gpu_align._symmetry._gauge._apply import rescale
 from gpu_align._symmetry._in_double import SHORT_TOLERANCE, InDouble, double
 from gpu_align._symmetry._memory import memory_of
+from gpu_align._symmetry._outputs import Kept, choose_outputs, output_tensors
+from gpu_align._symmetry._running import (
+    Arguments,
+    as_arguments,
+    copied,
+    evaluation_mode,
+    same_noise,
+)
 from gpu_align._symmetry._sizes import try_other_sizes
 from gpu_align._symmetry._spec import PermutationSpec, StateDict
 from gpu_align._symmetry._untouched import untouched
+from gpu_align._symmetry._wrappers import uncompiled, unwrapped
 
 if TYPE_CHECKING:
     from gpu_align._symmetry._permutation import Permutation
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of a forward."""
-
-
-def as_arguments(example_inputs: object) -> Arguments:
-    """Return example inputs as positional and keyword arguments.
-
-    A tensor is one argument, a tuple are positional ones, a dict keyword ones, and a pair of a
-    tuple and a dict are both.
-
-    Raises:
-        ModelError: they are none of these.
-    """
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, dict):
-        return (), example_inputs
-    if isinstance(example_inputs, tuple | list):
-        if [type(part) for part in example_inputs] == [tuple, dict]:
-            return example_inputs[0], example_inputs[1]
-        return tuple(example_inputs), {}
-    raise ModelError(
-        "expected example inputs as a tensor, a tuple of positional arguments or a dict of keyword "
-        f"arguments, got {type(example_inputs).__name__}"
-    )
-
-
-def copied(arguments: Arguments) -> Arguments:
-    """Return arguments that a forward may write into."""
-    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments)
-
 
 def output_difference(
-    model: nn.Module, example_inputs: object, first: StateDict, second: StateDict
+    model: nn.Module,
+    example_inputs: object,
+    first: StateDict,
+    second: StateDict,
+    *,
+    outputs: Kept | None = None,
 ) -> float:
     """Return how far the outputs under two state dicts are apart, computed in float64.
 
@@ -63,6 +45,7 @@ def output_difference(
         model: the module; it is run in evaluation mode and left as it was.
         example_inputs: see `as_arguments`.
         first, second: state dicts of the model; names that are missing keep the model's values.
+        outputs: those that are compared, see `discover`; default all.
 
     Returns:
         max |y2 - y1| / |y1| over all floating-point outputs, where outputs smaller than a tenth
@@ -72,24 +55,12 @@ def output_difference(
         ModelError: the forward fails.
     """
     with MODULES:
-        reference = _Reference(model, as_arguments(example_inputs))
+        inner = unwrapped(model)
+        names = inner.state_dict().keys()
+        if not first.keys() <= names:
+            first, second = (rename(state, names).state for state in (first, second))
+        reference = _Reference(inner, as_arguments(example_inputs), kept=outputs)
         return _difference(reference.outputs(first), reference.outputs(second))
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every submodule into evaluation mode and give each its own mode back.
-
-    An exported program has no modes: it stays as it was exported.
-    """
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class _Reference:
@@ -99,12 +70,17 @@ class _Reference:
         model: it is run in evaluation mode and left as it was.
         arguments: positional and keyword arguments.
         device: where it is run; by default its tensors stay where they are.
+        kept: the outputs that are looked at; all by default.
     """
 
     def __init__(
-        self, model: nn.Module, arguments: Arguments, device: torch.device | None = None
+        self,
+        model: nn.Module,
+        arguments: Arguments,
+        device: torch.device | None = None,
+        kept: Kept | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.kept = model, kept
         self.own = {
             name: double(tensor).to(device or tensor.device)
             for name, tensor in (
@@ -137,6 +113,8 @@ class _Reference:
                 torch.no_grad(),
                 untouched(self.model, weights=False),
                 evaluation_mode(self.model),
+                uncompiled(self.model),
+                same_noise({tensor.device for tensor in self.own.values()}),
                 InDouble(self.shortened),
             ):
                 result = torch.func.functional_call(
@@ -149,13 +127,13 @@ class _Reference:
         if self.written is None:
             buffers = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
             self.written = buffers | {k for k, t in given.items() if not torch.equal(t, run_on[k])}
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        outputs = output_tensors(result)
         if not outputs:
             raise ModelError(
                 f"the model returns no tensors that can be compared, but {type(result).__name__}; "
                 "return tensors, or register the type with torch.utils._pytree"
             )
-        return outputs
+        return [outputs[name] for name in choose_outputs(list(outputs), self.kept)]
 
     def _may_write(self, name: str) -> bool:
         """Whether forward may write into a tensor: it did, or it has not been run yet."""
@@ -178,16 +156,19 @@ def verify_spec(
     draws: int,
     seed: int,
     tolerance: float,
+    outputs: Kept | None,
 ) -> tuple[float, str]:
     """See `PermutationSpec.verify`; also say what was not computed in float64, if anything."""
     from gpu_align._symmetry._permutation import Permutation
 
+    if not spec.keys <= model.state_dict().keys():
+        model = unwrapped(model)
     generator = torch.Generator().manual_seed(seed)
     arguments = as_arguments(example_inputs)
-    reference = _Reference(model, arguments)
+    reference = _Reference(model, arguments, kept=outputs)
     state = {k: t for k, t in model.state_dict().items() if k in spec.keys}
-    outputs = reference.outputs(state)
-    if _difference(outputs, reference.outputs(state)) > 0:
+    as_it_is = reference.outputs(state)
+    if _difference(as_it_is, reference.outputs(state)) > 0:
         raise ModelError(
             "the model gives different outputs for the same inputs (dropout or noise that "
             "evaluation mode does not switch off, or a buffer that forward changes); make it "
@@ -203,7 +184,7 @@ def verify_spec(
             # Units move in the dtype of the weights, which is shorter; scales need float64.
             moved = {name: double(t) for name, t in permutation.apply(weights).items()}
             moved = rescale(spec, moved, units, rows)
-            before = outputs if weights is state else reference.outputs(weights)
+            before = as_it_is if weights is state else reference.outputs(weights)
             worst = max(worst, _difference(before, reference.outputs(moved)))
     if not worst <= tolerance:
         raise SpecError(
@@ -242,7 +223,7 @@ def _on_host(reference: _Reference, arguments: Arguments) -> _Reference:
         return reference
     cpu = torch.device("cpu")
     moved = tree_map(lambda x: x.to(cpu) if isinstance(x, Tensor) else x, arguments)
-    return _Reference(reference.model, moved, cpu)
+    return _Reference(reference.model, moved, cpu, reference.kept)
 
 
 def _verify_other_sizes(
