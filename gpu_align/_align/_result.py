@@ -118,6 +118,8 @@ class AlignmentResult(ResultRecord):
         batch_size: number of models that were aligned in one batch, this one included; less than
             the number of sources where these did not fit the memory together.
         ok: True; see `AlignmentFailure`.
+        index: place of the source among several, 0 for a single one.
+        name: of the source in a mapping, else its path, None if it was not a file.
         splits: what of the search did not fit into memory at once -> in what parts it was computed.
     """
 
@@ -128,6 +130,8 @@ class AlignmentResult(ResultRecord):
     assignments: int
     seed: int
     status: Status
+    index: int = 0
+    name: str | None = None
 
     def unwrap(self) -> "AlignmentResult":
         """Return this result; an `AlignmentFailure` raises its error instead."""
@@ -149,8 +153,8 @@ class AlignmentFailure:
     """Stands in the place of a result for a source that could not be aligned; others were.
 
     Attributes:
-        index: place of the source in the list.
-        name: its path, or None if it was not a file.
+        index: place of the source among the others.
+        name: of the source in a mapping, else its path, None if it was not a file.
         error: what `unwrap` raises; its message says what to mend.
         status: UNUSABLE for a source that cannot be read, does not fit the spec or is not finite,
             INTERRUPTED for one that was not begun, else why its assignments could not be solved.
