@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from torch import Tensor
 
+from gpu_align._align import _summary
 from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
 from gpu_align._checkpoint import atomic_write
 from gpu_align._errors import GpuAlignError, InputError
@@ -23,7 +24,7 @@ PRESERVED = 1e-9
 """Largest relative difference of outputs, in float64, that counts as the same function."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ResultRecord:
     """What is known about an answer but for its tensors: what a file keeps and a page shows.
 
@@ -52,6 +53,16 @@ class ResultRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     studies: Mapping[str, Any] = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return _summary.one_line(self)
+
+    def _repr_html_(self) -> str:
+        return _summary.html(self)
+
+    def summary(self) -> str:
+        """Return what is known in a few lines of text, for `print`."""
+        return _summary.text(_summary.rows(self))
 
     @property
     def function_preserved(self) -> bool | None:
@@ -86,7 +97,7 @@ class ResultRecord:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AlignmentResult(ResultRecord):
     """The permutation found, its distances and its certificate.
 
@@ -147,6 +158,16 @@ class AlignmentResult(ResultRecord):
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
+    def write_report(self, path: str | os.PathLike[str]) -> None:
+        """Write one HTML page with figures, as `gpu_align.write_report` does.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        import gpu_align  # the page is made above this room, which does not know who makes it
+
+        gpu_align.write_report(self, path)
+
 
 @dataclass(frozen=True)
 class AlignmentFailure:
@@ -167,6 +188,13 @@ class AlignmentFailure:
     name: str | None
     error: GpuAlignError
     status: Status
+
+    def __repr__(self) -> str:
+        reason = (str(self.error) or "no reason").splitlines()[0]
+        return (
+            f"AlignmentFailure(index={self.index}, name={self.name!r}, status={self.status.name}, "
+            f"error={type(self.error).__name__}: {reason[:200]})"
+        )
 
     def unwrap(self) -> NoReturn:
         """Raise the error."""

@@ -127,7 +127,7 @@ def example_input(text: str, generator: torch.Generator) -> Tensor:
     if dtype.is_floating_point:
         if high_text:
             raise InputError(f"--input-shape {text!r}: only integers have a number of tokens")
-        return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randn(shape, generator=generator, device="cpu").to(dtype)
     high = "2" if dtype == torch.bool and not high_text else high_text
     if not high.isdecimal() or int(high) < 1:
         raise InputError(
@@ -135,7 +135,7 @@ def example_input(text: str, generator: torch.Generator) -> Tensor:
             f"whole number from 1, got {high_text or 'none'!r}; write for instance "
             f"{shape_text}:{name}:100"
         )
-    return torch.randint(int(high), shape, generator=generator).to(dtype)
+    return torch.randint(int(high), shape, generator=generator, device="cpu").to(dtype)
 
 
 def _load_program(path: str) -> ExportedProgram:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from gpu_align._assignment import AbstractAssignmentSolver, AutoAssignment
 from gpu_align._device import RandomStream
 from gpu_align._problem import AlignmentProblem, Hypotheses
-from gpu_align._process import torch_threads
+from gpu_align._process import full_precision, torch_threads
 from gpu_align._search._clock import Clock, OutOfTime
 from gpu_align._search._run import Run
 from gpu_align._search._search import Search
@@ -183,5 +183,5 @@ def compute_threads(problem: AlignmentProblem) -> Iterator[None]:
     work = max(
         (math.prod(term.target.shape) * len(term.target) for term in problem.terms), default=0
     )
-    with torch_threads.held(single=work <= 2**25):
+    with torch_threads.held(single=work <= 2**25), full_precision():
         yield

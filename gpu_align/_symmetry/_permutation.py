@@ -2,21 +2,25 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpu_align._checkpoint import atomic_write
-from gpu_align._errors import CheckpointError, SpecError
+from gpu_align._errors import CheckpointError, SpecError, folded
+from gpu_align._symmetry._html import counted, html_table
 from gpu_align._symmetry._memory import memory_of
 from gpu_align._symmetry._move import move, multiply, one_of_each
 from gpu_align._symmetry._spec import Group, PermutationSpec, StateDict, TensorSpec
 from gpu_align._symmetry._weights import Weights, apart
 
+M = TypeVar("M", bound=nn.Module)
+_SHOWN = 20  # groups in the table of a notebook
 _SPEC_KEY = "gpu_align_spec"
 _SIGNS = "signs^"  # no group's name has this character
 
@@ -87,7 +91,9 @@ class Permutation:
     @classmethod
     def identity(cls, spec: PermutationSpec) -> "Permutation":
         """Return the permutation that moves nothing."""
-        return cls(spec, {name: torch.arange(spec.units(name)) for name in spec.groups})
+        return cls(
+            spec, {name: torch.arange(spec.units(name), device="cpu") for name in spec.groups}
+        )
 
     @classmethod
     def random(
@@ -96,15 +102,58 @@ class Permutation:
         """Return a permutation drawn uniformly from all symmetries of the spec, signs included."""
         perms, signs = {}, {}
         for name, group in spec.groups.items():
-            inside = torch.rand(spec.units(name) // group.size, group.size, generator=generator)
+            inside = torch.rand(
+                spec.units(name) // group.size,
+                group.size,
+                dtype=torch.float32,
+                generator=generator,
+                device="cpu",
+            )
             perms[name] = inside.argsort(1)
             if group.signed:
-                draw = torch.randint(2, (spec.units(name),), generator=generator)
+                draw = torch.randint(2, (spec.units(name),), generator=generator, device="cpu")
                 signs[name] = 2 * draw - 1
         for name, group in spec.groups.items():
             if group.parent is not None:
                 perms[name] += group.size * perms[group.parent].reshape(-1, 1)
         return cls(spec, {name: perm.reshape(-1) for name, perm in perms.items()}, signs)
+
+    def __repr__(self) -> str:
+        return f"Permutation({', '.join(self._facts().values())})"
+
+    def _repr_html_(self) -> str:
+        units = {n: f"{moved} of {self.spec.units(n)} moved" for n, moved in self.moved().items()}
+        shown = dict(itertools.islice(units.items(), _SHOWN))
+        more = {"...": f"{len(units) - _SHOWN} more"} if len(units) > _SHOWN else {}
+        return html_table(repr(self), shown | more)
+
+    def _facts(self) -> dict[str, str]:
+        """Return what it does in few words."""
+        units = sum(map(self.spec.units, self.spec.groups))
+        facts = {
+            "groups": counted(len(self.perms), "group"),
+            "moved": f"{sum(self.moved().values())} of {counted(units, 'unit')} moved",
+        }
+        negated = sum(int((sign < 0).sum()) for sign in self.signs.values())
+        return facts | ({"negated": f"{negated} negated"} if negated else {})
+
+    def __getitem__(self, group: str) -> Tensor:
+        """Return the index vector of a group, int64 [units]: `perms[group]`."""
+        if group not in self.perms:
+            raise KeyError(f"no group {group!r}; the groups are {folded(list(self.perms), 20)}")
+        return self.perms[group]
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names of the groups."""
+        return iter(self.perms)
+
+    def __len__(self) -> int:
+        """Return the number of groups."""
+        return len(self.perms)
+
+    def keys(self) -> KeysView[str]:
+        """Return the names of the groups, so that `dict(permutation)` is `perms`."""
+        return self.perms.keys()
 
     def inverse(self) -> "Permutation":
         """Return the permutation that undoes this one."""
@@ -138,25 +187,39 @@ class Permutation:
     def moved(self) -> dict[str, int]:
         """Return for each group how many units change place or sign."""
         return {
-            name: int(((perm != torch.arange(len(perm))) | (self._sign(name) < 0)).sum())
+            name: int(
+                ((perm != torch.arange(len(perm), device="cpu")) | (self._sign(name) < 0)).sum()
+            )
             for name, perm in self.perms.items()
         }
 
-    def apply(self, state_dict: StateDict) -> dict[str, Tensor]:
-        """Return the state dict with its units reordered.
+    @overload
+    def apply(self, state_dict: M) -> M: ...
+
+    @overload
+    def apply(self, state_dict: StateDict) -> dict[str, Tensor]: ...
+
+    def apply(self, state_dict: StateDict | nn.Module) -> dict[str, Tensor] | nn.Module:
+        """Return the state dict with its units reordered; a module is reordered in place.
 
         Tensors without a group are passed on as they are; names that share one tensor share the
         result.
 
         Args:
-            state_dict: name -> tensor, any dtype, on any device.
+            state_dict: name -> tensor, any dtype, on any device; or a module, whose tensors are
+                replaced as `load_state_dict` does it.
 
         Returns:
-            The same names in the same order, dtypes and devices kept.
+            The same names in the same order, dtypes and devices kept; or the module itself.
 
         Raises:
             SpecError: names or shapes do not fit the spec.
         """
+        if isinstance(state_dict, nn.Module):
+            state = state_dict.state_dict()
+            tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+            state_dict.load_state_dict({**state, **self.apply(tensors)})
+            return state_dict
         self.spec.validate(state_dict)
         return _applied(self.spec, state_dict, one_of_each(self.perms), one_of_each(self.signs))
 
@@ -221,7 +284,7 @@ def _rows(stacks: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor
 
 def _check_perm(name: str, perm: Tensor, units: int) -> None:
     right = perm.dtype == torch.int64 and perm.shape[1:] == (units,)
-    if not right or not bool((perm.sort(1).values == torch.arange(units)).all()):
+    if not right or not bool((perm.sort(1).values == torch.arange(units, device="cpu")).all()):
         raise SpecError(
             f"group {name!r}: expected an int64 permutation of range({units}), got "
             f"{perm.dtype} of shape {list(perm.shape[1:])}"

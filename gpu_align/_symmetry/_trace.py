@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,15 @@ def discover(
         ModelError: the model cannot be traced or its forward fails.
         SpecError: the self-test failed.
     """
-    with MODULES:
+    with MODULES, _mode_of(model):
         return _discover(model, example_inputs, verify)
+
+
+def _mode_of(model: nn.Module | ExportedProgram) -> AbstractContextManager[object]:
+    """Return inference mode for a module that was made in it: elsewhere it cannot be traced."""
+    if isinstance(model, nn.Module) and any(p.is_inference() for p in model.parameters()):
+        return torch.inference_mode()
+    return nullcontext()
 
 
 def _discover(
