@@ -19,7 +19,7 @@ from gpu_align import (
     load_checkpoint,
     save_checkpoint,
 )
-from gpu_align._cli import app
+from gpu_align._cli._main import app
 
 
 @pytest.fixture

@@ -687,7 +687,7 @@ def test_source_is_not_replaced_by_an_interrupted_search(
     before = Path("1.safetensors").read_bytes()
     result = invoke_interrupted(monkeypatch, "-o", "1.safetensors")
     assert result.exit_code == 1
-    assert "--sweeps 1" in result.stderr
+    assert "--steps 1" in result.stderr
     assert Path("1.safetensors").read_bytes() == before
     assert "nothing was written" not in result.stdout
     assert invoke("-o", "1.safetensors", "--resume").exit_code == 0

@@ -70,6 +70,7 @@ class Pair:
             for path, key in zip((self.source, self.target), self.keys, strict=True)
         )
         outputs.check(source, target, self.spec)
+        digests = outputs.digests(source)
         screen.stage("finding symmetries")
         model = load_model(self.model, self.input_shape, settings.seed)
         spec = read_spec(self.spec, model)
@@ -89,7 +90,7 @@ class Pair:
                 result = _with_beam_widths(result, source, target, settings.metric)
             screen.stage("writing")
             title = f"{self.source.name} to {self.target.name}"
-            written, failure = write_and_discard(outputs, result, source, title, store)
+            written, failure = write_and_discard(outputs, result, source, title, store, digests)
         warnings = list(source.warnings) if "out" in written else []
         if model is None and spec is None:
             warnings.append(UNCHECKED)

@@ -132,7 +132,12 @@ class SearchStore:
 
     def discard(self) -> None:
         """Remove the file: the search has ended and its result is in safety."""
-        self._newest = self._written = None
+        self._newest = None
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the file before the last of the result is written; `flush` writes it again."""
+        self._written = None
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:

@@ -7,22 +7,18 @@ from dataclasses import dataclass, field
 from typing import TypeVar, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gpu_align._checkpoint import atomic_write
-from gpu_align._errors import CheckpointError, SpecError, folded
+from gpu_align._errors import SpecError, folded
 from gpu_align._symmetry._html import counted, html_table
 from gpu_align._symmetry._memory import memory_of
 from gpu_align._symmetry._move import move, multiply, one_of_each
+from gpu_align._symmetry._permutation_file import read_vectors, write_vectors
 from gpu_align._symmetry._spec import Group, PermutationSpec, StateDict, TensorSpec
 from gpu_align._symmetry._weights import Weights, apart
 
 M = TypeVar("M", bound=nn.Module)
 _SHOWN = 20  # groups in the table of a notebook
-_SPEC_KEY = "gpu_align_spec"
-_SIGNS = "signs^"  # no group's name has this character
 
 
 @dataclass(frozen=True)
@@ -229,10 +225,7 @@ class Permutation:
         Raises:
             CheckpointError: the file cannot be written.
         """
-        tensors = {name: perm.contiguous() for name, perm in self.perms.items()}
-        tensors |= {_SIGNS + name: sign.contiguous() for name, sign in self.signs.items()}
-        with atomic_write(path, CheckpointError) as temporary:
-            save_file(tensors, temporary, metadata={_SPEC_KEY: self.spec.to_json()})
+        write_vectors(path, self.perms, self.signs, self.spec.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Permutation":
@@ -240,23 +233,9 @@ class Permutation:
 
         Raises:
             CheckpointError: the file cannot be read or holds no permutation.
+            SpecError: its spec cannot be read, or its vectors are no permutation.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                spec = (file.metadata() or {}).get(_SPEC_KEY)
-                held = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"cannot read {os.fspath(path)!r} as a permutation file: {error}; expected a file "
-                "written by `gpu-align align --permutation` or Permutation.save"
-            ) from error
-        if spec is None:
-            raise CheckpointError(
-                f"{os.fspath(path)!r} is a safetensors file without a permutation; expected one "
-                "written by `gpu-align align --permutation` or Permutation.save"
-            )
-        signs = {n.removeprefix(_SIGNS): t for n, t in held.items() if n.startswith(_SIGNS)}
-        perms = {name: tensor for name, tensor in held.items() if not name.startswith(_SIGNS)}
+        perms, signs, spec = read_vectors(path)
         return cls(PermutationSpec.from_json(spec), perms, signs)
 
 
@@ -283,7 +262,8 @@ def _rows(stacks: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor
 
 
 def _check_perm(name: str, perm: Tensor, units: int) -> None:
-    right = perm.dtype == torch.int64 and perm.shape[1:] == (units,)
+    is_plain = isinstance(perm, Tensor) and perm.layout == torch.strided and not perm.is_meta
+    right = is_plain and perm.dtype == torch.int64 and perm.shape[1:] == (units,)
     if not right or not bool((perm.sort(1).values == torch.arange(units, device="cpu")).all()):
         raise SpecError(
             f"group {name!r}: expected an int64 permutation of range({units}), got "
@@ -307,7 +287,10 @@ def _check_signs(spec: PermutationSpec, name: str, sign: Tensor) -> None:
         raise SpecError(
             f"{name!r} is not a signed group; expected signs for the groups {signed} only"
         )
-    if sign.shape[1:] != (spec.units(name),) or not bool((sign.abs() == 1).all()):
+    # Older files and callers may have floats; bool and complex numbers are no signs.
+    is_real = sign.is_floating_point() or (not sign.is_complex() and sign.dtype.is_signed)
+    right = is_real and sign.shape[1:] == (spec.units(name),)
+    if not right or not bool((sign.abs() == 1).all()):
         raise SpecError(
             f"group {name!r}: expected a sign of 1 or -1 for each unit, [{spec.units(name)}], got "
             f"{sign.dtype} of shape {list(sign.shape[1:])}"
