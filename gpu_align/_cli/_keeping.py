@@ -4,12 +4,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import typer
-
 from gpu_align._align import AlignmentResult
 from gpu_align._checkpoint import Checkpoint
 from gpu_align._cli._outputs import Outputs, check_unchanged, joined
-from gpu_align._cli._terminal import warn
+from gpu_align._cli._terminal import say, warn
 from gpu_align._errors import GpuAlignError, InputError
 from gpu_align._interrupt import uninterrupted
 from gpu_align._search import SearchStore
@@ -112,4 +110,4 @@ def tell_how_to_continue(store: SearchStore | None, unwritten: Path | None = Non
     text = f"to continue, run the same command with --resume: the search is kept in {store.path}"
     if unwritten is not None:
         text += f"; with --resume --steps 1 it only writes the best found so far to {unwritten}"
-    typer.echo(text, err=True)
+    say(text)

@@ -8,6 +8,7 @@ import typer
 
 from gpu_align._align import AlignmentResult, Settings, align_networks
 from gpu_align._checkpoint import Checkpoint, load_checkpoint
+from gpu_align._cli._failure import Failure
 from gpu_align._cli._keeping import keeping, tell_how_to_continue, write_and_discard
 from gpu_align._cli._model import load_model, read_spec
 from gpu_align._cli._outputs import Outputs, check_preserved
@@ -109,22 +110,24 @@ def tell(
     """Print what came of it.
 
     Raises:
-        Exit: it was interrupted; GpuAlignError: an output could not be written.
+        Exit: it was interrupted, or an output could not be written.
     """
     result, interrupted = done.result, done.result.status is Status.INTERRUPTED
+    failure = None if done.failure is None else Failure.of(done.failure)
     for warning in done.warnings:
         warn(warning)
     if as_json:
         names = {"source": str(pair.source), "target": str(pair.target), "written": done.written}
-        print_json({**result.to_json(), **names, "warnings": done.warnings})
+        failed = {} if failure is None else failure.document()
+        print_json({**result.to_json(), **names, "warnings": done.warnings, **failed})
     elif not quiet:
         print_summary(result, pair.source, pair.target)
         if done.written or outputs.state is None:
             print_written(done.written, "-o, --permutation or --json-file")
-    if done.failure is not None or interrupted:
+    if failure is not None or interrupted:
         tell_how_to_continue(store, None if "out" in done.written else outputs.out)
-    if done.failure is not None:
-        raise done.failure
+    if failure is not None:
+        raise failure.tell(as_json=False)
     if interrupted:
         raise typer.Exit(1)
 
