@@ -86,7 +86,7 @@ class ResultRecord:
         """Read the form written by `to_json`, or by an earlier release, which says less.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: it has another form.
+            KeyError, TypeError, ValueError, AttributeError, OverflowError: it has another form.
         """
         names = {entry.name for entry in fields(ResultRecord)}
         values = {name: data[name] for name in names if data.get(name) is not None}
@@ -221,28 +221,68 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
+def _text(value: Any) -> str:
+    return _expected(value, str, isinstance(value, str))
+
+
+def _whole(value: Any) -> int:
+    return _expected(value, int, type(value) is int)
+
+
+def _number(value: Any) -> float:
+    return float(_expected(value, float, type(value) in (int, float)))
+
+
+def _expected(value: Any, kind: type, is_one: bool) -> Any:
+    if not is_one:
+        raise TypeError(f"expected a value of {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
 def _read_group(entry: Mapping[str, Any]) -> GroupReport:
     """Read a group; results of earlier releases do not say what is inside it."""
     inside = tuple(Inside(**child) for child in entry.get("inside") or ())
-    return GroupReport(**{**entry, "inside": inside})
+    group = GroupReport(**{**entry, "inside": inside})
+    parts: tuple[GroupReport | Inside, ...] = (group, *inside)
+    for part in parts:
+        _text(part.name)
+        _whole(part.units)
+        _whole(part.moved)
+    for name in ("distance_before", "distance_after", "primal", "dual", "gap"):
+        _number(getattr(group, name))
+    return group
+
+
+def _read_step(entry: Mapping[str, Any]) -> Progress:
+    step = Progress.from_json(entry)
+    _text(step.stage)
+    _whole(step.step)
+    for number in (step.best_distance, step.seconds):
+        _number(number)
+    return step
 
 
 def _read_matrix(entry: Mapping[str, Any]) -> CostMatrix:
     matrix = CostMatrix(**entry)
-    shapes = {(len(rows), *(len(row) for row in rows)) for rows in (matrix.before, matrix.after)}
     side = len(matrix.before)
-    if shapes != {(side,) * (side + 1)}:
-        raise ValueError(f"the cost matrix of {matrix.group!r} is not square")
+    for rows in (matrix.before, matrix.after):
+        if {len(rows), *(len(row) for row in rows)} != {side}:
+            raise ValueError(f"the cost matrix of {matrix.group!r} is not square")
+        for row in rows:
+            for cost in row:
+                _number(cost)
     return matrix
 
 
 _NUMBERS = ("distance", "distance_before", "lower_bound", "function_difference", "seconds")
 _READERS: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys((*_NUMBERS, "log10_symmetries"), float),
+    **dict.fromkeys((*_NUMBERS, "log10_symmetries"), _number),
+    **dict.fromkeys(("metric", "function_note", "search", "device", "origin"), _text),
+    **dict.fromkeys(("assignments", "seed", "batch_size"), _whole),
     "status": lambda name: Status[name.upper()],
     "groups": lambda entries: tuple(map(_read_group, entries)),
     "outline": Outline.from_json,
-    "history": lambda entries: tuple(Progress.from_json(entry) for entry in entries),
+    "history": lambda entries: tuple(map(_read_step, entries)),
     "cost_matrix": _read_matrix,
     **dict.fromkeys(("versions", "studies", "splits"), lambda entries: dict(entries.items())),
 }
@@ -258,7 +298,8 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        # Text that is not UTF-8 and numbers of thousands of digits are a ValueError.
         raise InputError(f"cannot read {os.fspath(path)!r}: {error}; {advice}") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise InputError(f"{os.fspath(path)!r} is not a result ({SCHEMA}); {advice}")

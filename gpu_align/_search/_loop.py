@@ -110,7 +110,7 @@ def _loop(
             state = search.init(run, start)
             _keep(run, store, state, best)
         while (status := state.finished or clock.spent(state)) is None:
-            state = replace(search.step(run, state), step=state.step + 1)
+            state = replace(_next(run, search, state, store), step=state.step + 1)
             if state.hypotheses is not known:
                 run.executor.check()
                 best, known = _better(run, best, state.hypotheses), state.hypotheses
@@ -124,6 +124,18 @@ def _loop(
         if store is not None:
             store.flush()
     return _outcome(run, state, _better(run, best, state.hypotheses), status)
+
+
+def _next(run: Run, search: Search, state: State, store: SearchStore | None) -> State:
+    """Do a step; memory from a file that nobody vouches for may be another search's."""
+    if store is None or not store.is_unproved(state):
+        return search.step(run, state)
+    try:
+        return search.step(run, state)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise store.unusable(
+            f"its first step fails ({type(error).__name__}: {str(error)[:100]})"
+        ) from error
 
 
 def _keep(run: Run, store: SearchStore | None, state: State, best: Hypotheses) -> None:

@@ -287,8 +287,9 @@ def _check_signs(spec: PermutationSpec, name: str, sign: Tensor) -> None:
         raise SpecError(
             f"{name!r} is not a signed group; expected signs for the groups {signed} only"
         )
-    # Older files and callers may have floats; bool and complex numbers are no signs.
-    is_real = sign.is_floating_point() or (not sign.is_complex() and sign.dtype.is_signed)
+    # Callers may have floats; bool, complex and unsigned numbers are no signs.
+    is_real = sign.dtype.is_signed and not sign.is_complex()
+    is_real = is_real and (sign.dtype.itemsize > 1 or sign.dtype == torch.int8)
     right = is_real and sign.shape[1:] == (spec.units(name),)
     if not right or not bool((sign.abs() == 1).all()):
         raise SpecError(
