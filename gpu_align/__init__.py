@@ -9,6 +9,7 @@ when a search runs on a GPU.
 """
 
 import importlib
+import importlib.metadata
 import typing
 
 if typing.TYPE_CHECKING:
@@ -33,6 +34,7 @@ if typing.TYPE_CHECKING:
         UnavailableError,
     )
     from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
+    from gpu_align._report import write_report as write_report
     from gpu_align._search import (
         Annealing,
         BeamDescent,
@@ -52,6 +54,8 @@ if typing.TYPE_CHECKING:
     )
     from gpu_align._status import Status
     from gpu_align._symmetry import Permutation, PermutationSpec, chain_spec, discover
+
+    __version__: str
 
 __all__ = [
     "METRICS",
@@ -108,10 +112,17 @@ _ROOMS = (
 )
 """Where the names are, from the ground up, so that none loads more than what it stands on."""
 
+_PAGES = ("write_report",)
+"""Names that `import *` leaves out, as they load matplotlib."""
+
 if not typing.TYPE_CHECKING:  # else a name that does not exist would have a type
 
     def __getattr__(name: str) -> object:
-        for room in _ROOMS if name in __all__ else ():
+        if name == "__version__":
+            globals()[name] = importlib.metadata.version("gpu-align")
+            return globals()[name]
+        rooms = ("_report",) if name in _PAGES else _ROOMS if name in __all__ else ()
+        for room in rooms:
             module = importlib.import_module(f"gpu_align.{room}")
             if hasattr(module, name):
                 globals()[name] = getattr(module, name)
@@ -119,4 +130,4 @@ if not typing.TYPE_CHECKING:  # else a name that does not exist would have a typ
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__, *_PAGES, "__version__"})

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -11,6 +11,16 @@ MODULES = threading.RLock()
 
 Tracing is for one thread at a time, and a module that runs has other parameters for that time.
 """
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Leave the caller's autocast, in which products would have the bits of bfloat16."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 class _TorchThreads:

@@ -270,7 +270,6 @@ def test_cost_matrix_is_of_row_distances() -> None:
 
 
 REFUSED = {
-    "empty_list": (lambda s: align([], s), InputError),
     "number": (lambda s: align(3, s), InputError),
     "metric": (lambda s: align(s, s, metric="nope"), InputError),
     "device": (lambda s: align(s, s, device="tpu"), InputError),

@@ -1,41 +1,46 @@
 """align: from networks to permutations with their certificates."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar, overload
 
+import torch
 from torch import nn
 
 from gpu_align._align._hugging_face import model_beside
 from gpu_align._align._many import Aligned, align_state_dicts
 from gpu_align._align._networks import Model, Network, check_ties, state_of
 from gpu_align._align._result import AlignmentFailure, AlignmentResult
-from gpu_align._align._settings import Settings
+from gpu_align._align._settings import Settings, checked_spec
+from gpu_align._align._sources import Sources
+from gpu_align._align._tensors import separate
 from gpu_align._checkpoint import rename
-from gpu_align._device import choose_engine
-from gpu_align._errors import InputError
-from gpu_align._problem import Metric, as_metric
+from gpu_align._errors import InputError, ModelError, SpecError
+from gpu_align._problem import Metric
 from gpu_align._search import Budget, ProgressCallback, Search, SearchStore
 from gpu_align._status import Status
 from gpu_align._symmetry import Kept, PermutationSpec, StateDict, chain_spec
 
 T = TypeVar("T")
-Networks = list[Network] | tuple[Network, ...] | Iterator[Network]
+Key = TypeVar("Key", bound=Hashable)
+
+_TRACED = 3
+"""Most modules that are tried for the symmetries: one may be broken, all of them rarely are."""
 
 
 @overload
-def align(
+def align(  # type: ignore[overload-overlap]
     source: Network,
     target: Network,
     *,
     spec: PermutationSpec | None = None,
     example_inputs: object = None,
     outputs: Kept | None = None,
-    search: Search | None = None,
+    search: Search | str | None = None,
     metric: str | Metric = "l2",
-    device: str = "auto",
+    device: str | torch.device = "auto",
     seed: int = 0,
     budget: Budget | None = None,
     progress: ProgressCallback | None = None,
@@ -43,16 +48,33 @@ def align(
 
 
 @overload
-def align(
-    source: Networks,
+def align(  # type: ignore[overload-overlap]
+    source: Mapping[Key, Network],
     target: Network,
     *,
     spec: PermutationSpec | None = None,
     example_inputs: object = None,
     outputs: Kept | None = None,
-    search: Search | None = None,
+    search: Search | str | None = None,
     metric: str | Metric = "l2",
-    device: str = "auto",
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    budget: Budget | None = None,
+    progress: ProgressCallback | None = None,
+) -> dict[Key, AlignmentResult | AlignmentFailure]: ...
+
+
+@overload
+def align(
+    source: Iterable[Network],
+    target: Network,
+    *,
+    spec: PermutationSpec | None = None,
+    example_inputs: object = None,
+    outputs: Kept | None = None,
+    search: Search | str | None = None,
+    metric: str | Metric = "l2",
+    device: str | torch.device = "auto",
     seed: int = 0,
     budget: Budget | None = None,
     progress: ProgressCallback | None = None,
@@ -60,25 +82,25 @@ def align(
 
 
 def align(
-    source: Network | Networks,
+    source: Network | Mapping[Key, Network] | Iterable[Network],
     target: Network,
     *,
     spec: PermutationSpec | None = None,
     example_inputs: object = None,
     outputs: Kept | None = None,
-    search: Search | None = None,
+    search: Search | str | None = None,
     metric: str | Metric = "l2",
-    device: str = "auto",
+    device: str | torch.device = "auto",
     seed: int = 0,
     budget: Budget | None = None,
     progress: ProgressCallback | None = None,
-) -> AlignmentResult | list[AlignmentResult | AlignmentFailure]:
+) -> AlignmentResult | list[Aligned] | dict[Key, Aligned]:
     """Find the permutation of the source's units that brings it closest to the target.
 
     Args:
         source: the network whose units are reordered: a module, a state dict, or the path of a
-            checkpoint; or a list, tuple or iterator of them, aligned to one target together, in
-            as few batches as fit the memory.
+            checkpoint; or any iterable of them, or a mapping of names to them, aligned to one
+            target together, in as few batches as fit the memory.
         target: the network that stays.
         spec: the symmetries of both. Default: discovered from whichever network is a module,
             which needs `example_inputs`; else from the model of Hugging Face transformers that a
@@ -88,39 +110,40 @@ def align(
         outputs: the outputs of the module that must stay as they are: a name (key or field) or
             number, or several. Default: all of them; of a model of transformers with logits all
             but states beside them.
-        search: how to look; default `Portfolio.for_problem`, which spends on each of several
-            sources what it would spend on it alone: for thousands of them name a cheaper one.
+        search: how to look, a search or its name on the command line; default
+            `Portfolio.for_problem`, which spends on each of several sources what it would spend
+            on it alone: for thousands of them name a cheaper one.
         metric: "l2", "normalized", "standardized", "row" or a Metric.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu" or "cuda", or a `torch.device` of these.
         seed: of the search; same seed, same result, unless a budget of seconds ends it.
         budget: of steps or seconds; several batches share the seconds.
         progress: called after every step of the search; of several batches its stage says which.
 
     Returns:
-        The result; its `state_dict` computes the same function as the source. For several sources
-        a list in their order, in which an `AlignmentFailure` stands for each source that cannot
-        be read, does not fit the spec, is not finite or cannot be solved; such a source does not
-        stop the others, and if all are such the list has nothing else.
+        The result; its `state_dict` computes the same function as the source, and shares no memory
+        with it. For several sources a list in their order, or a dict with their names, in which
+        an `AlignmentFailure` stands for each source that cannot be read, does not fit the spec,
+        is not finite or cannot be solved; such a source does not stop the others, and if all are
+        such there is nothing else. No sources give an empty list or dict.
 
     Raises:
         InputError: an argument other than one of several sources cannot be used; its children
             SpecError, CheckpointError, ModelError and UnavailableError say what is wrong.
         AssignmentError: the assignments of a single source could not be solved.
     """
-    if isinstance(source, list | tuple | Iterator):
-        sources, is_single = list(source), False
-    else:
-        sources, is_single = [source], True
+    sources = Sources.of(source)
+    settings = Settings.of(search, metric, device, seed, budget, progress)
     found = align_networks(
-        sources,
+        sources.networks,
         target,
-        Settings(search, as_metric(metric), choose_engine(device), seed, budget, progress),
-        spec=spec,
+        settings,
+        spec=checked_spec(spec),
         example_inputs=example_inputs,
         outputs=outputs,
-        throw=is_single,
+        names=sources.names,
+        throw=sources.is_single,
     )
-    return found[0].unwrap() if is_single else found
+    return sources.collected([result.unwrap() for result in found] if sources.is_single else found)
 
 
 def align_networks(
@@ -132,6 +155,7 @@ def align_networks(
     model: Model | None = None,
     example_inputs: object = None,
     outputs: Kept | None = None,
+    names: Sequence[str | None] = (None,),
     throw: bool = False,
     store: SearchStore | None = None,
 ) -> list[Aligned]:
@@ -142,24 +166,20 @@ def align_networks(
         settings: how.
         model: what is traced, and run for networks that are no modules. Default: one of the
             networks with the example inputs, if a module is among them.
+        names: of the sources, for their results.
         throw: whether the error of a source is raised, in place of a failure in its place.
         store: where the search of a single source is kept, and resumed from.
     """
     if not sources:
-        raise InputError("expected at least one source to align, got an empty list")
+        return []
     networks = dict(enumerate(sources))
     target_state = state_of(target)
     states, unread = _attempt(state_of, networks, throw=throw)
     readable = {index: networks[index] for index in states}
     if model is None:
-        module = _some_module(target, target_state, readable.values())
-        if module is not None:
-            model = Model(module, example_inputs, outputs)
-        elif spec is None:
-            described = [target, *readable.values()]
-            model = model_beside(described, target_state, example_inputs, outputs)
-    if spec is None:
-        spec = chain_spec(target_state) if model is None else model.find_spec()
+        model, spec = _found(target, target_state, readable.values(), example_inputs, outputs, spec)
+    elif spec is None:
+        spec = model.find_spec()
     check_ties(target, spec)
     untied, tied = _attempt(partial(check_ties, spec=spec), readable, throw=throw)
     renamed = {index: rename(states[index], spec.keys) for index in untied}
@@ -173,12 +193,11 @@ def align_networks(
     )
     found: dict[int, Aligned] = {**unread, **tied}
     for index, outcome in zip(untied, outcomes, strict=True):
-        if isinstance(outcome, AlignmentFailure):
-            outcome = replace(outcome, index=index, name=_name(networks[index]))
-        else:
-            outcome = replace(outcome, state_dict=renamed[index].restore(outcome.state_dict))
+        if isinstance(outcome, AlignmentResult):
+            state = separate(renamed[index].restore(outcome.state_dict), states[index])
+            outcome = replace(outcome, state_dict=state)
         found[index] = outcome
-    return [found[index] for index in networks]
+    return [replace(found[index], index=index, name=names[index]) for index in networks]
 
 
 def _attempt(
@@ -193,20 +212,48 @@ def _attempt(
         except InputError as error:
             if throw:
                 raise
-            failures[index] = AlignmentFailure(index, _name(network), error, Status.UNUSABLE)
+            failures[index] = AlignmentFailure(index, None, error, Status.UNUSABLE)
     return values, failures
 
 
-def _name(network: Network) -> str | None:
-    return os.fspath(network) if isinstance(network, str | os.PathLike) else None
+def _found(
+    target: Network,
+    target_state: StateDict,
+    sources: Collection[Network],
+    example_inputs: object,
+    outputs: Kept | None,
+    spec: PermutationSpec | None,
+) -> tuple[Model | None, PermutationSpec]:
+    """Return the model to trace and run, None if there is none, and the spec.
+
+    A source that cannot be traced leaves it to the next one.
+    """
+    modules = _modules(target, target_state, sources)
+    models = [Model(module, example_inputs, outputs) for module in modules]
+    if spec is not None:
+        return (models[0] if models else None), spec
+    if not models:
+        model = model_beside([target, *sources], target_state, example_inputs, outputs)
+        return (None, chain_spec(target_state)) if model is None else (model, model.find_spec())
+    refused: InputError | None = None
+    for model in models[:_TRACED]:
+        try:
+            return model, model.find_spec()
+        except (ModelError, SpecError) as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
 
 
-def _some_module(
+def _modules(
     target: Network, target_state: StateDict, sources: Iterable[Network]
-) -> nn.Module | None:
-    """Return the target, else the first source of its names and shapes, else any, that is one."""
+) -> list[nn.Module]:
+    """Return the target alone if it is a module, else the sources that are, likely ones first.
+
+    These have the names and shapes of the target and are finite.
+    """
     if isinstance(target, nn.Module):
-        return target
+        return [target]
     modules = [source for source in sources if isinstance(source, nn.Module)]
     shapes = {name: tensor.shape for name, tensor in target_state.items()}
 
@@ -217,7 +264,8 @@ def _some_module(
             bool(tensor.isfinite().all()) for tensor in floating
         )
 
-    return next(filter(fits, modules), modules[0] if modules else None)
+    fitting = list(itertools.islice(filter(fits, modules), _TRACED))
+    return fitting or modules
 
 
 def _model_of(network: Network, model: Model | None) -> Model | None:

@@ -129,7 +129,7 @@ def canonical_form(
     wide = {name: _double(spec.tensor_of(name, state)) for name in spec.tensors}
     scales, rows = balance(spec, wide)
     signs = _signs(spec, rescale(spec, wide, scales, rows))
-    one = torch.ones((), dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64, device="cpu")
     units = {name: scales.get(name, one) * signs.get(name, one) for name in (*scales, *signs)}
     return CanonicalForm(spec, state, units, rows, names)
 
@@ -185,7 +185,7 @@ def _is_signed(spec: PermutationSpec, factor: Factor) -> bool:
 def _leading_sign(rows: list[Tensor], units: int) -> Tensor:
     """Return the sign of each row's sum [units]; of its first entry that is not 0 if that is 0."""
     if not rows:
-        return torch.ones(units, dtype=torch.int64)
+        return torch.ones(units, dtype=torch.int64, device="cpu")
     entries = torch.cat(rows, 1)
     first = entries.gather(1, (entries != 0).int().argmax(1, keepdim=True))
     total = entries.sum(1, keepdim=True)

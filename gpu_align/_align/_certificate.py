@@ -217,7 +217,7 @@ def cost_matrix(
             norms += term.squared_norms(mode)[model]
     cost = problem.unit * (norms - 2 * member.unit_gains(similarity)[0]).clamp_min(0).cpu()
     units = len(cost)
-    shown = torch.linspace(0, units - 1, min(units, SHOWN)).round().long()
+    shown = torch.linspace(0, units - 1, min(units, SHOWN), device="cpu").round().long()
     return CostMatrix(
         group=member.group,
         units=units,

@@ -24,7 +24,7 @@ from gpu_align._problem import (
     compute_dtype,
     unusable,
 )
-from gpu_align._process import torch_threads
+from gpu_align._process import full_precision, torch_threads
 from gpu_align._search import (
     Budget,
     Outcome,
@@ -73,7 +73,7 @@ def align_state_dicts(
     A source that cannot be aligned gives a failure in its place; what is wrong with the target or
     with an argument is raised.
     """
-    with torch_threads.held(single=_is_small(spec)):
+    with torch_threads.held(single=_is_small(spec)), full_precision():
         spec.validate(target, "target")
         check_weights(spec, target, "target")
         found: dict[int, Aligned] = {

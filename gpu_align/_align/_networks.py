@@ -8,6 +8,7 @@ from functools import cached_property
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from gpu_align._align._tensors import plain_tensors
 from gpu_align._checkpoint import load_checkpoint
 from gpu_align._errors import InputError
 from gpu_align._process import MODULES
@@ -79,24 +80,30 @@ def state_of(network: Network) -> StateDict:
     Raises:
         InputError: it is no network; CheckpointError: its file cannot be read.
     """
-    if isinstance(network, nn.Module):
-        with MODULES:
-            return {k: t for k, t in network.state_dict().items() if isinstance(t, Tensor)}
     if isinstance(network, str | os.PathLike):
         return load_checkpoint(network).tensors
-    if isinstance(network, Mapping):
-        for name, value in network.items():
-            if not isinstance(value, Tensor):
-                raise InputError(
-                    f"expected tensors in the state dict, got {type(value).__name__} for {name!r}"
-                )
-        return {
-            name: tensor.detach() if tensor.requires_grad or type(tensor) is not Tensor else tensor
-            for name, tensor in network.items()
-        }
-    raise InputError(
-        f"expected a module, a state dict or the path of a checkpoint, got {type(network).__name__}"
-    )
+    if not isinstance(network, nn.Module | Mapping):
+        raise InputError(
+            "expected a module, a state dict or the path of a checkpoint, got "
+            f"{type(network).__name__}"
+        )
+    return plain_tensors(_entries(network))
+
+
+def _entries(network: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of a network; of a module only what is a tensor."""
+    try:
+        if isinstance(network, nn.Module):
+            with MODULES:
+                state = dict(network.state_dict())
+            return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        return dict(network)
+    except Exception as error:
+        reason = (str(error) or "no reason given").splitlines()[0]
+        raise InputError(
+            f"cannot read the tensors of the {type(network).__name__}: {type(error).__name__}: "
+            f"{reason}; pass a state dict that can be read"
+        ) from error
 
 
 def check_ties(network: Network, spec: PermutationSpec) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from torch import Tensor
 
+from gpu_align._align import _summary
 from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
 from gpu_align._checkpoint import atomic_write
 from gpu_align._errors import GpuAlignError, InputError
@@ -23,7 +24,7 @@ PRESERVED = 1e-9
 """Largest relative difference of outputs, in float64, that counts as the same function."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ResultRecord:
     """What is known about an answer but for its tensors: what a file keeps and a page shows.
 
@@ -53,6 +54,16 @@ class ResultRecord:
     studies: Mapping[str, Any] = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return _summary.one_line(self)
+
+    def _repr_html_(self) -> str:
+        return _summary.html(self)
+
+    def summary(self) -> str:
+        """Return what is known in a few lines of text, for `print`."""
+        return _summary.text(_summary.rows(self))
+
     @property
     def function_preserved(self) -> bool | None:
         """Whether the outputs agree to `PRESERVED`; None if they were not compared."""
@@ -75,7 +86,7 @@ class ResultRecord:
         """Read the form written by `to_json`, or by an earlier release, which says less.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: it has another form.
+            KeyError, TypeError, ValueError, AttributeError, OverflowError: it has another form.
         """
         names = {entry.name for entry in fields(ResultRecord)}
         values = {name: data[name] for name in names if data.get(name) is not None}
@@ -86,7 +97,7 @@ class ResultRecord:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AlignmentResult(ResultRecord):
     """The permutation found, its distances and its certificate.
 
@@ -118,6 +129,8 @@ class AlignmentResult(ResultRecord):
         batch_size: number of models that were aligned in one batch, this one included; less than
             the number of sources where these did not fit the memory together.
         ok: True; see `AlignmentFailure`.
+        index: place of the source among several, 0 for a single one.
+        name: of the source in a mapping, else its path, None if it was not a file.
         splits: what of the search did not fit into memory at once -> in what parts it was computed.
     """
 
@@ -128,6 +141,8 @@ class AlignmentResult(ResultRecord):
     assignments: int
     seed: int
     status: Status
+    index: int = 0
+    name: str | None = None
 
     def unwrap(self) -> "AlignmentResult":
         """Return this result; an `AlignmentFailure` raises its error instead."""
@@ -143,14 +158,24 @@ class AlignmentResult(ResultRecord):
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
+    def write_report(self, path: str | os.PathLike[str]) -> None:
+        """Write one HTML page with figures, as `gpu_align.write_report` does.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        import gpu_align  # the page is made above this room, which does not know who makes it
+
+        gpu_align.write_report(self, path)
+
 
 @dataclass(frozen=True)
 class AlignmentFailure:
     """Stands in the place of a result for a source that could not be aligned; others were.
 
     Attributes:
-        index: place of the source in the list.
-        name: its path, or None if it was not a file.
+        index: place of the source among the others.
+        name: of the source in a mapping, else its path, None if it was not a file.
         error: what `unwrap` raises; its message says what to mend.
         status: UNUSABLE for a source that cannot be read, does not fit the spec or is not finite,
             INTERRUPTED for one that was not begun, else why its assignments could not be solved.
@@ -163,6 +188,13 @@ class AlignmentFailure:
     name: str | None
     error: GpuAlignError
     status: Status
+
+    def __repr__(self) -> str:
+        reason = (str(self.error) or "no reason").splitlines()[0]
+        return (
+            f"AlignmentFailure(index={self.index}, name={self.name!r}, status={self.status.name}, "
+            f"error={type(self.error).__name__}: {reason[:200]})"
+        )
 
     def unwrap(self) -> NoReturn:
         """Raise the error."""
@@ -189,28 +221,68 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
+def _text(value: Any) -> str:
+    return _expected(value, str, is_one=isinstance(value, str))
+
+
+def _whole(value: Any) -> int:
+    return _expected(value, int, is_one=type(value) is int)
+
+
+def _number(value: Any) -> float:
+    return float(_expected(value, float, is_one=type(value) in (int, float)))
+
+
+def _expected(value: Any, kind: type, *, is_one: bool) -> Any:
+    if not is_one:
+        raise TypeError(f"expected a value of {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
 def _read_group(entry: Mapping[str, Any]) -> GroupReport:
     """Read a group; results of earlier releases do not say what is inside it."""
     inside = tuple(Inside(**child) for child in entry.get("inside") or ())
-    return GroupReport(**{**entry, "inside": inside})
+    group = GroupReport(**{**entry, "inside": inside})
+    parts: tuple[GroupReport | Inside, ...] = (group, *inside)
+    for part in parts:
+        _text(part.name)
+        _whole(part.units)
+        _whole(part.moved)
+    for name in ("distance_before", "distance_after", "primal", "dual", "gap"):
+        _number(getattr(group, name))
+    return group
+
+
+def _read_step(entry: Mapping[str, Any]) -> Progress:
+    step = Progress.from_json(entry)
+    _text(step.stage)
+    _whole(step.step)
+    for number in (step.best_distance, step.seconds):
+        _number(number)
+    return step
 
 
 def _read_matrix(entry: Mapping[str, Any]) -> CostMatrix:
     matrix = CostMatrix(**entry)
-    shapes = {(len(rows), *(len(row) for row in rows)) for rows in (matrix.before, matrix.after)}
     side = len(matrix.before)
-    if shapes != {(side,) * (side + 1)}:
-        raise ValueError(f"the cost matrix of {matrix.group!r} is not square")
+    for rows in (matrix.before, matrix.after):
+        if {len(rows), *(len(row) for row in rows)} != {side}:
+            raise ValueError(f"the cost matrix of {matrix.group!r} is not square")
+        for row in rows:
+            for cost in row:
+                _number(cost)
     return matrix
 
 
 _NUMBERS = ("distance", "distance_before", "lower_bound", "function_difference", "seconds")
 _READERS: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys((*_NUMBERS, "log10_symmetries"), float),
+    **dict.fromkeys((*_NUMBERS, "log10_symmetries"), _number),
+    **dict.fromkeys(("metric", "function_note", "search", "device", "origin"), _text),
+    **dict.fromkeys(("assignments", "seed", "batch_size"), _whole),
     "status": lambda name: Status[name.upper()],
     "groups": lambda entries: tuple(map(_read_group, entries)),
     "outline": Outline.from_json,
-    "history": lambda entries: tuple(Progress.from_json(entry) for entry in entries),
+    "history": lambda entries: tuple(map(_read_step, entries)),
     "cost_matrix": _read_matrix,
     **dict.fromkeys(("versions", "studies", "splits"), lambda entries: dict(entries.items())),
 }
@@ -226,7 +298,8 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        # Text that is not UTF-8 and numbers of thousands of digits are a ValueError.
         raise InputError(f"cannot read {os.fspath(path)!r}: {error}; {advice}") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise InputError(f"{os.fspath(path)!r} is not a result ({SCHEMA}); {advice}")

@@ -1,10 +1,16 @@
 """What is the same for all networks of one call."""
 
+import operator
 from dataclasses import dataclass
+from typing import Any
 
-from gpu_align._device import CPU, Engine
-from gpu_align._problem import METRICS, Metric
-from gpu_align._search import Budget, ProgressCallback, Search
+import torch
+
+from gpu_align._device import CPU, Engine, choose_engine
+from gpu_align._errors import InputError
+from gpu_align._problem import METRICS, Metric, as_metric
+from gpu_align._search import SEARCHES, Budget, ProgressCallback, Search
+from gpu_align._symmetry import PermutationSpec
 
 
 @dataclass(frozen=True)
@@ -26,3 +32,79 @@ class Settings:
     seed: int = 0
     budget: Budget | None = None
     progress: ProgressCallback | None = None
+
+    @classmethod
+    def of(
+        cls,
+        search: Search | str | None,
+        metric: str | Metric,
+        device: str | torch.device,
+        seed: int,
+        budget: Budget | None,
+        progress: ProgressCallback | None,
+    ) -> "Settings":
+        """Make them of what a user passes to `align`.
+
+        Raises:
+            InputError: one of them is something else; UnavailableError: see `choose_engine`.
+        """
+        if budget is not None and not isinstance(budget, Budget):
+            raise InputError(
+                f"expected a Budget or None, got budget={_shown(budget)}; write for instance "
+                "budget=Budget(seconds=5) or budget=Budget(steps=5)"
+            )
+        if progress is not None and not callable(progress):
+            raise InputError(
+                f"expected a function that takes a Progress, or None, got progress="
+                f"{_shown(progress)}; pass for instance progress=print"
+            )
+        engine = choose_engine(device)
+        return cls(_search(search), as_metric(metric), engine, _seed(seed), budget, progress)
+
+
+def checked_spec(spec: Any) -> PermutationSpec | None:
+    """Return the spec that a user passes to `align`.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if spec is None or isinstance(spec, PermutationSpec):
+        return spec
+    raise InputError(
+        f"expected a PermutationSpec or None, got spec={_shown(spec)}; a file is read by "
+        "PermutationSpec.from_json(path.read_text())"
+    )
+
+
+def _search(search: Any) -> Search | None:
+    if search is None or isinstance(search, Search):
+        return search
+    if isinstance(search, str):
+        if search in SEARCHES:
+            return SEARCHES[search].make()
+        raise InputError(
+            f"expected a search among {', '.join(SEARCHES)}, or an object such as "
+            f"CoordinateDescent(), got search={search!r}"
+        )
+    advice = "pass an object such as CoordinateDescent(), or a name such as 'descent'"
+    if isinstance(search, type) and issubclass(search, Search):
+        advice = f"make an object of the class: search={search.__name__}()"
+    raise InputError(f"expected a search, its name or None, got search={_shown(search)}; {advice}")
+
+
+def _seed(seed: Any) -> int:
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise InputError(
+            f"expected a whole number, got seed={_shown(seed)}; pass for instance seed=0: the same "
+            "seed gives the same result"
+        ) from None
+
+
+def _shown(value: object) -> str:
+    """Return a value in few words."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"an object of {type(value).__name__}"

@@ -3,6 +3,7 @@
 from gpu_align._checkpoint._atomic import atomic_write
 from gpu_align._checkpoint._load import load_checkpoint
 from gpu_align._checkpoint._names import Renamed, is_count, match_names, rename
+from gpu_align._checkpoint._safetensors_file import read_safetensors
 from gpu_align._checkpoint._save import check_conversion, output_format, save_checkpoint
 from gpu_align._checkpoint._types import FILE_SUFFIXES, INDEX_SUFFIX, Checkpoint
 
@@ -17,6 +18,7 @@ __all__ = [
     "load_checkpoint",
     "match_names",
     "output_format",
+    "read_safetensors",
     "rename",
     "save_checkpoint",
 ]

@@ -4,6 +4,7 @@ A command's module has its options, and imports what computes in its body: the h
 completion need no torch.
 """
 
+from gpu_align._cli._streams import mend_streams
 from gpu_align._interrupt import quitting_at_once, take_signals
 
 __all__ = ["main"]
@@ -11,6 +12,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line."""
+    mend_streams()
     take_signals()
     with quitting_at_once():
         from gpu_align._cli._main import app

@@ -11,6 +11,8 @@ from gpu_align._cli._options import (
     OUTPUTS,
     SEARCH,
     SEARCHES,
+    STARTS,
+    WIDTHS,
     Device,
     InputShape,
     Json,
@@ -69,6 +71,14 @@ def align(
             *("--quiet", "-q"), rich_help_panel=OUTPUTS, help="Print warnings and errors only."
         ),
     ] = False,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.log",
+            rich_help_panel=OUTPUTS,
+            help="Append what is done and said, with the time, for instance in a batch job.",
+        ),
+    ] = None,
     key: Key = None,
     target_key: Annotated[
         str | None,
@@ -98,7 +108,7 @@ def align(
             metavar="N",
             min=1,
             rich_help_panel=SEARCH,
-            help="Hypotheses kept by layerwise, beam and recombination.",
+            help=f"Hypotheses kept by a search; by default {WIDTHS}.",
         ),
     ] = None,
     starts: Annotated[
@@ -107,7 +117,7 @@ def align(
             metavar="N",
             min=1,
             rich_help_panel=SEARCH,
-            help="Hypotheses that descent, frank-wolfe and annealing begin from.",
+            help=f"Hypotheses that a search begins from; by default {STARTS}.",
         ),
     ] = None,
     seconds: Annotated[

@@ -175,7 +175,7 @@ def load_digits() -> Digits:
     data = load()
     images = torch.from_numpy(data.images).float()[:, None] / 16
     labels = torch.from_numpy(data.target).long()
-    test = torch.arange(len(labels)) % _TEST_SHARE == 0
+    test = torch.arange(len(labels), device="cpu") % _TEST_SHARE == 0
     return Digits(images[~test], labels[~test], images[test], labels[test])
 
 
@@ -187,7 +187,7 @@ def train(name: str, digits: Digits, *, seed: int, quick: bool) -> nn.Module:
         model = ARCHITECTURES[name]()
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.3)
         for _ in range(_EPOCHS[quick]):
-            for batch in torch.randperm(len(digits.train_labels)).split(_BATCH):
+            for batch in torch.randperm(len(digits.train_labels), device="cpu").split(_BATCH):
                 loss = nn.functional.cross_entropy(
                     model(digits.train_images[batch]), digits.train_labels[batch]
                 )

@@ -1,15 +1,13 @@
 """How `align` keeps a running search beside its outputs, and says how it is continued."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import typer
-
 from gpu_align._align import AlignmentResult
 from gpu_align._checkpoint import Checkpoint
-from gpu_align._cli._outputs import Outputs
-from gpu_align._cli._terminal import warn
+from gpu_align._cli._outputs import Outputs, check_unchanged, joined
+from gpu_align._cli._terminal import say, warn
 from gpu_align._errors import GpuAlignError, InputError
 from gpu_align._interrupt import uninterrupted
 from gpu_align._search import SearchStore
@@ -56,22 +54,48 @@ def write_and_discard(
     source: Checkpoint,
     title: str,
     store: SearchStore | None,
+    digests: Mapping[Path, str],
 ) -> tuple[dict[str, str], GpuAlignError | None]:
     """Write the outputs, see `Outputs.write`; a search that has ended is no longer kept.
 
-    Ctrl-C does not end it: it takes a moment, and a second one still does.
+    Ctrl-C does not end it: it takes a moment, and a second one still does. What the search cannot
+    be resumed after, such as a checkpoint in the place of its source, comes last and after the
+    kept search is gone: killed before, the command can be run again or resumed, killed after, it
+    is done.
+
+    Args:
+        outputs: where to.
+        result: what was found.
+        source: what it was found for.
+        title: of the report.
+        store: where the search is kept.
+        digests: of what is replaced, see `Outputs.digests`.
+
+    Returns:
+        option -> path of what was written, and why something was not.
     """
-    interrupted = result.status is Status.INTERRUPTED
+    last = outputs.held_back(source)
     with uninterrupted(deliver=False):
-        if not interrupted or store is None or not store.kept:
-            written, failure = outputs.write(result, source, title)
-        else:
-            written, failure = outputs.write(result, source, title, but=outputs.held_back(source))
-        if store is not None and failure is not None:
+        written, failures = outputs.write(result, source, title, but=last)
+        if result.status is Status.INTERRUPTED and store is not None and store.kept:
+            return written, joined(failures)
+        if last and not failures:
+            if store is not None:
+                store.remove()
+            try:
+                check_unchanged(digests)
+            except GpuAlignError as error:
+                if store is not None:
+                    store.discard()  # it could not be resumed
+                return written, error
+            others = [name for name in vars(outputs) if name not in last]
+            more, failures = outputs.write(result, source, title, but=others)
+            written = more | written
+        if store is not None and failures:
             store.flush()
-        elif store is not None and not interrupted:
+        elif store is not None and result.status is not Status.INTERRUPTED:
             store.discard()
-    return written, failure
+    return written, joined(failures)
 
 
 def tell_how_to_continue(store: SearchStore | None, unwritten: Path | None = None) -> None:
@@ -86,4 +110,4 @@ def tell_how_to_continue(store: SearchStore | None, unwritten: Path | None = Non
     text = f"to continue, run the same command with --resume: the search is kept in {store.path}"
     if unwritten is not None:
         text += f"; with --resume --steps 1 it only writes the best found so far to {unwritten}"
-    typer.echo(text, err=True)
+    say(text)

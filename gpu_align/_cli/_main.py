@@ -2,27 +2,59 @@
 
 import functools
 import importlib.metadata
+import sys
 import warnings
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from gpu_align._cli._advice import advised, warnings_of
 from gpu_align._cli._align import align
 from gpu_align._cli._apply import apply
 from gpu_align._cli._canonicalize import canonicalize
 from gpu_align._cli._demo import demo
 from gpu_align._cli._env import env
+from gpu_align._cli._failure import BAD_INPUT, Failure
 from gpu_align._cli._inspect import inspect
+from gpu_align._cli._log import logging_to
 from gpu_align._cli._report import report
-from gpu_align._errors import GpuAlignError, InputError
+from gpu_align._cli._terminal import print_json, warn
+from gpu_align._errors import GpuAlignError
 from gpu_align._interrupt import quitting_at_once
 
-FAILED = 1
-BAD_INPUT = 2
+
+class Commands(TyperGroup):
+    """The commands; with `--json`, options that cannot be read give a document too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the options before the command."""
+        ctx.obj = "--json" in args
+        with _refused_as_json(ctx.obj):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse the rest and run the command."""
+        with _refused_as_json(ctx.obj):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _refused_as_json(as_json: bool) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if as_json and hasattr(error, "format_message"):  # an error of the parser
+            message = error.format_message()
+            print_json(Failure(message, type(error).__name__, BAD_INPUT).document())
+        raise
+
 
 app = typer.Typer(
     name="gpu-align",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     # A traceback means a bug of ours: plain, so that it can be copied into an issue.
@@ -32,36 +64,29 @@ app = typer.Typer(
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a command: errors raised on purpose become one message and an exit code.
-
-    The message is printed as it is, for rich would take `[...]` in it for markup.
-    """
+    """Wrap a command: errors raised on purpose become one message and an exit code."""
 
     @functools.wraps(command)
-    def wrapped(*args: object, **kwargs: object) -> None:
+    def wrapped(*args: object, **kwargs: Any) -> None:
         with quitting_at_once():
             importlib.import_module("gpu_align._align")  # seconds, the first time
-        try:
-            with warnings.catch_warnings():
+        with ExitStack() as stack:
+            try:
+                others = [value for name, value in kwargs.items() if name != "log"]
+                stack.enter_context(logging_to(kwargs.get("log"), others))
+                stack.enter_context(warnings.catch_warnings())
                 # torch's remarks on its own future are of no use to whoever types a command.
                 warnings.simplefilter("ignore", FutureWarning)
+                for message in warnings_of(kwargs):
+                    warn(message)
                 command(*args, **kwargs)
-        except GpuAlignError as error:
-            typer.echo(f"error: {error}", err=True)
-            code = BAD_INPUT if isinstance(error, InputError) else FAILED
-            raise typer.Exit(code) from error
-        except (MemoryError, RuntimeError) as error:
-            if "allocate" not in str(error) and not isinstance(error, MemoryError):
-                raise
-            typer.echo(
-                f"error: not enough memory: {str(error).splitlines()[0]}; ask for fewer --starts, "
-                "a smaller --width or a smaller --input-shape",
-                err=True,
-            )
-            raise typer.Exit(FAILED) from error
-        except KeyboardInterrupt as error:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(FAILED) from error
+                sys.stdout.flush()
+            except (GpuAlignError, MemoryError, RuntimeError, OSError, KeyboardInterrupt) as error:
+                known = advised(error, kwargs) if isinstance(error, GpuAlignError) else error
+                failure = Failure.of(known)
+                if failure is None:
+                    raise
+                raise failure.tell(as_json=bool(kwargs.get("as_json"))) from error
 
     return wrapped
 

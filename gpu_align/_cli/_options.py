@@ -14,6 +14,8 @@ CHECKPOINT_HELP = (
 SEARCHES = (
     *("portfolio", "layerwise", "beam", "recombination", "descent", "frank-wolfe", "annealing"),
 )
+WIDTHS = "layerwise 4, beam 4, recombination 16"
+STARTS = "descent 1, frank-wolfe 1, annealing 4"
 METRICS = ("l2", "normalized", "standardized", "row")
 
 # Titles of groups of options in the help.

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from gpu_align._checkpoint import (
     output_format,
     save_checkpoint,
 )
-from gpu_align._errors import CheckpointError, GpuAlignError, InputError
+from gpu_align._errors import CheckpointError, GpuAlignError, InputError, bullet_list
 
 _LONGEST_NAME = 255  # bytes, on nearly every file system
 
@@ -54,6 +54,34 @@ def _check_overwrites_none(path: Path, reads: Iterable[Path]) -> None:
             raise InputError(
                 f"cannot write {path}: it would overwrite an input ({other}); choose another path"
             )
+
+
+def check_unchanged(digests: Mapping[Path, str]) -> None:
+    """Check that files still hold what they did, before they are replaced.
+
+    Raises:
+        GpuAlignError: somebody else has written to one of them.
+    """
+    for path, digest in digests.items():
+        if not path.is_file() or _digest(path) != digest:
+            raise GpuAlignError(
+                f"{path} was written to by somebody else during the search, so it was not replaced "
+                "by its reordered old content; run the command again to align what is there now, "
+                "or write to another path"
+            )
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def joined(failures: Sequence[GpuAlignError]) -> GpuAlignError | None:
+    """Return one error that says what all of them say; None for none."""
+    if len(failures) < 2:
+        return failures[0] if failures else None
+    kind = InputError if all(isinstance(error, InputError) for error in failures) else GpuAlignError
+    return kind(f"not all could be written:\n{bullet_list([str(error) for error in failures])}")
 
 
 def check_preserved(difference: float | None, network: str) -> None:
@@ -146,17 +174,21 @@ class Outputs:
         return path.with_name(name)
 
     def held_back(self, source: Checkpoint) -> tuple[str, ...]:
-        """Return the outputs that an interrupted search must not write, if it is to be resumed.
+        """Return the outputs that are written last, and not at all if the search is to be resumed.
 
         They are the checkpoint in the place of the source, which the search goes on with, and
         the folder, which is written only once.
         """
         if self.out is None:
             return ()
-        here = os.path.exists(self.out)
-        replaces = here and any(os.path.samefile(self.out, file) for file in source.files)
         is_folder = output_format(self.out, source) in ("shards", "folder")
-        return ("out",) if replaces or is_folder else ()
+        return ("out",) if is_folder or self.replaces(source) else ()
+
+    def replaces(self, source: Checkpoint) -> bool:
+        """Say whether `out` is a file of the source."""
+        if self.out is None or not os.path.exists(self.out):
+            return False
+        return any(os.path.samefile(self.out, file) for file in source.files)
 
     def check(self, source: Checkpoint, target: Checkpoint, *others: Path | None) -> None:
         """Check all of them before the search, so that none of it is lost.
@@ -197,8 +229,13 @@ class Outputs:
                 )
 
     def write(
-        self, result: AlignmentResult, source: Checkpoint, title: str, *, but: Iterable[str] = ()
-    ) -> tuple[dict[str, str], GpuAlignError | None]:
+        self,
+        result: AlignmentResult,
+        source: Checkpoint,
+        title: str,
+        *,
+        but: Collection[str] = (),
+    ) -> tuple[dict[str, str], list[GpuAlignError]]:
         """Write what is wanted; one failure does not keep the others from being written.
 
         Args:
@@ -208,10 +245,10 @@ class Outputs:
             but: outputs that are left out.
 
         Returns:
-            option -> path of what was written, and the first failure.
+            option -> path of what was written, and the failures.
         """
         written: dict[str, str] = {}
-        failure: GpuAlignError | None = None
+        failures: list[GpuAlignError] = []
         for field in fields(self):
             path: Path | None = getattr(self, field.name)
             if path is None or field.name in but:
@@ -220,8 +257,18 @@ class Outputs:
                 self._write_one(field.name, path, result, source, title)
                 written[field.name] = str(path)
             except GpuAlignError as error:
-                failure = failure or error
-        return written, failure
+                failures.append(error)
+            except (OSError, RuntimeError, ValueError, MemoryError) as error:
+                # Libraries that write have classes of their own for a full disk.
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                failures.append(
+                    GpuAlignError(f"cannot write {path}: {reason}; check free space and memory")
+                )
+        return written, failures
+
+    def digests(self, source: Checkpoint) -> dict[Path, str]:
+        """Return what the files hold that `out` replaces, if it replaces the source."""
+        return {path: _digest(path) for path in source.files} if self.replaces(source) else {}
 
     def _write_one(
         self, name: str, path: Path, result: AlignmentResult, source: Checkpoint, title: str

@@ -8,6 +8,7 @@ import typer
 
 from gpu_align._align import AlignmentResult, Settings, align_networks
 from gpu_align._checkpoint import Checkpoint, load_checkpoint
+from gpu_align._cli._failure import Failure
 from gpu_align._cli._keeping import keeping, tell_how_to_continue, write_and_discard
 from gpu_align._cli._model import load_model, read_spec
 from gpu_align._cli._outputs import Outputs, check_preserved
@@ -71,6 +72,7 @@ class Pair:
             for path, key in zip((self.source, self.target), self.keys, strict=True)
         )
         self.outputs.check(source, target, self.spec)
+        digests = self.outputs.digests(source)
         screen.stage("finding symmetries")
         beside = [self.target, self.source] if self.spec is None else []
         model = load_model(
@@ -95,7 +97,9 @@ class Pair:
                 result = _with_beam_widths(result, source, target, settings.metric)
             screen.stage("writing")
             title = f"{self.source.name} to {self.target.name}"
-            written, failure = write_and_discard(self.outputs, result, source, title, self.store)
+            written, failure = write_and_discard(
+                *(self.outputs, result, source, title, self.store, digests)
+            )
         warnings = list(source.warnings) if "out" in written else []
         if model is None and spec is None:
             warnings.append(UNCHECKED)
@@ -105,23 +109,25 @@ class Pair:
         """Print what came of it.
 
         Raises:
-            Exit: it was interrupted; GpuAlignError: an output could not be written.
+            Exit: it was interrupted, or an output could not be written.
         """
         result, interrupted = done.result, done.result.status is Status.INTERRUPTED
+        failure = None if done.failure is None else Failure.of(done.failure)
         for warning in done.warnings:
             warn(warning)
         if as_json:
             names = {"source": str(self.source), "target": str(self.target)}
             about = {"written": done.written, "warnings": done.warnings}
-            print_json({**result.to_json(), **names, **about})
+            failed = {} if failure is None else failure.document()
+            print_json({**result.to_json(), **names, **about, **failed})
         elif not quiet:
             print_summary(result, self.source, self.target)
             if done.written or self.outputs.state is None:
                 print_written(done.written, "-o, --permutation or --json-file")
-        if done.failure is not None or interrupted:
+        if failure is not None or interrupted:
             tell_how_to_continue(self.store, None if "out" in done.written else self.outputs.out)
-        if done.failure is not None:
-            raise done.failure
+        if failure is not None:
+            raise failure.tell(as_json=False)
         if interrupted:
             raise typer.Exit(1)
 

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,6 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from gpu_align._cli._log import note
 
 if TYPE_CHECKING:
     from gpu_align._search import Progress as SearchProgress
@@ -58,14 +60,22 @@ def stdout_to_stderr() -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
         os.dup2(saved, 1)
         os.close(saved)
 
 
+def say(message: str) -> None:
+    """Print a line on stderr, and note it; a stderr that is full or closed stops nothing."""
+    note(message)
+    with suppress(OSError):
+        typer.echo(message, err=True)
+
+
 def warn(message: str) -> None:
     """Print a warning on stderr."""
-    typer.echo(f"warning: {message}", err=True)
+    say(f"warning: {message}")
 
 
 def facts(rows: Mapping[str, str]) -> Table:
@@ -115,10 +125,13 @@ class Display:
 
     def stage(self, text: str) -> None:
         """Say what is being done now."""
+        note(text)
         self._progress.update(self._task, description=text, total=None, detail="")
 
     def search(self, step: "SearchProgress") -> None:
         """Show a step of a search, or what has been done of the next one."""
+        if not step.part:
+            note(f"{step.stage}: step {step.step}, distance {number(step.best_distance)}")
         total = f"/{step.steps}" if step.steps else ""
         part = f" ({step.part})" if step.part else ""
         left = "" if step.seconds_left is None else f", {duration(step.seconds_left)} left"

@@ -67,17 +67,22 @@ CPU = Engine()
 """Torch and SciPy or lapx."""
 
 
-def choose_engine(device: str) -> Engine:
+def choose_engine(device: str | torch.device) -> Engine:
     """Return what to compute with, and why.
 
-    "auto" takes the CUDA device where there is one and CuPy is installed, else the CPU.
+    "auto" takes the CUDA device where there is one and CuPy is installed, else the CPU. A
+    `torch.device` and a number, as in "cuda:0", are taken too; it must be that of torch's current
+    device.
 
     Raises:
         InputError: `device` is not one of `DEVICES`.
         UnavailableError: an explicit choice cannot be kept.
     """
-    if device not in DEVICES:
+    named, _, number = str(device).partition(":")
+    is_device = isinstance(device, str | torch.device) and named in DEVICES
+    if not is_device or (number and (named == "auto" or not number.isdecimal())):
         raise InputError(f"expected a device among {DEVICES}, got {device!r}")
+    device = named
     if device == "cpu":
         return CPU
     cuda, cupy, triton = _cuda(), _on_gpu(_cupy()), _on_gpu(_library(*_TRITON))
@@ -89,12 +94,19 @@ def choose_engine(device: str) -> Engine:
                 f"device 'cuda' was asked for, but cannot be used. {why}. Or use --device cpu"
             )
         return Engine(reason=f"auto: {missing.name} cannot be used here, see gpu-align env")
+    current = torch.cuda.current_device()
+    if number and int(number) != current:
+        raise UnavailableError(
+            f"device 'cuda:{number}' was asked for, but torch's current device is cuda:{current}; "
+            f"call torch.cuda.set_device({number}) before, or set CUDA_VISIBLE_DEVICES={number}, "
+            "and pass 'cuda'"
+        )
     products = (
         "Triton kernels" if triton.available else f"torch products, as triton is {triton.detail}"
     )
     asked = "asked for" if device == "cuda" else "auto"
     return Engine(
-        torch.device("cuda", torch.cuda.current_device()),
+        torch.device("cuda", current),
         kernels=triton.available,
         waits=False,
         reason=f"{asked}: {cuda.detail}, {products}",

@@ -53,7 +53,7 @@ class Coupling:
     @cached_property
     def coupling(self) -> Tensor:
         """Which groups share a term, bool [groups, groups] on the host."""
-        coupled = torch.zeros(len(self.order), len(self.order), dtype=torch.bool)
+        coupled = torch.zeros(len(self.order), len(self.order), dtype=torch.bool, device="cpu")
         for number, group in enumerate(self.order):
             for neighbour in self.neighbours(group):
                 coupled[number, self.order.index(neighbour)] = True

@@ -156,6 +156,6 @@ def as_metric(metric: str | Metric) -> Metric:
     """
     if isinstance(metric, Metric):
         return metric
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise InputError(f"expected a metric among {sorted(METRICS)}, got {metric!r}")
     return METRICS[metric]

@@ -80,7 +80,7 @@ def write_report(
     """
     text = render_report(data, title, names=names)
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def template(name: str) -> Template:

@@ -99,8 +99,8 @@ def _entry(data: Result, place: str, name: str | None, *, is_only: bool) -> Entr
         studies = result.studies
         widths = _widths(studies.get("beam_width") or ())
         return Entry(name, result, widths, _comparison(studies.get("comparison") or ()))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{place} cannot be understood: {error!r}; {_ADVICE}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f"{place} cannot be understood: {repr(error)[:300]}; {_ADVICE}") from error
 
 
 def _widths(rows: Sequence[Mapping[str, Any]]) -> tuple[WidthRow, ...]:

@@ -50,7 +50,7 @@ def write_symmetries(
     """
     text = render_symmetries(spec, title)
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _notes(spec: PermutationSpec, found: Outline) -> Iterator[str]:

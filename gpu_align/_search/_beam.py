@@ -135,9 +135,11 @@ class BeamDescent(Search[_Beam]):
         """
         groups, models, each = run.problem.order, run.problem.models, pruned.each
         children = pruned.spread(self.expansions - 1)
-        born = torch.arange(children.each)
+        born = torch.arange(children.each, device="cpu")
         moved = run.random.below(len(groups), born)
-        stale = torch.zeros(models, each + children.each, len(groups), dtype=torch.bool)
+        stale = torch.zeros(
+            models, each + children.each, len(groups), dtype=torch.bool, device="cpu"
+        )
         for number, group in enumerate(groups):
             run.heartbeat(f"perturbing group {number + 1} of {len(groups)}")
             perturbed = (moved == number).nonzero().flatten()
@@ -147,7 +149,7 @@ class BeamDescent(Search[_Beam]):
             for neighbour in (group, *run.problem.neighbours(group)):
                 stale[:, each + perturbed, groups.index(neighbour)] = busy[:, None]
         joined = concatenate([pruned, children])
-        last = torch.cat([torch.zeros(each, dtype=torch.int64), moved])
+        last = torch.cat([torch.zeros(each, dtype=torch.int64, device="cpu"), moved])
         return start_descent(run, joined, stale.flatten(0, 1)), last
 
 

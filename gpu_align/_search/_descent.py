@@ -58,7 +58,7 @@ def start_descent(run: Run, hypotheses: Hypotheses, stale: Tensor | None = None)
     """
     run.executor.forget()
     if stale is None:
-        stale = torch.ones(len(hypotheses), len(run.problem.order), dtype=torch.bool)
+        stale = torch.ones(len(hypotheses), len(run.problem.order), dtype=torch.bool, device="cpu")
     return Descent(hypotheses, run.executor.upload(stale), stale.any(1))
 
 
@@ -70,8 +70,12 @@ def draw_order(run: Run, each: int, order: Order) -> Tensor:
     """
     count = len(run.problem.order)
     if order == "random":
-        return run.random.permutation(torch.arange(each), count)
-    forward = torch.arange(count) if order == "forward" else torch.arange(count).flip(0)
+        return run.random.permutation(torch.arange(each, device="cpu"), count)
+    forward = (
+        torch.arange(count, device="cpu")
+        if order == "forward"
+        else torch.arange(count, device="cpu").flip(0)
+    )
     return forward.expand(each, count)
 
 
@@ -98,7 +102,7 @@ def queue_sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
         descent: the batch.
         order: int64 [each, groups], the same for each model.
     """
-    first = torch.arange(run.problem.models)[:, None] * len(order)
+    first = torch.arange(run.problem.models, device="cpu")[:, None] * len(order)
     moves = [
         (number, (first + owners).flatten())
         for number, owners in _plan(order, run.problem.coupling)
@@ -129,7 +133,9 @@ def _queue_prepared(
     """
     batch = len(descent.hypotheses)
     workspace.load(descent.hypotheses, descent.stale)
-    taken = torch.zeros(len(moves), -(-batch // 16) * 16, dtype=torch.uint8)  # lines are aligned
+    taken = torch.zeros(
+        len(moves), -(-batch // 16) * 16, dtype=torch.uint8, device="cpu"
+    )  # lines are aligned
     for line, (_, chosen) in zip(taken, moves, strict=True):
         line[chosen] = descent.alive[chosen].to(torch.uint8)
     takers = run.executor.upload(taken)
@@ -164,7 +170,10 @@ def _plan(order: Tensor, coupled: Tensor) -> Iterator[tuple[int, Tensor]]:
         Number of the group, and int64 [c].
     """
     if len(order) == 1:
-        yield from ((number, torch.zeros(1, dtype=torch.int64)) for number in order[0].tolist())
+        yield from (
+            (number, torch.zeros(1, dtype=torch.int64, device="cpu"))
+            for number in order[0].tolist()
+        )
         return
     # NumPy: on arrays as small as these its operations take a fifth of torch's time.
     rank, together = order.argsort(1).numpy(), coupled.numpy()

@@ -93,7 +93,7 @@ class FrankWolfe(RelaxedSearch[_Polytope]):
             return {g: torch.addcmul(present.soft[g], length, direction[g]) for g in direction}
 
         degree = max((len(term.variables) for term in problem.terms), default=1)
-        nodes = torch.linspace(0, 1, degree + 1, dtype=torch.float64)
+        nodes = torch.linspace(0, 1, degree + 1, dtype=torch.float64, device="cpu")
         later = [
             problem.soft_value(along(torch.full_like(present.value, node)), model)
             for node in nodes[1:].tolist()
@@ -117,7 +117,7 @@ def maximize_polynomial(nodes: Tensor, values: Tensor) -> Tensor:
     Returns:
         float64 [b].
     """
-    powers = torch.arange(len(nodes))
+    powers = torch.arange(len(nodes), device="cpu")
     fit = torch.linalg.inv(nodes[:, None] ** powers)
     coefficients = torch.zeros_like(values)
     for power, row in enumerate(fit.tolist()):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from gpu_align._assignment import AbstractAssignmentSolver, AutoAssignment
 from gpu_align._device import RandomStream
 from gpu_align._problem import AlignmentProblem, Hypotheses
-from gpu_align._process import torch_threads
+from gpu_align._process import full_precision, torch_threads
 from gpu_align._search._clock import Clock, OutOfTime
 from gpu_align._search._run import Run
 from gpu_align._search._search import Search
@@ -111,7 +111,7 @@ def _loop(
             state = search.init(run, start)
             _keep(run, store, state, best)
         while (status := state.finished or clock.spent(state)) is None:
-            state = replace(search.step(run, state), step=state.step + 1)
+            state = replace(_next(run, search, state, store), step=state.step + 1)
             if state.hypotheses is not known:
                 run.executor.check()
                 best, known = _better(run, best, state.hypotheses), state.hypotheses
@@ -125,6 +125,18 @@ def _loop(
         if store is not None:
             store.flush()
     return _outcome(run, state, _better(run, best, state.hypotheses), status)
+
+
+def _next(run: Run, search: Search, state: State, store: SearchStore | None) -> State:
+    """Do a step; memory from a file that nobody vouches for may be another search's."""
+    if store is None or not store.is_unproved(state):
+        return search.step(run, state)
+    try:
+        return search.step(run, state)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise store.unusable(
+            f"its first step fails ({type(error).__name__}: {str(error)[:100]})"
+        ) from error
 
 
 def _keep(run: Run, store: SearchStore | None, state: State, best: Hypotheses) -> None:
@@ -184,5 +196,5 @@ def compute_threads(problem: AlignmentProblem) -> Iterator[None]:
     work = max(
         (math.prod(term.target.shape) * len(term.target) for term in problem.terms), default=0
     )
-    with torch_threads.held(single=work <= 2**25):
+    with torch_threads.held(single=work <= 2**25), full_precision():
         yield

@@ -87,7 +87,10 @@ class SimilarityCache:
             return None
         others = {name for term in terms for name in term.variables}
         return _Entry(
-            torch.empty(batch, size, size, dtype=problem.dtype),
-            {name: torch.zeros(batch, problem.sizes[name], dtype=torch.int64) for name in others},
-            torch.zeros(batch, dtype=torch.bool),
+            torch.empty(batch, size, size, dtype=problem.dtype, device="cpu"),
+            {
+                name: torch.zeros(batch, problem.sizes[name], dtype=torch.int64, device="cpu")
+                for name in others
+            },
+            torch.zeros(batch, dtype=torch.bool, device="cpu"),
         )

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from typing import Any, Generic, TypeVar
 
 from gpu_align._errors import InputError
@@ -51,8 +52,9 @@ class Budget:
             _warn_of_sweeps("Budget(sweeps=...)", "Budget(steps=...)")
             steps = sweeps
         for name, value in (("steps", steps), ("seconds", seconds)):
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"expected a finite budget of {name} above 0, got {value}")
+            is_number = isinstance(value, Real) and 0 < value < math.inf
+            if value is not None and not is_number:
+                raise InputError(f"expected a finite budget of {name} above 0, got {value!r}")
             object.__setattr__(self, name, value)
 
     @property

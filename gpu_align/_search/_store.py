@@ -10,18 +10,18 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gpu_align._checkpoint import atomic_write
 from gpu_align._device import version
 from gpu_align._errors import InputError, bullet_list
-from gpu_align._problem import AlignmentProblem, Hypotheses, hash_tensors, index_of
+from gpu_align._problem import AlignmentProblem, Hypotheses, hash_tensors
+from gpu_align._search._plausible import flaw
 from gpu_align._search._state import STORED, Snapshot, State
 
 SCHEMA = "gpu-align/search/2"
@@ -78,6 +78,7 @@ class SearchStore:
         self._identity: dict[str, str] = {}
         self._newest: Snapshot | None = None
         self._written: Snapshot | None = None
+        self._read_last: State | None = None
         self._told: str | None = None
         self._due = 0.0
 
@@ -106,6 +107,7 @@ class SearchStore:
         if not self.resume:
             return None
         self._newest = self._written = self._read(problem)
+        self._read_last = self._newest.state
         return self._newest
 
     def note(self, snapshot: Snapshot) -> None:
@@ -132,7 +134,12 @@ class SearchStore:
 
     def discard(self) -> None:
         """Remove the file: the search has ended and its result is in safety."""
-        self._newest = self._written = None
+        self._newest = None
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the file before the last of the result is written; `flush` writes it again."""
+        self._written = None
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
@@ -152,10 +159,10 @@ class SearchStore:
     def _read(self, problem: AlignmentProblem) -> Snapshot:
         document = self._load(problem.device)
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            raise self._unusable(f"expected a search kept by this release ({SCHEMA})")
+            raise self.unusable(f"expected a search kept by this release ({SCHEMA})")
         identity = document.get("identity")
         if not isinstance(identity, dict):
-            raise self._unusable("it does not say whose search it is")
+            raise self.unusable("it does not say whose search it is")
         different = [
             _difference(name, identity.get(name), value)
             for name, value in self._own().items()
@@ -187,7 +194,7 @@ class SearchStore:
                     raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
                 schema = _schema_in(archive)
             if schema not in (None, SCHEMA):
-                raise self._unusable(
+                raise self.unusable(
                     f"it was kept by another release ({schema}; this one reads {SCHEMA})"
                 )
             with torch.serialization.safe_globals(list(STORED)):
@@ -200,22 +207,27 @@ class SearchStore:
         except InputError:
             raise
         except OSError as error:
-            raise self._unusable(error.strerror or str(error)) from error
+            raise self.unusable(error.strerror or str(error)) from error
         except _DAMAGE as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise self._unusable(f"it is damaged, or no kept search ({reason})") from error
+            raise self.unusable(f"it is damaged, or no kept search ({reason})") from error
 
     def _checked(self, snapshot: object, problem: AlignmentProblem) -> Snapshot:
-        """Check what was read as far as a damaged file could do harm without an error."""
-        whole = isinstance(snapshot, Snapshot) and _has_fields(snapshot)
-        if not whole or not isinstance(snapshot, Snapshot) or not _has_fields(snapshot.state):
-            raise self._unusable("it is not complete")
-        for hypotheses in (snapshot.best, snapshot.state.hypotheses):
-            if not isinstance(hypotheses, Hypotheses) or not _fits(hypotheses, problem):
-                raise self._unusable("its permutations do not fit these networks")
+        """Check what was read as far as it could do harm without an error."""
+        try:
+            problematic = flaw(snapshot, problem)
+        except _DAMAGE as error:
+            raise self.unusable(f"it cannot be understood ({type(error).__name__})") from error
+        if problematic is not None or not isinstance(snapshot, Snapshot):
+            raise self.unusable(problematic or "it is not complete")
         return snapshot
 
-    def _unusable(self, reason: str) -> InputError:
+    def is_unproved(self, state: State) -> bool:
+        """Say whether a state was read from the file, so that no step has been done with it."""
+        return self._read_last is state
+
+    def unusable(self, reason: str) -> InputError:
+        """Return the error that the file cannot be resumed from."""
         return InputError(
             f"cannot resume the search in {self.path}: {reason}; remove the file and leave out "
             "--resume to begin anew"
@@ -228,26 +240,6 @@ def _schema_in(archive: zipfile.ZipFile) -> str | None:
         if name.endswith("data.pkl") and (match := _ANY_SCHEMA.search(archive.read(name))):
             return match[0].decode("ascii")
     return None
-
-
-def _has_fields(value: Snapshot | State | Hypotheses) -> bool:
-    return all(field.name in vars(value) for field in fields(value))
-
-
-def _fits(hypotheses: Hypotheses, problem: AlignmentProblem) -> bool:
-    """Say whether a batch holds permutations of the problem's matrices."""
-    if not _has_fields(hypotheses) or hypotheses.perms.keys() != problem.sizes.keys():
-        return False
-    if hypotheses.models != problem.models or len(hypotheses) % problem.models:
-        return False
-    for variable, size in problem.sizes.items():
-        perm = hypotheses.perms[variable]
-        if not isinstance(perm, Tensor) or perm.shape != (len(hypotheses), size):
-            return False
-        places = torch.arange(size, device=perm.device).expand_as(perm)
-        if not torch.equal(index_of(perm).sort(1).values, places):
-            return False
-    return True
 
 
 def _identity(

@@ -189,7 +189,7 @@ class Workspace:
             perm=perms[group],
             signed_perm=perms[signed_matrix(group)] if rest else None,
             col_dual=self._dual_views[group][here],
-            neighbours=torch.tensor(neighbours, dtype=torch.int64).to(problem.device),
+            neighbours=torch.tensor(neighbours, dtype=torch.int64, device="cpu").to(problem.device),
         )
         unit_gains = rest[1] if rest else first
         wanted = AssignmentProblem(unit_gains, maximize=True, sizes=batch.active)

@@ -4,6 +4,7 @@ from gpu_align._symmetry._axis import Factor
 from gpu_align._symmetry._chain import chain_spec
 from gpu_align._symmetry._gauge._apply import rescale
 from gpu_align._symmetry._gauge._balance import balance
+from gpu_align._symmetry._html import counted, html_table
 from gpu_align._symmetry._move import move, multiply, stack
 from gpu_align._symmetry._outline import (
     Module,
@@ -41,8 +42,10 @@ __all__ = [
     "axis_names",
     "balance",
     "chain_spec",
+    "counted",
     "discover",
     "evaluation_mode",
+    "html_table",
     "move",
     "multiply",
     "ops_without_rule",

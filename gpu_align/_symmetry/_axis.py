@@ -37,6 +37,7 @@ class Factor:
     power: int = 0
 
 
+_MOST_PLACES = 2**63
 Segment = tuple["Factor | Axis", ...]
 
 
@@ -150,6 +151,15 @@ def segment_size(segment: Segment) -> int:
     return size
 
 
+def shown(value: object) -> str:
+    """Return what stands in a file, not longer than a line."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or too many digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def _segment_to_json(segment: Segment) -> object:
     if len(segment) == 1 and isinstance(segment[0], Factor):
         return _factor_to_json(segment[0])
@@ -194,16 +204,18 @@ def _factor_from_json(data: object, sizes: Mapping[str, int]) -> Factor:
     if isinstance(data, bool) or not isinstance(data, int | str):
         raise SpecError(
             f"expected an axis as a size, a group name, {{'product': [...]}} or "
-            f"{{'concat': [...]}}, got {data!r}"
+            f"{{'concat': [...]}}, got {shown(data)}"
         )
     if isinstance(data, int):
-        if data < 0:
-            raise SpecError(f"expected a non-negative extent of a fixed axis, got {data}")
+        if not 0 <= data < _MOST_PLACES:
+            raise SpecError(
+                f"expected an extent of a fixed axis from 0 to 2^63 - 1, got {shown(data)}"
+            )
         return Factor(data)
     name, _, power = data.partition("^")
     if name not in sizes:
         raise SpecError(
-            f"axis names the group {name!r}, which is not among the groups {sorted(sizes)}; "
+            f"axis names the group {shown(name)}, which is not among the groups {sorted(sizes)}; "
             "add it to 'groups' or correct the name"
         )
     if power not in ("", "1", "-1"):

@@ -2,23 +2,23 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from gpu_align._checkpoint import atomic_write
-from gpu_align._errors import CheckpointError, SpecError
+from gpu_align._errors import SpecError, folded
+from gpu_align._symmetry._html import counted, html_table
 from gpu_align._symmetry._memory import memory_of
 from gpu_align._symmetry._move import move, multiply, one_of_each
+from gpu_align._symmetry._permutation_file import read_vectors, write_vectors
 from gpu_align._symmetry._spec import Group, PermutationSpec, StateDict
 from gpu_align._symmetry._weights import Weights, apart
 
-_SPEC_KEY = "gpu_align_spec"
-_SIGNS = "signs^"  # no group's name has this character
+M = TypeVar("M", bound=nn.Module)
+_SHOWN = 20  # groups in the table of a notebook
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,9 @@ class Permutation:
     @classmethod
     def identity(cls, spec: PermutationSpec) -> "Permutation":
         """Return the permutation that moves nothing."""
-        return cls(spec, {name: torch.arange(spec.units(name)) for name in spec.groups})
+        return cls(
+            spec, {name: torch.arange(spec.units(name), device="cpu") for name in spec.groups}
+        )
 
     @classmethod
     def random(
@@ -97,17 +99,60 @@ class Permutation:
         perms, signs = {}, {}
         for name, group in spec.groups.items():
             if group.fixed:
-                perms[name] = torch.arange(group.size)[None]
+                perms[name] = torch.arange(group.size, device="cpu")[None]
                 continue
-            inside = torch.rand(spec.units(name) // group.size, group.size, generator=generator)
+            inside = torch.rand(
+                spec.units(name) // group.size,
+                group.size,
+                dtype=torch.float32,
+                generator=generator,
+                device="cpu",
+            )
             perms[name] = inside.argsort(1)
             if group.signed:
-                draw = torch.randint(2, (spec.units(name),), generator=generator)
+                draw = torch.randint(2, (spec.units(name),), generator=generator, device="cpu")
                 signs[name] = 2 * draw - 1
         for name, group in spec.groups.items():
             if group.parent is not None:
                 perms[name] += group.size * perms[group.parent].reshape(-1, 1)
         return cls(spec, {name: perm.reshape(-1) for name, perm in perms.items()}, signs)
+
+    def __repr__(self) -> str:
+        return f"Permutation({', '.join(self._facts().values())})"
+
+    def _repr_html_(self) -> str:
+        units = {n: f"{moved} of {self.spec.units(n)} moved" for n, moved in self.moved().items()}
+        shown = dict(itertools.islice(units.items(), _SHOWN))
+        more = {"...": f"{len(units) - _SHOWN} more"} if len(units) > _SHOWN else {}
+        return html_table(repr(self), shown | more)
+
+    def _facts(self) -> dict[str, str]:
+        """Return what it does in few words."""
+        units = sum(map(self.spec.units, self.spec.groups))
+        facts = {
+            "groups": counted(len(self.perms), "group"),
+            "moved": f"{sum(self.moved().values())} of {counted(units, 'unit')} moved",
+        }
+        negated = sum(int((sign < 0).sum()) for sign in self.signs.values())
+        return facts | ({"negated": f"{negated} negated"} if negated else {})
+
+    def __getitem__(self, group: str) -> Tensor:
+        """Return the index vector of a group, int64 [units]: `perms[group]`."""
+        if group not in self.perms:
+            raise KeyError(f"no group {group!r}; the groups are {folded(list(self.perms), 20)}")
+        return self.perms[group]
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names of the groups."""
+        return iter(self.perms)
+
+    def __len__(self) -> int:
+        """Return the number of groups."""
+        return len(self.perms)
+
+    def keys(self) -> KeysView[str]:
+        """Return the names of the groups, so that `dict(permutation)` is `perms`."""
+        return self.perms.keys()
 
     def inverse(self) -> "Permutation":
         """Return the permutation that undoes this one."""
@@ -141,25 +186,39 @@ class Permutation:
     def moved(self) -> dict[str, int]:
         """Return for each group how many units change place or sign."""
         return {
-            name: int(((perm != torch.arange(len(perm))) | (self._sign(name) < 0)).sum())
+            name: int(
+                ((perm != torch.arange(len(perm), device="cpu")) | (self._sign(name) < 0)).sum()
+            )
             for name, perm in self.perms.items()
         }
 
-    def apply(self, state_dict: StateDict) -> dict[str, Tensor]:
-        """Return the state dict with its units reordered.
+    @overload
+    def apply(self, state_dict: M) -> M: ...
+
+    @overload
+    def apply(self, state_dict: StateDict) -> dict[str, Tensor]: ...
+
+    def apply(self, state_dict: StateDict | nn.Module) -> dict[str, Tensor] | nn.Module:
+        """Return the state dict with its units reordered; a module is reordered in place.
 
         Tensors without a group are passed on as they are; names that share one tensor share the
         result.
 
         Args:
-            state_dict: name -> tensor, any dtype, on any device.
+            state_dict: name -> tensor, any dtype, on any device; or a module, whose tensors are
+                replaced as `load_state_dict` does it.
 
         Returns:
-            The same names in the same order, dtypes and devices kept.
+            The same names in the same order, dtypes and devices kept; or the module itself.
 
         Raises:
             SpecError: names or shapes do not fit the spec.
         """
+        if isinstance(state_dict, nn.Module):
+            state = state_dict.state_dict()
+            tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+            state_dict.load_state_dict({**state, **self.apply(tensors)})
+            return state_dict
         self.spec.validate(state_dict)
         return _applied(self.spec, state_dict, one_of_each(self.perms), one_of_each(self.signs))
 
@@ -169,10 +228,7 @@ class Permutation:
         Raises:
             CheckpointError: the file cannot be written.
         """
-        tensors = {name: perm.contiguous() for name, perm in self.perms.items()}
-        tensors |= {_SIGNS + name: sign.contiguous() for name, sign in self.signs.items()}
-        with atomic_write(path, CheckpointError) as temporary:
-            save_file(tensors, temporary, metadata={_SPEC_KEY: self.spec.to_json()})
+        write_vectors(path, self.perms, self.signs, self.spec.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Permutation":
@@ -180,23 +236,9 @@ class Permutation:
 
         Raises:
             CheckpointError: the file cannot be read or holds no permutation.
+            SpecError: its spec cannot be read, or its vectors are no permutation.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                spec = (file.metadata() or {}).get(_SPEC_KEY)
-                held = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"cannot read {os.fspath(path)!r} as a permutation file: {error}; expected a file "
-                "written by `gpu-align align --permutation` or Permutation.save"
-            ) from error
-        if spec is None:
-            raise CheckpointError(
-                f"{os.fspath(path)!r} is a safetensors file without a permutation; expected one "
-                "written by `gpu-align align --permutation` or Permutation.save"
-            )
-        signs = {n.removeprefix(_SIGNS): t for n, t in held.items() if n.startswith(_SIGNS)}
-        perms = {name: tensor for name, tensor in held.items() if not name.startswith(_SIGNS)}
+        perms, signs, spec = read_vectors(path)
         return cls(PermutationSpec.from_json(spec), perms, signs)
 
 
@@ -212,7 +254,7 @@ def _check(spec: PermutationSpec, perms: Mapping[str, Tensor], signs: Mapping[st
     for name, group in spec.groups.items():
         if group.parent is not None:
             _check_parent(name, group, perms)
-        if group.fixed and not bool((perms[name] == torch.arange(group.size)).all()):
+        if group.fixed and not bool((perms[name] == torch.arange(group.size, device="cpu")).all()):
             raise SpecError(f"group {name!r} is fixed: expected torch.arange({group.size})")
     for name, sign in signs.items():
         _check_signs(spec, name, sign)
@@ -226,8 +268,9 @@ def _rows(stacks: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor
 
 
 def _check_perm(name: str, perm: Tensor, units: int) -> None:
-    right = perm.dtype == torch.int64 and perm.shape[1:] == (units,)
-    if not right or not bool((perm.sort(1).values == torch.arange(units)).all()):
+    is_plain = isinstance(perm, Tensor) and perm.layout == torch.strided and not perm.is_meta
+    right = is_plain and perm.dtype == torch.int64 and perm.shape[1:] == (units,)
+    if not right or not bool((perm.sort(1).values == torch.arange(units, device="cpu")).all()):
         raise SpecError(
             f"group {name!r}: expected an int64 permutation of range({units}), got "
             f"{perm.dtype} of shape {list(perm.shape[1:])}"
@@ -250,7 +293,11 @@ def _check_signs(spec: PermutationSpec, name: str, sign: Tensor) -> None:
         raise SpecError(
             f"{name!r} is not a signed group; expected signs for the groups {signed} only"
         )
-    if sign.shape[1:] != (spec.units(name),) or not bool((sign.abs() == 1).all()):
+    # Callers may have floats; bool, complex and unsigned numbers are no signs.
+    is_real = sign.dtype.is_signed and not sign.is_complex()
+    is_real = is_real and (sign.dtype.itemsize > 1 or sign.dtype == torch.int8)
+    right = is_real and sign.shape[1:] == (spec.units(name),)
+    if not right or not bool((sign.abs() == 1).all()):
         raise SpecError(
             f"group {name!r}: expected a sign of 1 or -1 for each unit, [{spec.units(name)}], got "
             f"{sign.dtype} of shape {list(sign.shape[1:])}"

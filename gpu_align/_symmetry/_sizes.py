@@ -86,6 +86,8 @@ def _resized(value: Any, number: int, change: Change) -> Any:
             if value.is_floating_point() and size > old:
                 added = value.narrow(axis, old, size - old)
                 generator = torch.Generator().manual_seed(size)
-                noise = torch.randn(added.shape, generator=generator, dtype=torch.float64)
+                noise = torch.randn(
+                    added.shape, generator=generator, dtype=torch.float64, device="cpu"
+                )
                 added.mul_(1 + 0.1 * noise.to(value))
     return value

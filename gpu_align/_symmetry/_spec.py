@@ -14,6 +14,7 @@ from gpu_align._checkpoint import is_count
 from gpu_align._errors import SpecError, bullet_list
 from gpu_align._process import MODULES
 from gpu_align._symmetry._axis import Axis, Factor, Piece
+from gpu_align._symmetry._html import counted, html_table
 from gpu_align._symmetry._outputs import Kept
 
 StateDict = Mapping[str, Tensor]
@@ -162,6 +163,21 @@ class PermutationSpec:
     origin: str = ""
     norm_scales: tuple[NormScale, ...] = ()
     outputs: Mapping[str, int] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"PermutationSpec({', '.join(self._facts().values())})"
+
+    def _repr_html_(self) -> str:
+        return html_table("PermutationSpec", self._facts() | {"origin": self.origin})
+
+    def _facts(self) -> dict[str, str]:
+        """Return what it has in few words."""
+        return {
+            "groups": f"{counted(len(self.groups), 'group')} of "
+            f"{counted(sum(map(self.units, self.groups)), 'unit')}",
+            "tensors": counted(len(self.tensors), "tensor"),
+            "symmetries": f"10^{self.log10_symmetries:.1f} permutations",
+        }
 
     def __post_init__(self) -> None:
         for group in self.groups.values():

@@ -1,8 +1,10 @@
 """discover: find the permutation symmetries of a model by tracing it."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -58,10 +60,17 @@ def discover(
         ModelError: the model cannot be traced or its forward fails.
         SpecError: the self-test failed.
     """
-    with MODULES:
+    with MODULES, _mode_of(model):
         if isinstance(model, nn.Module):
             model = unwrapped(model)
         return _discover(model, example_inputs, outputs, verify=verify)
+
+
+def _mode_of(model: nn.Module | ExportedProgram) -> AbstractContextManager[object]:
+    """Return inference mode for a module that was made in it: elsewhere it cannot be traced."""
+    if isinstance(model, nn.Module) and any(p.is_inference() for p in model.parameters()):
+        return torch.inference_mode()
+    return nullcontext()
 
 
 def _discover(

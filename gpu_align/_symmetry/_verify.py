@@ -211,7 +211,7 @@ def _without_kept_beginnings(permutation: "Permutation") -> "Permutation":
         rows = perms[name].reshape(-1, size)
         rows = rows if parent is None else rows[turned[parent]]
         first = (rows % size).argmax(1, keepdim=True) * (not groups[name].fixed)
-        order = (torch.arange(size) + first) % size
+        order = (torch.arange(size, device="cpu") + first) % size
         turned[name] = order[0]
         perms[name] = rows.gather(1, order).reshape(-1)
     return replace(permutation, perms=perms)
@@ -271,7 +271,7 @@ def _rounded(tensor: Tensor) -> Tensor:
     if not torch.is_floating_point(tensor):
         return tensor
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32, device="cpu")
     return tensor.double() * (1 + 1e-14 * noise.to(tensor.device, torch.float64))
 
 
@@ -281,7 +281,9 @@ def _random_scales(
     """Return scales between 1/2 and 2 for the units of scaled groups and rows of norm scales."""
 
     def draw(count: int) -> Tensor:
-        return 2 ** (2 * torch.rand(count, generator=generator, dtype=torch.float64) - 1)
+        return 2 ** (
+            2 * torch.rand(count, generator=generator, dtype=torch.float64, device="cpu") - 1
+        )
 
     units = {name: draw(spec.units(name)) for name, group in spec.groups.items() if group.scaled}
     rows = {scale.weight: draw(spec.tensors[scale.mean].shape[0]) for scale in spec.norm_scales}
@@ -301,7 +303,7 @@ def _with_noise(state: StateDict, generator: torch.Generator) -> dict[str, Tenso
 
 
 def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    draw = torch.randn((2, *tensor.shape), generator=generator, dtype=torch.float32)
+    draw = torch.randn((2, *tensor.shape), generator=generator, dtype=torch.float32, device="cpu")
     wide = torch.promote_types(tensor.dtype, torch.float32)
     draw = draw.to(tensor.device, wide)
     added = draw[1].abs() if bool((tensor >= 0).all()) else draw[1]

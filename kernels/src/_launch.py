@@ -55,7 +55,7 @@ class Table:
         parts = [first, [x for row in problems for x in row], [x for row in details for x in row]]
         for part in parts:  # of 16 bytes each, so that none asks for another compilation
             part += [0] * (len(part) % 2)
-        flat = torch.tensor([x for part in parts for x in part], dtype=torch.int64)
+        flat = torch.tensor([x for part in parts for x in part], dtype=torch.int64, device="cpu")
         if device.type == "cuda":
             flat = flat.pin_memory().to(device, non_blocking=True)
         self.first, self.problems, self.details = flat.split([len(part) for part in parts])

@@ -104,7 +104,7 @@ def balance(spec: PermutationSpec, state: StateDict) -> tuple[dict[str, Tensor],
         Scaled group -> float64 [units], and weight of a norm scale -> float64 [rows].
     """
     groups = {
-        name: _Scales(torch.ones(spec.units(name), dtype=torch.float64))
+        name: _Scales(torch.ones(spec.units(name), dtype=torch.float64, device="cpu"))
         for name, group in spec.groups.items()
         if group.scaled
     }

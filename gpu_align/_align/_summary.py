@@ -1,0 +1,69 @@
+"""A result in words: one line, a few lines, or a table for a notebook."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from gpu_align._errors import folded
+from gpu_align._symmetry import counted, html_table
+
+if TYPE_CHECKING:
+    from gpu_align._align._result import ResultRecord
+
+_SHOWN = 8
+"""Groups that are named."""
+
+
+def one_line(result: "ResultRecord") -> str:
+    """Return what `repr` shows."""
+    parts = [
+        f"distance={result.distance:.6g}",
+        f"distance_before={result.distance_before:.6g}",
+        f"lower_bound={result.lower_bound:.6g}",
+        f"metric={result.metric!r}",
+        f"status={result.status and result.status.name}",
+        f"function_preserved={result.function_preserved}",
+        counted(len(result.groups), "group"),
+    ]
+    return f"{type(result).__name__}({', '.join(parts)})"
+
+
+def rows(result: "ResultRecord") -> dict[str, str]:
+    """Return what is known about a result but for its history and pictures: name -> words."""
+    moved = [f"{group.name} {group.moved} of {group.units}" for group in result.groups]
+    found = {
+        "distance before": f"{result.distance_before:.6g} ({result.metric})",
+        "distance after": f"{result.distance:.6g} ({_change(result)})",
+        "lower bound": f"{result.lower_bound:.6g}",
+        "function": _function(result),
+        "found by": result.search,
+        "status": "" if result.status is None else result.status.value,
+        "seconds": "" if math.isnan(result.seconds) else f"{result.seconds:.3g}",
+        "symmetries": f"10^{result.log10_symmetries:.1f}",
+        "units moved": folded(moved, _SHOWN),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def text(facts: Mapping[str, str]) -> str:
+    """Return names and values one per line."""
+    width = max(map(len, facts), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
+
+
+def html(result: "ResultRecord") -> str:
+    """Return the table of a notebook."""
+    return html_table(type(result).__name__, rows(result))
+
+
+def _change(result: "ResultRecord") -> str:
+    if result.distance_before == 0:
+        return "the networks are equal"
+    return f"{100 * (result.distance / result.distance_before - 1):+.1f} %"
+
+
+def _function(result: "ResultRecord") -> str:
+    if result.function_difference is None:
+        return result.function_note
+    kept = "preserved" if result.function_preserved else "CHANGED"
+    return f"{kept}: outputs differ by {result.function_difference:.1e} relative (float64)"

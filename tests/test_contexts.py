@@ -1,0 +1,150 @@
+"""Defaults that a caller has set for torch: a device, inference, autocast, a dtype."""
+
+import ast
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from networks import mlp, model_of
+from torch import Tensor
+
+from gpu_align import (
+    CoordinateDescent,
+    Permutation,
+    align,
+    canonicalize,
+    chain_spec,
+    discover,
+    load_checkpoint,
+    save_checkpoint,
+)
+from gpu_align._search import SEARCHES
+
+ROOTS = (Path(__file__).parents[1] / "gpu_align", Path(__file__).parents[1] / "kernels" / "src")
+MAKERS = (
+    *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn"),
+    *("randperm", "tensor", "zeros"),
+)
+
+
+def test_every_tensor_is_made_on_a_named_device() -> None:
+    """Without one it would lie where the caller's `torch.device` or default device says."""
+    nameless = [
+        f"{path}:{node.lineno}"
+        for root in ROOTS
+        for path in sorted(root.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "torch"
+        and node.func.attr in MAKERS
+        and not any(keyword.arg in ("device", None) for keyword in node.keywords)
+    ]
+    assert nameless == []
+
+
+@contextmanager
+def default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def default_device() -> Iterator[None]:
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+CONTEXTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "device": lambda: torch.device("meta"),
+    "default device": default_device,
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "no grad": torch.no_grad,
+    "dtype": default_dtype,
+}
+each_context = pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+
+
+def networks() -> list[torch.nn.Module]:
+    torch.manual_seed(0)
+    return [mlp([4, 9, 8, 3]).float() for _ in range(2)]
+
+
+@each_context
+@pytest.mark.parametrize("search", [name for name in SEARCHES if name != "portfolio"])
+def test_searches_do_the_same_within(
+    search: str, context: Callable[[], AbstractContextManager[object]]
+) -> None:
+    source, target = (network.state_dict() for network in networks())
+    expected = align(source, target, search=search)
+    with context():
+        found = align(source, target, search=search)
+    assert found.distance == expected.distance
+    assert found.lower_bound == expected.lower_bound
+    for name, tensor in found.state_dict.items():
+        assert torch.equal(tensor, expected.state_dict[name])
+        assert tensor.dtype == expected.state_dict[name].dtype
+
+
+def outcomes(pair: list[torch.nn.Module], folder: Path) -> Iterator[dict[str, Tensor]]:
+    """Yield what comes of files, modules, tracing, one form and permutations."""
+    source, target = pair
+    inputs, fast = (
+        torch.ones(2, 4, dtype=torch.float32, device="cpu"),
+        CoordinateDescent(order="forward"),
+    )
+    for name in ("a.pt", "a.safetensors"):
+        save_checkpoint(folder / name, source.state_dict())
+        yield dict(load_checkpoint(folder / name).tensors)
+        yield dict(align(folder / name, target.state_dict(), search=fast).state_dict)
+    for result in align([source, target], target, example_inputs=inputs, search=fast):
+        assert result.unwrap().function_preserved
+        yield dict(result.state_dict)
+    yield canonicalize(source, example_inputs=inputs)
+    spec = chain_spec(source.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    permutation = Permutation.random(spec, generator=generator)
+    assert permutation.moved() == permutation.inverse().moved()
+    yield permutation.apply(source.state_dict())
+    yield Permutation.identity(spec).apply(source.state_dict())
+
+
+@each_context
+def test_everything_else_does_the_same_within(
+    context: Callable[[], AbstractContextManager[object]], tmp_path: Path
+) -> None:
+    pair = networks()
+    expected = list(outcomes(pair, tmp_path))
+    with context():
+        found = list(outcomes(pair, tmp_path))
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+
+
+@each_context
+def test_symmetries_are_found_within(
+    context: Callable[[], AbstractContextManager[object]],
+) -> None:
+    model, inputs = model_of("cnn", seed=1)
+    expected = discover(model, inputs)
+    with context():
+        assert discover(model, inputs).groups == expected.groups
+
+
+def test_weights_made_in_inference_mode_are_taken() -> None:
+    with torch.inference_mode():
+        source, target = networks()
+        states = source.state_dict(), target.state_dict()
+    inputs = torch.ones(2, 4)
+    assert align(*states, search="descent").distance >= 0
+    assert align(source, target, example_inputs=inputs, search="descent").function_preserved
