@@ -134,8 +134,8 @@ FORMS = {
 def test_every_form_of_network_gives_the_same(
     source_form: Callable, target_form: Callable, tmp_path: Path
 ) -> None:
-    networks = pair("cnn")
     traced = as_module in (source_form, target_form)
+    networks = pair("cnn" if traced else "mlp")  # a chain with a flattened map needs the model
     result = align(
         source_form(networks.source, tmp_path),
         target_form(networks.target, tmp_path),
