@@ -9,13 +9,14 @@ from gpu_align._symmetry._outline import (
     Module,
     Outline,
     Span,
+    axis_name,
     axis_names,
     ops_without_rule,
     outline,
     pins_by_reason,
 )
 from gpu_align._symmetry._permutation import Permutation, apply_permutations
-from gpu_align._symmetry._spec import Block, PermutationSpec, StateDict, TensorSpec
+from gpu_align._symmetry._spec import Block, PermutationSpec, Pin, StateDict, TensorSpec
 from gpu_align._symmetry._trace import discover
 from gpu_align._symmetry._verify import output_difference, tied_names
 from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of
@@ -27,11 +28,13 @@ __all__ = [
     "Outline",
     "Permutation",
     "PermutationSpec",
+    "Pin",
     "Span",
     "StateDict",
     "TensorSpec",
     "Weights",
     "apply_permutations",
+    "axis_name",
     "axis_names",
     "balance",
     "chain_spec",

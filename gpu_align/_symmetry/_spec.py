@@ -147,6 +147,8 @@ class PermutationSpec:
         pins: the fixed axes of parameters, with the op or the role that fixes each.
         norm_scales: layers whose rows a batch norm frees of their scale.
         origin: a sentence on where the spec comes from, shown to the user.
+        partial_pins: the axes of parameters of which some units or places stay fixed and others do
+            not, with what fixes those. Known after discovery only: it is not written to files.
 
     Source: the pair axes-to-perm / perm-to-axes of Git Re-Basin (Ainsworth et al., ICLR 2023,
     section 3), with axes that may be products or concatenations of groups.
@@ -158,6 +160,7 @@ class PermutationSpec:
     pins: tuple[Pin, ...] = ()
     origin: str = ""
     norm_scales: tuple[NormScale, ...] = ()
+    partial_pins: tuple[Pin, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for group in self.groups.values():

@@ -114,9 +114,10 @@ def _build(
             for name, axes in tensors.items()
         },
         ties=ties,
-        pins=tuple(_pins(tensors)),
+        pins=tuple(_pins(tensors, partial=False)),
         origin=origin,
         norm_scales=tuple(find_norm_scales(traced, state)),
+        partial_pins=tuple(_pins(tensors, partial=True)),
     )
     return with_gauges(spec, traced, names, state)
 
@@ -142,9 +143,11 @@ def _fresh_axes(state: Mapping[str, Tensor]) -> tuple[dict[str, TensorAxes], dic
     return tensors, ties
 
 
-def _pins(tensors: Mapping[str, TensorAxes]) -> Iterator[Pin]:
+def _pins(tensors: Mapping[str, TensorAxes], *, partial: bool) -> Iterator[Pin]:
+    """Yield the axes that stay fixed as a whole, or those of which only some part does."""
     for name, axes in tensors.items():
         for number, axis in enumerate(axes):
-            reasons = dict.fromkeys(leaf.pinned for leaf in axis.leaves() if leaf.size > 1)
-            if reasons and None not in reasons:
-                yield Pin(name, number, ", ".join(str(reason) for reason in reasons))
+            all_reasons = dict.fromkeys(leaf.pinned for leaf in axis.leaves() if leaf.size > 1)
+            reasons = [reason for reason in all_reasons if reason is not None]
+            if reasons and partial == (None in all_reasons):
+                yield Pin(name, number, ", ".join(reasons))
