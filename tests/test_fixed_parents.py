@@ -26,6 +26,8 @@ from gpu_align import (
     discover,
     run_search,
 )
+from gpu_align._cli._symmetries import document, print_spec
+from gpu_align._symmetry import ops_without_rule
 
 SLOPES = torch.tensor([[0.5], [0.25]], dtype=torch.float64)
 
@@ -111,3 +113,33 @@ def test_a_fixed_group_is_written_as_such() -> None:
     assert parent.fixed
     assert child.parent == parent.name
     assert spec.tensors["first.weight"].groups == (parent.name, child.name)
+
+
+def test_axes_that_stay_fixed_in_part_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    model = CASES["alibi"].model()
+    spec = discover(model, CASES["alibi"].inputs())
+    assert {(pin.tensor, pin.axis) for pin in spec.partial_pins} == {
+        *((f"{name}.{kind}", 0) for name in "qkv" for kind in ("weight", "bias")),
+        ("proj.weight", 1),
+    }
+    print_spec(spec)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "partly fixed because of" in printed
+    assert "q.weight[0] (2×3)" in printed
+    assert "2, fixed" in printed
+    (entry,) = document(spec)["partial_pins"]
+    assert ("q.weight", 0) in entry["axes"]
+
+
+def test_an_op_without_a_rule_that_fixes_heads_alone_is_named() -> None:
+    def forward(s: nn.Module, x: Tensor) -> Tensor:
+        table = s.layer(x).view(2, 3, 4)
+        weights = torch.vander(s.slopes, 3)[:, :1]
+        return s.head((table.transpose(1, 2) * weights[:3, 0]).flatten(1))
+
+    model = Graph(
+        forward, layer=nn.Linear(3, 12), slopes=parameter(3), head=nn.Linear(12, 2)
+    ).double()
+    spec = discover(model, torch.randn(2, 3, dtype=torch.float64))
+    assert [pin.axis for pin in spec.partial_pins if pin.tensor == "layer.weight"] == [0]
+    assert ops_without_rule(spec) != []

@@ -1,5 +1,6 @@
 """What `inspect` says of a spec."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from gpu_align._cli._summary import INSIDE
@@ -8,6 +9,8 @@ from gpu_align._errors import folded
 from gpu_align._symmetry import (
     Outline,
     PermutationSpec,
+    Pin,
+    axis_name,
     axis_names,
     ops_without_rule,
     outline,
@@ -36,7 +39,10 @@ def document(spec: PermutationSpec) -> dict[str, Any]:
         }
         for span in found.groups
     ]
-    pins = [{"reason": reason, "axes": axes} for reason, axes in pins_by_reason(spec).items()]
+    pins, partial_pins = (
+        [{"reason": reason, "axes": axes} for reason, axes in pins_by_reason(some).items()]
+        for some in (spec.pins, spec.partial_pins)
+    )
     return {
         "schema": "gpu-align/inspect/1",
         "origin": spec.origin,
@@ -47,6 +53,7 @@ def document(spec: PermutationSpec) -> dict[str, Any]:
         "groups": groups,
         "pins": pins,
         "outputs": dict(spec.outputs),
+        "partial_pins": partial_pins,
         "ties": dict(spec.ties),
         "ops_without_rule": ops_without_rule(spec),
     }
@@ -59,13 +66,8 @@ def print_spec(spec: PermutationSpec) -> None:
     screen.print(facts(_facts(spec, found)))
     if found.groups:
         _print_groups(spec, found)
-    pins = pins_by_reason(spec)
-    if pins:
-        table = columns("fixed because of", "axes", "for instance", numbers=("axes",))
-        for reason, axes in pins.items():
-            names = [f"{tensor}[{axis}]" for tensor, axis in axes]
-            table.add_row(reason, str(len(axes)), folded(names, _SHOWN_TENSORS))
-        screen.print(table)
+    _print_pins(spec, "fixed because of", spec.pins)
+    _print_pins(spec, "partly fixed because of", spec.partial_pins)
     for line in outputs_that_pin(spec):
         print_line(line)
     for op in ops_without_rule(spec):
@@ -87,6 +89,16 @@ def outputs_that_pin(spec: PermutationSpec) -> list[str]:
         for name, units in spec.outputs.items()
         if units and name not in wanted
     ]
+
+
+def _print_pins(spec: PermutationSpec, title: str, pins: Sequence[Pin]) -> None:
+    if not pins:
+        return
+    table = columns(title, "axes", "for instance", numbers=("axes",))
+    for reason, axes in pins_by_reason(pins).items():
+        names = [axis_name(spec, tensor, axis) for tensor, axis in axes]
+        table.add_row(reason, str(len(axes)), folded(names, _SHOWN_TENSORS))
+    console().print(table)
 
 
 def _facts(spec: PermutationSpec, found: Outline) -> dict[str, str]:

@@ -106,7 +106,7 @@ def _group_table(spec: PermutationSpec, found: Outline) -> Table | None:
 
 def _pin_table(spec: PermutationSpec) -> Table | None:
     """Tabulate the fixed axes by reason; None without any."""
-    pins = pins_by_reason(spec)
+    pins = pins_by_reason(spec.pins)
     if not pins:
         return None
     rows = (

@@ -10,6 +10,7 @@ from gpu_align._symmetry._outline import (
     Module,
     Outline,
     Span,
+    axis_name,
     axis_names,
     ops_without_rule,
     outline,
@@ -19,7 +20,7 @@ from gpu_align._symmetry._outputs import Kept, output_tensors
 from gpu_align._symmetry._permutation import Permutation, apply_permutations
 from gpu_align._symmetry._rename import spec_of_file
 from gpu_align._symmetry._running import as_arguments, evaluation_mode
-from gpu_align._symmetry._spec import Block, PermutationSpec, StateDict, TensorSpec
+from gpu_align._symmetry._spec import Block, PermutationSpec, Pin, StateDict, TensorSpec
 from gpu_align._symmetry._trace import discover
 from gpu_align._symmetry._verify import output_difference, tied_names
 from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of
@@ -33,12 +34,14 @@ __all__ = [
     "Outline",
     "Permutation",
     "PermutationSpec",
+    "Pin",
     "Span",
     "StateDict",
     "TensorSpec",
     "Weights",
     "apply_permutations",
     "as_arguments",
+    "axis_name",
     "axis_names",
     "balance",
     "chain_spec",

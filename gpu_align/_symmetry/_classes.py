@@ -8,7 +8,7 @@ interchangeable units. This is first-order unification; it only ever removes sym
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 
 
@@ -133,12 +133,17 @@ def _unify_parts(a: AxisClass, b: AxisClass, reason: str) -> bool:
         joined, repeated = (a, b) if a.structure is Structure.CONCAT else (b, a)
         return _distribute(joined, repeated, reason)
     assert a.structure is not None
-    parts = b.flat_parts(a.structure)
-    cut = recut(a.flat_parts(a.structure), [part.size for part in parts], a.structure, reason)
-    if cut is None:
-        return False
+    own, parts = a.flat_parts(a.structure), b.flat_parts(a.structure)
+    sizes = [part.size for part in parts]
+    whole = recut(own, sizes, a.structure, reason)
+    cut: Sequence[list[AxisClass] | None] = (
+        recut_stretches(own, sizes, reason) if whole is None else whole
+    )
     for part, pieces in zip(parts, cut, strict=True):
-        part.refine(a.structure, pieces, reason)
+        if pieces is None:
+            part.pin(reason)
+        else:
+            part.refine(a.structure, pieces, reason)
     return True
 
 
@@ -206,6 +211,48 @@ def recut(
         list(itertools.islice(rest, len(extents)))
         for extents in _extents_between(structure, wanted, cuts)
     ]
+
+
+def recut_stretches(
+    parts: Sequence[AxisClass], sizes: Sequence[int], reason: str, split: Split | None = None
+) -> list[list[AxisClass] | None]:
+    """Cut the parts of a product that cannot be cut as a whole, stretch by stretch.
+
+    Stretches lie between the cut points that are those of both sides. In each, parts whose order is
+    fixed anyway are merged with their neighbours if that helps; else its parts are pinned.
+
+    Args:
+        parts, sizes, reason, split: see `recut`; the products of both are the same.
+
+    Returns:
+        For each of `sizes` the pieces that it is made of, or None if it cannot be told.
+    """
+    structure = Structure.PRODUCT
+    ends, wanted = _ends(structure, [part.size for part in parts]), _ends(structure, sizes)
+    common = sorted(set(ends) & set(wanted))
+    found: list[list[AxisClass] | None] = []
+    for start, end in itertools.pairwise(common):
+        own = parts[ends.index(start) : ends.index(end)]
+        extents = sizes[wanted.index(start) : wanted.index(end)]
+        cut = recut(own, extents, structure, reason, split)
+        if cut is None:
+            cut = recut(_merged(own, reason), extents, structure, reason, split)
+        if cut is None:
+            for part in own:
+                part.pin(reason, mixed=True)
+        found += [None] * len(extents) if cut is None else cut
+    return found
+
+
+def _merged(parts: Iterable[AxisClass], reason: str) -> list[AxisClass]:
+    """Return the parts of a product with neighbours merged whose order is fixed."""
+    merged: list[AxisClass] = []
+    for is_fixed, run in itertools.groupby(parts, key=lambda part: part.is_fixed):
+        own = list(run)
+        if is_fixed and len(own) > 1:
+            own = [AxisClass(math.prod(part.size for part in own), reason)]
+        merged += own
+    return merged
 
 
 def _extents_between(

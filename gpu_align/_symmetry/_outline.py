@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from gpu_align._symmetry._axis import Axis, Factor
-from gpu_align._symmetry._spec import PermutationSpec
+from gpu_align._symmetry._spec import PermutationSpec, Pin
 
 _NO_RULE = " has no rule"
 _UNIT_AXES = (0, 1)  # of a weight; those behind them are places of a kernel
@@ -163,9 +163,14 @@ def axis_names(spec: PermutationSpec, group: str) -> list[str]:
     for tensor, number in sorted(
         spec.perm_to_axes(group), key=lambda m: len(spec.tensors[m[0]].axes) < 2
     ):
-        shape = _shape(spec.tensors[tensor].axes[number])
-        names.append(f"{tensor}[{number}]" + ("" if shape.isdecimal() else f" ({shape})"))
+        names.append(axis_name(spec, tensor, number))
     return names
+
+
+def axis_name(spec: PermutationSpec, tensor: str, number: int) -> str:
+    """Name an axis, with its layout where it is more than one row of units or places."""
+    shape = _shape(spec.tensors[tensor].axes[number])
+    return f"{tensor}[{number}]" + ("" if shape.isdecimal() else f" ({shape})")
 
 
 def _shape(axis: Axis) -> str:
@@ -176,15 +181,16 @@ def _shape(axis: Axis) -> str:
     )
 
 
-def pins_by_reason(spec: PermutationSpec) -> dict[str, list[tuple[str, int]]]:
+def pins_by_reason(pins: Iterable[Pin]) -> dict[str, list[tuple[str, int]]]:
     """Return the fixed axes of each reason, the commonest first."""
     axes: dict[str, list[tuple[str, int]]] = {}
-    for pin in spec.pins:
+    for pin in pins:
         axes.setdefault(pin.reason, []).append((pin.tensor, pin.axis))
     return dict(sorted(axes.items(), key=lambda entry: -len(entry[1])))
 
 
 def ops_without_rule(spec: PermutationSpec) -> list[str]:
     """Return the ops that pin what they touch because they have no rule."""
-    reasons = {part for pin in spec.pins for part in pin.reason.split(", ")}
+    pins = (*spec.pins, *spec.partial_pins)
+    reasons = {part for pin in pins for part in pin.reason.split(", ")}
     return sorted(part.removesuffix(_NO_RULE) for part in reasons if part.endswith(_NO_RULE))

@@ -151,6 +151,8 @@ class PermutationSpec:
         outputs: name of each output of the model that must stay as it is -> how many units that
             something reads it alone holds in place; empty where there are not several.
         origin: a sentence on where the spec comes from, shown to the user.
+        partial_pins: the axes of parameters of which some units or places stay fixed and others do
+            not, with what fixes those. Known after discovery only: it is not written to files.
 
     Source: the pair axes-to-perm / perm-to-axes of Git Re-Basin (Ainsworth et al., ICLR 2023,
     section 3), with axes that may be products or concatenations of groups.
@@ -163,6 +165,7 @@ class PermutationSpec:
     origin: str = ""
     norm_scales: tuple[NormScale, ...] = ()
     outputs: Mapping[str, int] = field(default_factory=dict)
+    partial_pins: tuple[Pin, ...] = field(default=(), compare=False)
 
     def __repr__(self) -> str:
         return f"PermutationSpec({', '.join(self._facts().values())})"

@@ -140,10 +140,11 @@ def _build(
             for name, axes in tensors.items()
         },
         ties=ties,
-        pins=tuple(_pins(tensors)),
+        pins=tuple(_pins(tensors, partial=False)),
         origin=origin,
         norm_scales=tuple(find_norm_scales(traced, state)),
         outputs=_held(reasons, tensors) if len(kept) > 1 else {},
+        partial_pins=tuple(_pins(tensors, partial=True)),
     )
     return with_gauges(spec, traced, names, state)
 
@@ -187,9 +188,11 @@ def _held(reasons: Mapping[str, str], tensors: Mapping[str, TensorAxes]) -> dict
     }
 
 
-def _pins(tensors: Mapping[str, TensorAxes]) -> Iterator[Pin]:
+def _pins(tensors: Mapping[str, TensorAxes], *, partial: bool) -> Iterator[Pin]:
+    """Yield the axes that stay fixed as a whole, or those of which only some part does."""
     for name, axes in tensors.items():
         for number, axis in enumerate(axes):
-            reasons = dict.fromkeys(leaf.pinned for leaf in axis.leaves() if leaf.size > 1)
-            if reasons and None not in reasons:
-                yield Pin(name, number, ", ".join(str(reason) for reason in reasons))
+            all_reasons = dict.fromkeys(leaf.pinned for leaf in axis.leaves() if leaf.size > 1)
+            reasons = [reason for reason in all_reasons if reason is not None]
+            if reasons and partial == (None in all_reasons):
+                yield Pin(name, number, ", ".join(reasons))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gpu_align._symmetry._classes import AxisClass, Structure, product, recut
+from gpu_align._symmetry._classes import AxisClass, Structure, product, recut, recut_stretches
 from gpu_align._symmetry._power import AxisPowers, TensorPowers, UnmatchedError, placed
 from gpu_align._symmetry._rules._marks import Repeated
 from gpu_align._symmetry._rules._table import Call, PowerCall, axis_rule, power_rule, replaced
@@ -19,15 +19,18 @@ def _reshape(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     factors = (factor for axis in self for factor in factors_of(axis))
     finest = unsplit(TensorAxes(factor for factor in factors if factor.size != 1))
     sizes = [size for size in call.shape if size != 1]
-    cut = None
-    if 0 not in sizes:
-        split = lambda axis, parts: split_open(axis, parts, call.reason)  # noqa: E731
-        cut = recut(finest, sizes, Structure.PRODUCT, call.reason, split)
-    if cut is None:
+    if 0 in sizes:
         call.pin(self)
         return TensorAxes(call.pinned(size) for size in call.shape)
-    pieces = iter(cut)
-    return TensorAxes(AxisClass(1) if n == 1 else product(next(pieces)) for n in call.shape)
+    split = lambda axis, parts: split_open(axis, parts, call.reason)  # noqa: E731
+    cut = recut(finest, sizes, Structure.PRODUCT, call.reason, split)
+    pieces = iter(cut or recut_stretches(finest, sizes, call.reason, split))
+
+    def axis(size: int) -> AxisClass:
+        own = [] if size == 1 else next(pieces)
+        return call.pinned(size) if own is None else product(own)
+
+    return TensorAxes(map(axis, call.shape))
 
 
 @power_rule(*_RESHAPES, "squeeze", "unsqueeze")
