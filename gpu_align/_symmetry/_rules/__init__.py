@@ -18,6 +18,7 @@ So what is not said costs symmetries and never makes a wrong one.
 from gpu_align._symmetry._rules import (  # noqa: F401  they fill the tables
     _attention,
     _contractions,
+    _gradients,
     _norms,
     _places,
     _pointwise,
