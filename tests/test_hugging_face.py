@@ -233,7 +233,7 @@ def test_files_of_the_hub_keep_their_names(
 
 
 def test_a_layout_that_is_joined_in_memory_says_what_to_do(work: Path) -> None:
-    sizes = {"hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1, "vocab_size": 9}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 16}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2}
     config = transformers.MixtralConfig(**sizes, **heads)
     transformers.MixtralForCausalLM(config).save_pretrained("a")
