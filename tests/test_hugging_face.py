@@ -1,6 +1,7 @@
 """Folders of Hugging Face: recognised, aligned and written without a spec or a model option."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 import transformers
 from networks import mlp
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
@@ -189,6 +191,54 @@ def test_code_beside_weights_is_never_run(work: Path) -> None:
     Path("a/config.json").write_text(json.dumps(config | {"auto_map": own["auto_map"]}))
     align("a", "a")
     assert not Path("ran").exists()
+
+
+def rewritten(folder: Path, rename: Callable[[str], str], extra: dict[str, Tensor]) -> None:
+    """Write the weights of a folder under other names, with more beside them."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {rename(name): tensor for name, tensor in tensors.items()} | extra
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+OLD_FILES: dict[str, tuple[str, Callable[[str], str], str]] = {
+    "base_model": ("gpt2", lambda n: n.removeprefix("transformer."), "h.0.attn.bias"),
+    "gamma_and_beta": (
+        "bert",
+        lambda n: re.sub(r"LayerNorm\.(weight|bias)", lambda m: f"LayerNorm.{GREEK[m[1]]}", n),
+        "cls.seq_relationship.weight",
+    ),
+}
+GREEK = {"weight": "gamma", "bias": "beta"}
+
+
+@pytest.mark.parametrize(("name", "rename", "extra"), OLD_FILES.values(), ids=OLD_FILES)
+def test_files_of_the_hub_keep_their_names(
+    name: str, rename: Callable[[str], str], extra: str, work: Path
+) -> None:
+    for number, folder in enumerate(("a", "b")):
+        saved(work / folder, name, number)
+        rewritten(work / folder, rename, {extra: torch.full((2, 3), float(number))})
+    result = align("a", "b")
+    assert result.function_difference < 1e-9
+    assert result.distance < result.distance_before
+    assert f"{extra} is not part of it" in result.origin
+    source = load_checkpoint("a")
+    assert result.state_dict.keys() == source.tensors.keys()
+    assert torch.equal(result.state_dict[extra], source.tensors[extra])
+    save_checkpoint("c", result.state_dict, like=source)
+    model = type(MODELS[name]())
+    inputs = model_beside(["a"], {}).inputs
+    written, before = (model.from_pretrained(folder).eval() for folder in ("c", "a"))
+    torch.testing.assert_close(logits(written, inputs), logits(before, inputs))
+
+
+def test_a_layout_that_is_joined_in_memory_says_what_to_do(work: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2}
+    config = transformers.MixtralConfig(**sizes, **heads)
+    transformers.MixtralForCausalLM(config).save_pretrained("a")
+    with pytest.raises(ModelError, match=r"in another layout .* align the modules"):
+        align("a", "a")
 
 
 @pytest.mark.parametrize("name", ["torch", "AutoModel", "pipeline", "__name__", "BertConfig"])

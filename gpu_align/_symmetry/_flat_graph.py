@@ -1,16 +1,41 @@
 """The graph of a traced model as one flat list of ops."""
 
 import operator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature
+from torch.utils._pytree import TreeSpec
 
 _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 """Ops that run a part of the model as it is: under `torch.no_grad`, under `torch.autocast`."""
 
 
-def flat_graph(program: ExportedProgram) -> fx.Graph:
+@dataclass(frozen=True)
+class Program:
+    """A traced model.
+
+    Attributes:
+        graph_module: its ops.
+        graph_signature: what its inputs and outputs are, in order.
+        out_spec: how its outputs are nested.
+    """
+
+    graph_module: fx.GraphModule
+    graph_signature: ExportGraphSignature
+    out_spec: TreeSpec
+
+    @classmethod
+    def of(cls, program: ExportedProgram) -> "Program":
+        """Return what the rules look at of an exported program."""
+        out_spec = program.call_spec.out_spec
+        assert out_spec is not None
+        return cls(program.graph_module, program.graph_signature, out_spec)
+
+
+def flat_graph(program: Program) -> fx.Graph:
     """Return a copy of a program's graph with the parts inlined that a context manager wraps."""
     graph = fx.Graph()
     graph.output(_copy(program.graph_module, graph, {}))

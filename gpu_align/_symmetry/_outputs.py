@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.utils._pytree import SUPPORTED_NODES, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
 from gpu_align._errors import InputError, folded
+from gpu_align._symmetry._flat_graph import Program
 
 Kept = str | int | Sequence[str | int]
 """Names or numbers of outputs that must be kept."""
@@ -105,16 +105,14 @@ def plain_outputs(model: nn.Module) -> RemovableHandle:
     return model.register_forward_hook(lambda module, arguments, result: output_tensors(result))
 
 
-def output_names(program: ExportedProgram) -> list[str]:
+def output_names(program: Program) -> list[str]:
     """Return the names of what a program returns, in the order of its graph."""
-    structure = program.call_spec.out_spec
-    assert structure is not None
-    numbers = tree_unflatten(range(structure.num_leaves), structure)
+    numbers = tree_unflatten(range(program.out_spec.num_leaves), program.out_spec)
     return [name for name, _ in named_leaves(numbers)]
 
 
 def outputs_of_graph(
-    program: ExportedProgram, graph: fx.Graph, kept: Kept | None
+    program: Program, graph: fx.Graph, kept: Kept | None
 ) -> list[tuple[fx.Node, str]]:
     """Return the values of a program's graph that must stay as they are, and their names.
 

@@ -1,17 +1,20 @@
 """How a module is run: its arguments, in evaluation mode, with the same noise each time."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from gpu_align._errors import ModelError
 
 _SEED = 0
+
+T = TypeVar("T")
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a forward."""
@@ -59,6 +62,39 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def run(forward: Callable[[], T]) -> tuple[T, bool]:
+    """Run a forward, without gradients unless it takes some itself (forces of an energy).
+
+    Returns:
+        What it returns, and whether it takes gradients.
+
+    Raises:
+        What the forward raises.
+    """
+    watch = _Gradients()
+    try:
+        with torch.no_grad(), watch:
+            return forward(), watch.taken
+    except RuntimeError:
+        if not watch.taken:
+            raise
+    with torch.enable_grad():
+        return forward(), True
+
+
+class _Gradients(TorchFunctionMode):
+    """Sees whether gradients are asked for."""
+
+    taken = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
+            self.taken = True
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from gpu_align._process import MODULES
 from gpu_align._symmetry._classes import AxisClass
 from gpu_align._symmetry._cuts import pin_cut_axes, pin_cut_off
 from gpu_align._symmetry._export import export
-from gpu_align._symmetry._flat_graph import flat_graph
+from gpu_align._symmetry._flat_graph import Program, flat_graph
 from gpu_align._symmetry._gauge._find import with_gauges
 from gpu_align._symmetry._gauge._norm_scale import find_norm_scales
 from gpu_align._symmetry._layout import layout, name_groups
@@ -84,8 +84,8 @@ def _discover(
     held: Mapping[str, object]
     origin = f"traced from {type(model).__name__}"
     if isinstance(model, ExportedProgram):
-        program, module, held = model, model.module(), model.state_dict
-        example_inputs = program.example_inputs if example_inputs is None else example_inputs
+        program, module, held = Program.of(model), model.module(), model.state_dict
+        example_inputs = model.example_inputs if example_inputs is None else example_inputs
         origin = f"traced from {type(module).__name__}"
     else:
         (program, ignored), module, held = export(model, example_inputs), model, model.state_dict()
@@ -112,7 +112,7 @@ def _verified(
 
 
 def _build(
-    program: ExportedProgram,
+    program: Program,
     state: Mapping[str, Tensor],
     origin: str,
     outputs: Kept | None,

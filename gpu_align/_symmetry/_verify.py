@@ -20,6 +20,7 @@ from gpu_align._symmetry._running import (
     as_arguments,
     copied,
     evaluation_mode,
+    run,
     same_noise,
 )
 from gpu_align._symmetry._sizes import try_other_sizes
@@ -82,7 +83,7 @@ class _Reference:
     ) -> None:
         self.model, self.kept = model, kept
         self.own = {
-            name: double(tensor).to(device or tensor.device)
+            name: double(tensor.detach()).to(device or tensor.device)
             for name, tensor in (
                 *model.named_parameters(remove_duplicate=False),
                 *model.named_buffers(remove_duplicate=False),
@@ -96,7 +97,6 @@ class _Reference:
 
     def outputs(self, state: StateDict, arguments: Arguments | None = None) -> list[Tensor]:
         """Run the model under a state dict and return its tensor outputs."""
-        args, kwargs = copied(arguments or self.arguments)
         long = {
             name: double(tensor.to(self.own[name].device) if name in self.own else tensor)
             for name, tensor in state.items()
@@ -110,16 +110,13 @@ class _Reference:
         run_on = {k: t.clone() if self._may_write(k) else t for k, t in given.items()}
         try:
             with (
-                torch.no_grad(),
                 untouched(self.model, weights=False),
                 evaluation_mode(self.model),
                 uncompiled(self.model),
                 same_noise({tensor.device for tensor in self.own.values()}),
                 InDouble(self.shortened),
             ):
-                result = torch.func.functional_call(
-                    self.model, run_on, args, kwargs, tie_weights=False
-                )
+                result, _ = run(lambda: self._call(run_on, arguments or self.arguments))
         except Exception as error:
             raise ModelError(
                 f"the model's forward fails in float64: {type(error).__name__}: {error}"
@@ -133,7 +130,11 @@ class _Reference:
                 f"the model returns no tensors that can be compared, but {type(result).__name__}; "
                 "return tensors, or register the type with torch.utils._pytree"
             )
-        return [outputs[name] for name in choose_outputs(list(outputs), self.kept)]
+        return [outputs[name].detach() for name in choose_outputs(list(outputs), self.kept)]
+
+    def _call(self, state: dict[str, Tensor], arguments: Arguments) -> object:
+        args, kwargs = copied(arguments)
+        return torch.func.functional_call(self.model, state, args, kwargs, tie_weights=False)
 
     def _may_write(self, name: str) -> bool:
         """Whether forward may write into a tensor: it did, or it has not been run yet."""

@@ -20,6 +20,7 @@ from gpu_align._symmetry._rules import (  # noqa: F401  they fill the tables
     _attention,
     _contractions,
     _experts,
+    _gradients,
     _joints,
     _norms,
     _numbers,
