@@ -9,9 +9,11 @@ import pytest
 import torch
 from networks import mlp, model_of
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from gpu_align import (
     CoordinateDescent,
+    InputError,
     Permutation,
     align,
     canonicalize,
@@ -148,3 +150,15 @@ def test_weights_made_in_inference_mode_are_taken() -> None:
     inputs = torch.ones(2, 4)
     assert align(*states, search="descent").distance >= 0
     assert align(source, target, example_inputs=inputs, search="descent").function_preserved
+
+
+def test_where_tensors_have_no_values_it_is_refused() -> None:
+    source, target = (network.state_dict() for network in networks())
+    with FakeTensorMode(), pytest.raises(InputError, match="call it outside"):
+        align(source, target)
+
+    def distance(bias: Tensor) -> Tensor:
+        return torch.tensor(align({**source, "0.bias": bias}, target).distance)
+
+    with pytest.raises(InputError, match="outside of it"):
+        torch.func.vmap(distance)(torch.randn(2, 9))

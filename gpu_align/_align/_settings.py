@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._guards import active_fake_mode
 
 from gpu_align._device import CPU, Engine, choose_engine
 from gpu_align._errors import InputError
@@ -46,8 +47,14 @@ class Settings:
         """Make them of what a user passes to `align`.
 
         Raises:
-            InputError: one of them is something else; UnavailableError: see `choose_engine`.
+            InputError: one of them is something else, or tensors have no values where it is called;
+            UnavailableError: see `choose_engine`.
         """
+        if active_fake_mode() is not None:
+            raise InputError(
+                "tensors have no values within a FakeTensorMode, which align looks at; call it outside "
+                "of the mode"
+            )
         if budget is not None and not isinstance(budget, Budget):
             raise InputError(
                 f"expected a Budget or None, got budget={_shown(budget)}; write for instance "

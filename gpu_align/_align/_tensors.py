@@ -80,7 +80,11 @@ def _flaw(tensor: Tensor) -> str | None:
         return f"is sparse or packed ({tensor.layout}): pass its to_dense()"
     if tensor.is_meta:
         return "is on the meta device, so it has no values: load the weights into it first"
-    if tensor.untyped_storage().nbytes() == 0 and tensor.numel():
+    try:
+        held = tensor.untyped_storage().nbytes()
+    except NotImplementedError:
+        return "stands for several tensors (inside of vmap or grad): call gpu_align outside of it"
+    if held == 0 and tensor.numel():
         return "has no memory (freed, as FSDP does between two steps): gather the parameters first"
     return None
 
