@@ -45,6 +45,19 @@ OPS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "trace": (lambda h: h * (h[:, :, None] * h.sin()[:, None]).sum(0).trace(), ""),
     "diagonal": (lambda h: (h[:, :, None] * h.sin()[:, None]).diagonal(dim1=1, dim2=2), ""),
     "distances": (lambda h: h * torch.cdist(h, h.sin()).sum(), "s"),
+    "quantile": (lambda h: h - h.quantile(0.3, dim=1, keepdim=True), ""),
+    "grid": (lambda h: h + torch.stack(torch.meshgrid(h.sum(1), h[0], indexing="ij")).sum(0), ""),
+    "broadcast": (lambda h: sum(torch.broadcast_tensors(h, h[:1], h[0])), ""),
+    "quantiles": (
+        lambda h: h - torch.ops.aten.quantile(h, h.new_tensor([0.2, 0.6]), 1).sum(0)[:, None], ""
+    ),
+    "loss": (lambda h: h * F.mse_loss(h, h.sin()) + F.huber_loss(h, h.cos(), reduction="none"), ""),
+    "matrix_norm": (lambda h: h * torch.linalg.norm(h), ""),
+    "side_by_side": (lambda h: torch.hstack([h.sin(), h[:, :0]]), "s"),
+    "channel_shuffle": (lambda h: F.channel_shuffle(h[:, :, None], 4)[..., 0], "sc"),
+    "rows_written": (lambda h: h.slice_scatter(h[:2].sin(), 0, 1, 3), ""),
+    "row_written": (lambda h: h.select_scatter(h[0].sin(), 0, 1), ""),
+    "spectrum_over_rows": (lambda h: torch.fft.irfft(torch.fft.rfft(h, dim=0), n=5, dim=0), ""),
     "pairwise_distance": (lambda h: h * F.pairwise_distance(h, h.sin())[:, None], ""),
 }  # fmt: skip
 
@@ -147,10 +160,28 @@ def grid(h: Tensor) -> Tensor:
     return torch.linspace(-0.9, 0.8, 24, dtype=h.dtype).view(1, 3, 4, 2).expand(len(h), 3, 4, 2)
 
 
+def sheared(h: Tensor) -> Tensor:
+    theta = h.sum((0, 1))[:2, :3].expand(len(h), 2, 3)
+    return F.affine_grid(theta, list(h.shape), align_corners=False)
+
+
+def largest_again(h: Tensor) -> Tensor:
+    values, places = F.max_pool2d(h, 2, return_indices=True)
+    return F.max_unpool2d(values, places, 2)
+
+
 WINDOWS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "im2col": (lambda h: F.unfold(h, 2), 12),
     "col2im": (lambda h: F.fold(F.unfold(h, 2).tanh(), (4, 4), 2), 3),
     "unfold": (lambda h: h.unfold(2, 2, 1).unfold(3, 2, 2).amax((-1, -2)), 3),
+    "max_unpool": (largest_again, 3),
+    "low_frequencies": (
+        lambda h: torch.fft.irfft2(torch.fft.rfft2(h)[..., :2, :2], s=h.shape[-2:]), 3
+    ),
+    "warped": (
+        lambda h: F.grid_sample(h, sheared(h), align_corners=False),
+        3,
+    ),
     "grid_sample": (lambda h: F.grid_sample(h, grid(h), align_corners=False), 3),
     "grid_sample_3d": (
         lambda h: F.grid_sample(
@@ -169,3 +200,15 @@ def test_windows_and_places_of_maps(name: str) -> None:
     assert_groups(spec, [3])
     assert_random_permutations_preserve(spec, model, inputs)
     assert_random_gauges_preserve(spec, model, inputs)
+
+
+def test_bags_of_rows_keep_their_units() -> None:
+    model = Graph(
+        lambda s, x, o: s.head(s.bags(x, o).relu()),
+        bags=nn.EmbeddingBag(7, 4, mode="mean"),
+        head=nn.Linear(4, 2),
+    )
+    inputs = (torch.tensor([1, 2, 4, 5, 4]), torch.tensor([0, 3]))
+    spec = discover(randomised(model), inputs)
+    assert_groups(spec, [4])
+    assert_random_permutations_preserve(spec, model, inputs)

@@ -286,6 +286,94 @@ def recurrence(draw: st.DrawFn, x: Tensor) -> Op | None:
     return Graph(run, layer=layer)
 
 
+def numbered(draw: st.DrawFn, x: Tensor) -> Op | None:
+    """Number places by size, and look up, write or choose by the numbers."""
+    dim = dim_of(draw, x)
+    size = x.shape[dim]
+    kind = draw(st.sampled_from(["largest", "sorted", "best", "sparse", "median", "codes", "add"]))
+    count = draw(st.integers(1, size))
+    match kind:
+        case "largest":
+            return lambda x: x * (x >= x.topk(count, dim).values.amin(dim, keepdim=True))
+        case "sorted":
+            return lambda x: x.gather(dim, x.argsort(dim)) + x.sort(dim).values
+        case "best" if all_differ(x, dim):
+            return lambda x: x.sin() * F.one_hot(x.argmax(dim), size).movedim(-1, dim)
+        case "sparse" if all_differ(x, dim):
+            return lambda x: written_back(x, count, dim)
+        case "median":
+            return lambda x: x - x.median(dim, keepdim=True).values
+        case "codes" if all_differ(x, dim):
+            return Codes(size, dim, draw(st.booleans()))
+        case "add" if all_differ(x, dim):
+            return lambda x: x + x.argmax(dim, keepdim=True)
+        case _:
+            return None
+
+
+def all_differ(x: Tensor, dim: int) -> bool:
+    """Whether there is no tie: of equal values any may come first."""
+    return x.shape[dim] < 2 or bool((x.sort(dim).values.diff(dim=dim) > 1e-6).all())
+
+
+def written_back(x: Tensor, count: int, dim: int) -> Tensor:
+    values, places = x.topk(count, dim)
+    return torch.zeros_like(x).scatter(dim, places, values.tanh())
+
+
+class Codes(nn.Module):
+    """A row of weights for the largest place; rows may be sorted by these, and brought back."""
+
+    def __init__(self, size: int, dim: int, is_sorted: bool) -> None:
+        super().__init__()
+        self.dim, self.is_sorted = dim, is_sorted
+        self.up = nn.Parameter(torch.empty(size, 3))
+        self.down = nn.Parameter(torch.empty(size, 3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        numbers = x.argmax(self.dim)
+        rows, chosen = x.amax(self.dim).reshape(-1, 1), numbers.reshape(-1)
+        if self.is_sorted:
+            chosen, order = chosen.sort()
+            rows = rows[order]
+        hidden = self.up[chosen].tanh() * rows
+        made = torch.bmm(hidden[:, None], self.down[chosen])[:, 0]
+        if self.is_sorted:
+            made = torch.zeros_like(made).index_add(0, order, made)
+        return made.view(*numbers.shape, 2)
+
+
+def table(draw: st.DrawFn, x: Tensor) -> Op:
+    """Add a table that is cut to the size of an axis, in one of several ways."""
+    dim, rest = dim_of(draw, x), draw(st.integers(1, 2))
+    kind = draw(st.sampled_from(["first", "last", "looked_up", "every_other"]))
+    return Table(x.shape, dim, rest, kind)
+
+
+class Table(nn.Module):
+    """A table with more places along one axis than the value that it is added to."""
+
+    def __init__(self, shape: list[int], dim: int, rest: int, kind: str) -> None:
+        super().__init__()
+        self.dim, self.kind = dim, kind
+        size = 2 * shape[dim] if kind == "every_other" else shape[dim] + rest
+        self.weight = nn.Parameter(torch.empty([*shape[:dim], size, *shape[dim + 1 :]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.tanh().movedim(self.dim, 0)
+        size = x.shape[self.dim]
+        match self.kind:
+            case "first":
+                weight = weight[:size]
+            case "last":
+                weight = weight[-size:]
+            case "looked_up":
+                weight = weight[torch.arange(size)]
+            case _:
+                weight = weight[::2]
+        return x + weight.movedim(0, self.dim)
+
+
 def with_another(draw: st.DrawFn, x: Tensor, y: Tensor) -> Op | None:
     """Return an op on two values."""
     kind = draw(st.sampled_from(["add", "gate", "cat", "matmul", "attend", "broadcast"]))
@@ -321,7 +409,7 @@ def broadcastable(first: torch.Size, second: torch.Size) -> bool:
 KINDS = [
     *(linear, mixing, mixing, convolution, convolution, activation, norm, norm, softmax, softmax),
     *(split_axis, merge_axes, permute, permute, reduction, reduction, cut, unpacked, unpacked),
-    *(repeated, scale, scale, attention, multihead, recurrence),
+    *(repeated, scale, scale, attention, multihead, recurrence, numbered, numbered, table),
 ]
 
 

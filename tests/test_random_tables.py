@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
@@ -33,6 +34,13 @@ STEPS: dict[str, Step] = {
     "products": lambda s, t: (t @ s.other.t()).tanh() @ t,
     "reshaped": lambda s, t: t.reshape(ROWS // 2, -1).sin().reshape(ROWS, -1),
     "twice": lambda s, t: torch.cat([t, t], 0).cos()[ROWS // 2 : -ROWS // 2],
+    "sorted": lambda s, t: t.sort(0).values,
+    "largest": lambda s, t: t * (t >= t.topk(2, 0).values[-1:]),
+    "best": lambda s, t: t * F.one_hot(t.argmax(0), ROWS).t(),
+    "chosen": lambda s, t: t[s.other.argmax(0)].repeat(3, 1)[:ROWS],
+    "every_other": lambda s, t: t[::2].repeat_interleave(2, 0),
+    "added_up": lambda s, t: torch.zeros_like(t).index_add(0, torch.arange(ROWS) % 4, t),
+    "median": lambda s, t: t - t.median(0).values,
 }
 CUTS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "first": lambda t, n: t[:n],
@@ -44,6 +52,10 @@ CUTS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "flat": lambda t, n: t.reshape(-1)[: n * WIDTH].view(n, WIDTH),
     "selected": lambda t, n: torch.stack([t[i] for i in range(n)]),
     "twice": lambda t, n: t[1:].relu()[:n],
+    "embedded": lambda t, n: F.embedding(torch.arange(n), t),
+    "indexed": lambda t, n: t[torch.arange(n)],
+    "gathered": lambda t, n: t.gather(0, torch.arange(n)[:, None].expand(n, WIDTH)),
+    "grid": lambda t, n: F.interpolate(t.t()[None], size=ROWS)[0].t()[:n],
 }
 USES: dict[str, Step] = {
     "added": lambda h, t: h + t,
@@ -96,9 +108,23 @@ def networks(draw: st.DrawFn) -> nn.Module:
     return randomised(model, draw(seeds))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+ANY = settings(deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@settings(ANY, max_examples=30)
 @given(model=networks())
 def test_random_networks_with_tables_keep_their_function_at_other_lengths(model: nn.Module) -> None:
+    assert_symmetries_hold_at_other_lengths(model)
+
+
+@pytest.mark.slow
+@settings(ANY, max_examples=1000)
+@given(model=networks())
+def test_many_random_networks_with_tables_keep_it_at_other_lengths(model: nn.Module) -> None:
+    assert_symmetries_hold_at_other_lengths(model)
+
+
+def assert_symmetries_hold_at_other_lengths(model: nn.Module) -> None:
     spec: PermutationSpec = discover(model, torch.randn(2, TRACED, 3, dtype=torch.float64))
     assert "hidden" in spec.groups
     state = model.state_dict()

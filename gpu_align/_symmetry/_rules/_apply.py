@@ -56,7 +56,7 @@ def apply_rule(rule: Rule, call: Call, arguments: Mapping[str, Any]) -> Any:
         unmarked = [axes for axes in tensors if not isinstance(axes, Marked)]
         return _passed_on(made, call, visited, unmarked, by)
     for mark in marks:
-        mark.give_up(call.reason)
+        mark.give_up(f"{call.reason} of {mark.meaning}")
     return rule(call, **plain)
 
 
@@ -81,7 +81,7 @@ def _passed_on(
     call.visited[visited:] = [by.with_units(axes) for axes in call.visited[visited:]]
     outputs = (made,) if isinstance(made, TensorAxes) else made
     if by.is_sorted and (any(map(by.touches, unmarked)) or not all(map(by.lies_on, outputs))):
-        by.units.pin(call.reason)
+        by.units.pin(f"{call.reason} of {Chosen.meaning}")
     marked = tuple(Chosen.of(axes, by) if by.lies_on(axes) else axes for axes in outputs)
     return marked[0] if isinstance(made, TensorAxes) else marked
 

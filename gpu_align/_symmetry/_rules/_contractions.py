@@ -227,6 +227,11 @@ def _addmm_powers(call: PowerCall, self: TensorPowers, **factors: Any) -> Tensor
     return powers_of_sum(call, [self, _matmul_powers(call, left, other=right)])
 
 
+@axis_rule("addmv")
+def _addmv(call: Call, self: TensorAxes, mat: TensorAxes, vec: TensorAxes, **_: Any) -> TensorAxes:
+    return broadcast(call, [self, _matmul(call, mat, vec=vec)])
+
+
 @axis_rule("outer", "ger")
 def _outer(call: Call, self: TensorAxes, vec2: TensorAxes) -> TensorAxes:
     return TensorAxes((*self, *vec2))

@@ -40,6 +40,16 @@ def _concatenation_powers(
     return _joined_powers(parts, place, AxisPowers(call.output[place].axis, along))
 
 
+@axis_rule("hstack")
+def _side_by_side(call: Call, tensors: list[TensorAxes]) -> TensorAxes:
+    return _concatenation(call, tensors, min(1, len(call.shape) - 1))
+
+
+@power_rule("hstack")
+def _side_by_side_powers(call: PowerCall, tensors: list[TensorPowers]) -> TensorPowers:
+    return _concatenation_powers(call, tensors, min(1, len(call.output) - 1))
+
+
 @axis_rule("stack")
 def _stack(call: Call, tensors: list[TensorAxes], dim: int = 0) -> TensorAxes:
     place = dim % len(call.shape)
@@ -217,6 +227,31 @@ def _select_powers(call: PowerCall, self: TensorPowers, dim: int, index: int) ->
     size = call.extents[dim]
     first = index % size
     return placed(call.output, _cut_powers(call, self, dim, [first, 1, size - first - 1])[1])
+
+
+@axis_rule("slice_scatter")
+def _slice_written(
+    call: Call,
+    self: TensorAxes,
+    src: TensorAxes,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> TensorAxes:
+    written = _slice(call, self, dim, start, end, step)
+    for axis, other in zip(written, src, strict=True):
+        call.unify(axis, other)
+    return TensorAxes(self)
+
+
+@axis_rule("select_scatter")
+def _selection_written(
+    call: Call, self: TensorAxes, src: TensorAxes, dim: int, index: int
+) -> TensorAxes:
+    for axis, other in zip(_select(call, self, dim, index), src, strict=True):
+        call.unify(axis, other)
+    return TensorAxes(self)
 
 
 @axis_rule("glu")

@@ -49,7 +49,13 @@ class Choice:
 
 
 class Marked(TensorAxes):
-    """The axes of a tensor that depends on the order of units by more than these."""
+    """The axes of a tensor that depends on the order of units by more than these.
+
+    Attributes:
+        meaning: what such a tensor holds, for messages.
+    """
+
+    meaning = "numbers of these units"
 
     def moved(self, axes: TensorAxes) -> "Marked":
         """Return the same mark on other axes."""
@@ -133,6 +139,8 @@ class _OfChoice(Marked):
 
 class Chosen(_OfChoice):
     """The axes of a tensor whose entries along the slots of a choice belong to its units."""
+
+    meaning = "rows sorted by these units"
 
     def units(self) -> tuple[AxisClass, ...]:
         """Return the axes whose order it depends on: what is not sorted depends on none."""

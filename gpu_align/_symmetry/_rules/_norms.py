@@ -20,7 +20,7 @@ from gpu_align._symmetry._rules._table import (
 from gpu_align._symmetry._splits import TensorAxes
 
 
-@axis_rule("softmax", "log_softmax", "_softmax", "_log_softmax")
+@axis_rule("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax")
 def _softmax(call: Call, self: TensorAxes, dim: int, **_: Any) -> TensorAxes:
     """It commutes with any reordering, also of the axis it sums over."""
     call.visit(without(self, [dim]))
@@ -231,3 +231,10 @@ def _norm_except(call: Call, v: TensorAxes, dim: int = 0, **_: Any) -> TensorAxe
     if dim == -1:
         return TensorAxes()
     return TensorAxes(axis if number == dim else AxisClass(1) for number, axis in enumerate(v))
+
+
+@axis_rule("_fused_rms_norm")
+def _fused_rms_norm(
+    call: Call, input: TensorAxes, normalized_shape: list[int], **arguments: Any
+) -> tuple[TensorAxes, ...]:
+    return _native_layer_norm(call, input, normalized_shape, **arguments)[:2]

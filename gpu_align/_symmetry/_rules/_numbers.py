@@ -252,6 +252,18 @@ def _embedding_powers(
     return TensorPowers((*call.output[: len(indices)], *weight[1:]))
 
 
+@axis_rule("embedding_bag", "_embedding_bag")
+def _embedding_bag(
+    call: Call, weight: TensorAxes, indices: TensorAxes, offsets: TensorAxes, **more: Any
+) -> tuple[TensorAxes, ...]:
+    """Rows are summed in bags; further outputs are for the backward pass."""
+    weights = more.get("per_sample_weights") or TensorAxes()
+    call.pin((weight[0], *indices, *offsets, *weights))
+    bags = TensorAxes((call.pinned(call.shape[0]), *weight[1:]))
+    others = call.shapes[1:]
+    return bags, *(TensorAxes(call.pinned(size) for size in shape) for shape in others)
+
+
 @axis_rule("one_hot")
 @reads(Places)
 def _one_hot(call: Call, self: TensorAxes, num_classes: int = -1) -> TensorAxes:

@@ -1,5 +1,6 @@
 """Ops on places: axes on which neighbours matter keep their order, the others are passed on."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from gpu_align._symmetry._classes import AxisClass, Structure, concat
@@ -239,3 +240,39 @@ def _trace(call: Call, self: TensorAxes) -> TensorAxes:
 def _bucketize(call: Call, self: TensorAxes, boundaries: TensorAxes, **_: Any) -> TensorAxes:
     call.pin(boundaries)
     return self
+
+
+_FOURIER = tuple(f"fft_{kind}" for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft"))
+
+
+@axis_rule(*_FOURIER)
+def _transform(call: Call, self: TensorAxes, dim: int = -1, **_: Any) -> TensorAxes:
+    return ordered(call, self, dim=dim)
+
+
+@axis_rule(*(f"{op}2" for op in _FOURIER))
+def _transform_of_places(
+    call: Call, self: TensorAxes, dim: Sequence[int] = (-2, -1), **_: Any
+) -> TensorAxes:
+    return ordered(call, self, dim=list(dim))
+
+
+@axis_rule(*(f"{op}n" for op in _FOURIER), "fft_fftshift", "fft_ifftshift")
+def _transform_of_all(
+    call: Call, self: TensorAxes, dim: list[int] | None = None, **_: Any
+) -> TensorAxes:
+    return ordered(call, self, dim=dim)
+
+
+@axis_rule("max_unpool2d", "max_unpool3d")
+def _unpool(call: Call, self: TensorAxes, indices: TensorAxes, **_: Any) -> TensorAxes:
+    """Back to the places where the largest had been, for each channel."""
+    broadcast(call, [self, indices])
+    kept, places = _spatial(call, self, 3 if call.op.endswith("3d") else 2)
+    return TensorAxes((*kept, *places))
+
+
+@axis_rule("affine_grid_generator")
+def _affine_grid(call: Call, theta: TensorAxes, **_: Any) -> TensorAxes:
+    call.pin(theta[1:])
+    return TensorAxes((theta[0], *(call.pinned(size) for size in call.shape[1:])))

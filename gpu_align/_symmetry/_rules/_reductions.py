@@ -17,6 +17,7 @@ from gpu_align._symmetry._rules._table import (
     Call,
     PowerCall,
     axis_rule,
+    broadcast,
     power_rule,
     unknown,
 )
@@ -24,7 +25,8 @@ from gpu_align._symmetry._splits import TensorAxes
 
 
 @axis_rule("mean", "sum", "amax", "amin", "prod", "logsumexp", "var", "std", "linalg_vector_norm")
-@axis_rule("norm", "nansum", "nanmean", "all", "any", "count_nonzero")
+@axis_rule("norm", "nansum", "nanmean", "all", "any", "count_nonzero", "linalg_norm")
+@axis_rule("frobenius_norm", "nuclear_norm")
 def reduction(
     call: Call, self: TensorAxes, dim: Any = None, keepdim: bool = False, **_: Any
 ) -> TensorAxes:
@@ -83,3 +85,22 @@ _register_powers(_zero, even, "var")
 @axis_rule("var_mean", "std_mean", "aminmax")
 def _two_reductions(call: Call, self: TensorAxes, **arguments: Any) -> tuple[TensorAxes, ...]:
     return (reduction(call, self, **arguments),) * 2
+
+
+@axis_rule("quantile", "nanquantile")
+def _quantile(
+    call: Call, self: TensorAxes, q: Any, dim: int | None = None, keepdim: bool = False, **_: Any
+) -> TensorAxes:
+    """Several quantiles lie along a first axis."""
+    several = q if isinstance(q, TensorAxes) else TensorAxes()
+    call.pin(several)
+    return TensorAxes((*several, *reduction(call, self, dim, keepdim)))
+
+
+@axis_rule("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "kl_div")
+@axis_rule("binary_cross_entropy", "binary_cross_entropy_with_logits")
+def _loss(call: Call, self: TensorAxes, target: TensorAxes, **more: Any) -> TensorAxes:
+    """Entry by entry, or their mean or sum."""
+    others = [axes for axes in more.values() if isinstance(axes, TensorAxes)]
+    met = broadcast(call, [self, target, *others])
+    return met if call.shape else TensorAxes()

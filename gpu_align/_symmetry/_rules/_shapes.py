@@ -140,6 +140,22 @@ def _expand_powers(call: PowerCall, self: TensorPowers, **_: Any) -> TensorPower
     return TensorPowers((*call.output[:added], *kept))
 
 
+@axis_rule("broadcast_tensors")
+def _expand_each(call: Call, tensors: list[TensorAxes]) -> tuple[TensorAxes, ...]:
+    """They meet where they are used."""
+    pairs = zip(tensors, call.shapes, strict=True)
+    return tuple(_expand(Call(call.op, (shape,)), axes) for axes, shape in pairs)
+
+
+@axis_rule("meshgrid")
+def _grid(call: Call, tensors: list[TensorAxes], indexing: str = "ij") -> tuple[TensorAxes, ...]:
+    """Each vector is repeated along the axes of the others."""
+    axes = [vector[0] if vector else AxisClass(1) for vector in tensors]
+    if indexing == "xy":
+        axes[:2] = axes[1::-1]
+    return (TensorAxes(axes),) * len(tensors)
+
+
 @axis_rule("repeat", "tile")
 def _repeat(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     """The axis as a whole once more and once more."""
@@ -169,3 +185,14 @@ def _count(axes: TensorAxes) -> int:
     for axis in axes:
         count *= axis.size
     return count
+
+
+@axis_rule("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(call: Call, self: TensorAxes, groups: int) -> TensorAxes:
+    """Channels of the groups in turn."""
+    group, inner = AxisClass(groups), AxisClass(self[1].size // groups)
+    call.refine(self[1], Structure.PRODUCT, [group, inner])
+    return replaced(self, 1, product([inner, group]))
+
+
+power_rule("channel_shuffle", "native_channel_shuffle")(moved_powers)
