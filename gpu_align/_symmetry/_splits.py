@@ -147,7 +147,7 @@ def settle(tensors: Sequence[TensorAxes]) -> None:
 def settled(axes: TensorAxes) -> TensorAxes:
     """Return the axes with what is still open undone: the source, and axes of size 1.
 
-    The slices have been taken apart then, and the source is a concatenation.
+    The slices have been taken apart then: the source is a concatenation, or a product with one.
     """
     for split in _open_splits(axes):
         first, *others = split.axes
