@@ -15,8 +15,10 @@ from gpu_align._symmetry._outline import (
     outline,
     pins_by_reason,
 )
-from gpu_align._symmetry._permutation import Permutation, apply_permutations
+from gpu_align._symmetry._permutation import Permutation
+from gpu_align._symmetry._reorder import apply_permutations
 from gpu_align._symmetry._spec import Block, PermutationSpec, StateDict, TensorSpec
+from gpu_align._symmetry._stacks import stack_size, unstacked
 from gpu_align._symmetry._trace import discover
 from gpu_align._symmetry._verify import output_difference, tied_names
 from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of
@@ -49,6 +51,8 @@ __all__ = [
     "pins_by_reason",
     "rescale",
     "stack",
+    "stack_size",
     "tensors_of",
     "tied_names",
+    "unstacked",
 ]
