@@ -47,7 +47,7 @@ from gpu_align._align import _many as many
 from gpu_align._align._batches import batch_ranges, bytes_per_model
 from gpu_align._device._memory import _left_in_control_group, free_bytes
 from gpu_align._symmetry._memory import memory_of
-from gpu_align._symmetry._permutation import apply_permutations
+from gpu_align._symmetry._reorder import apply_permutations
 from gpu_align._symmetry._weights import Weights
 
 FORWARD = CoordinateDescent(order="forward")

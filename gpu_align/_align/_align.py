@@ -99,8 +99,9 @@ def align(
 
     Args:
         source: the network whose units are reordered: a module, a state dict, or the path of a
-            checkpoint; or any iterable of them, or a mapping of names to them, aligned to one
-            target together, in as few batches as fit the memory.
+            checkpoint; or any iterable of them, a mapping of names to them, or a stack (a state
+            dict whose tensors have a leading axis of models), aligned to one target together, in
+            as few batches as fit the memory.
         target: the network that stays.
         spec: the symmetries of both. Default: discovered from whichever network is a module,
             which needs `example_inputs`; else from the model of Hugging Face transformers that a
@@ -131,7 +132,7 @@ def align(
             SpecError, CheckpointError, ModelError and UnavailableError say what is wrong.
         AssignmentError: the assignments of a single source could not be solved.
     """
-    sources = Sources.of(source)
+    sources = Sources.of(source, target)
     settings = Settings.of(search, metric, device, seed, budget, progress)
     found = align_networks(
         sources.networks,

@@ -52,7 +52,7 @@ class Settings:
         """
         if active_fake_mode() is not None:
             raise InputError(
-                "tensors have no values within a FakeTensorMode, which align looks at; call it "
+                "tensors have no values within a FakeTensorMode, and align looks at them; call it "
                 "outside of the mode"
             )
         if budget is not None and not isinstance(budget, Budget):

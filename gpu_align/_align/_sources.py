@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gpu_align._align._networks import Network
+from gpu_align._align._networks import Network, state_of
+from gpu_align._errors import InputError
+from gpu_align._symmetry import StateDict, stack_size, unstacked
 
 _NETWORKS = (nn.Module, Mapping, str, os.PathLike)
 
@@ -28,8 +30,10 @@ class Sources:
     is_single: bool = False
 
     @classmethod
-    def of(cls, source: Any) -> "Sources":
+    def of(cls, source: Any, target: Any) -> "Sources":
         """Tell one network from several.
+
+        A state dict whose tensors have one axis more than the target's is a stack of networks.
 
         A mapping is a state dict, unless it is empty or has networks and no tensor as its values.
         What only looks like a collection (a tensor, an array, an open file) is one bad network.
@@ -37,7 +41,8 @@ class Sources:
         if isinstance(source, Mapping) and not isinstance(source, nn.Module):
             if _has_networks(source):
                 return cls(list(source.values()), list(source))
-            return cls([source], is_single=True)
+            parts = _parts(source, target)
+            return cls([source], is_single=True) if parts is None else cls(parts)
         bad = isinstance(source, bytes | bytearray | io.IOBase) or hasattr(source, "__array__")
         if isinstance(source, nn.Module | str | os.PathLike) or bad:
             return cls([source], is_single=True)
@@ -72,3 +77,22 @@ def _has_networks(source: Mapping[str, object]) -> bool:
     if any(isinstance(value, Tensor) for value in values):
         return False
     return not values or any(isinstance(value, _NETWORKS) for value in values)
+
+
+def _parts(source: Mapping[str, Any], target: Any) -> list[dict[str, Tensor]] | None:
+    """Return the networks of a stack; None if the source is none."""
+    state, other = _state(source), _state(target)
+    if state is None or other is None:
+        return None
+    count = stack_size(state, {name: tensor.shape for name, tensor in other.items()})
+    return None if count is None else unstacked(state, count)
+
+
+def _state(network: Any) -> StateDict | None:
+    """Return the tensors of a network that is at hand; None if it has to be read, or cannot be."""
+    if isinstance(network, str | os.PathLike):
+        return None
+    try:
+        return state_of(network)
+    except InputError:
+        return None

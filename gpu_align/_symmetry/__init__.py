@@ -17,10 +17,12 @@ from gpu_align._symmetry._outline import (
     pins_by_reason,
 )
 from gpu_align._symmetry._outputs import Kept, output_tensors
-from gpu_align._symmetry._permutation import Permutation, apply_permutations
+from gpu_align._symmetry._permutation import Permutation
 from gpu_align._symmetry._rename import spec_of_file
+from gpu_align._symmetry._reorder import apply_permutations
 from gpu_align._symmetry._running import as_arguments, evaluation_mode
 from gpu_align._symmetry._spec import Block, PermutationSpec, Pin, StateDict, TensorSpec
+from gpu_align._symmetry._stacks import stack_size, unstacked
 from gpu_align._symmetry._trace import discover
 from gpu_align._symmetry._verify import output_difference, tied_names
 from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of
@@ -61,7 +63,9 @@ __all__ = [
     "rescale",
     "spec_of_file",
     "stack",
+    "stack_size",
     "tensors_of",
     "tied_names",
+    "unstacked",
     "unwrapped",
 ]

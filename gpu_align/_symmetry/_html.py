@@ -1,7 +1,26 @@
-"""Tables for notebooks: what an object is, in a few lines."""
+"""What objects show of themselves: a line in a terminal, a table in a notebook."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from html import escape
+
+
+class Shown:
+    """Something whose `repr` is a line, however large it is."""
+
+    @abstractmethod
+    def _facts(self) -> dict[str, str]:
+        """Return what it is in few words, by name."""
+
+    def _rows(self) -> dict[str, str]:
+        """Return the rows of the table: name -> words."""
+        return self._facts()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self._facts().values())})"
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self), self._rows())
 
 
 def html_table(title: str, rows: Mapping[str, str]) -> str:

@@ -2,27 +2,29 @@
 
 import itertools
 import os
-from collections.abc import Iterator, KeysView, Mapping
+from collections.abc import Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
-from gpu_align._errors import SpecError, folded
-from gpu_align._symmetry._html import counted, html_table
-from gpu_align._symmetry._memory import memory_of
-from gpu_align._symmetry._move import move, multiply, one_of_each
+from gpu_align._errors import CheckpointError, InputError, SpecError, folded
+from gpu_align._symmetry._draw import draw
+from gpu_align._symmetry._html import Shown, counted
+from gpu_align._symmetry._move import one_of_each
 from gpu_align._symmetry._permutation_file import read_vectors, write_vectors
+from gpu_align._symmetry._reorder import reordered
 from gpu_align._symmetry._spec import Group, PermutationSpec, StateDict
-from gpu_align._symmetry._weights import Weights, apart
+from gpu_align._symmetry._stacks import stack_size, stacked, unstacked
+from gpu_align._symmetry._weights import apart
 
 M = TypeVar("M", bound=nn.Module)
 _SHOWN = 20  # groups in the table of a notebook
 
 
-@dataclass(frozen=True)
-class Permutation:
+@dataclass(frozen=True, repr=False)
+class Permutation(Shown):
     """A reordering of the units of every group of a spec, with signs where units have them.
 
     `perms[g][i] = j` puts unit j of the source at place i of the target: SciPy's `col_ind` with
@@ -91,43 +93,54 @@ class Permutation:
             spec, {name: torch.arange(spec.units(name), device="cpu") for name in spec.groups}
         )
 
+    @overload
     @classmethod
     def random(
-        cls, spec: PermutationSpec, *, generator: torch.Generator | None = None
-    ) -> "Permutation":
-        """Return a permutation drawn uniformly from all symmetries of the spec, signs included."""
-        perms, signs = {}, {}
-        for name, group in spec.groups.items():
-            if group.fixed:
-                perms[name] = torch.arange(group.size, device="cpu")[None]
-                continue
-            inside = torch.rand(
-                spec.units(name) // group.size,
-                group.size,
-                dtype=torch.float32,
-                generator=generator,
-                device="cpu",
-            )
-            perms[name] = inside.argsort(1)
-            if group.signed:
-                draw = torch.randint(2, (spec.units(name),), generator=generator, device="cpu")
-                signs[name] = 2 * draw - 1
-        for name, group in spec.groups.items():
-            if group.parent is not None:
-                perms[name] += group.size * perms[group.parent].reshape(-1, 1)
-        return cls(spec, {name: perm.reshape(-1) for name, perm in perms.items()}, signs)
+        cls,
+        spec: PermutationSpec,
+        count: None = None,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> "Permutation": ...
 
-    def __repr__(self) -> str:
-        return f"Permutation({', '.join(self._facts().values())})"
+    @overload
+    @classmethod
+    def random(
+        cls,
+        spec: PermutationSpec,
+        count: int,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> "list[Permutation]": ...
 
-    def _repr_html_(self) -> str:
-        units = {n: f"{moved} of {self.spec.units(n)} moved" for n, moved in self.moved().items()}
-        shown = dict(itertools.islice(units.items(), _SHOWN))
-        more = {"...": f"{len(units) - _SHOWN} more"} if len(units) > _SHOWN else {}
-        return html_table(repr(self), shown | more)
+    @classmethod
+    def random(
+        cls,
+        spec: PermutationSpec,
+        count: int | None = None,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> "Permutation | list[Permutation]":
+        """Return a permutation drawn uniformly from all symmetries of the spec, signs included.
+
+        Args:
+            spec: whose symmetries.
+            count: how many to draw, as a list; by default one, by itself.
+            seed: of the draws.
+            generator: what to draw from, in place of a seed; by default torch's own.
+        """
+        if seed is not None:
+            if generator is not None:
+                raise InputError("expected a seed or a generator, got both; leave one out")
+            generator = torch.Generator().manual_seed(seed)
+        if count is not None:
+            return [cls(spec, *draw(spec, generator)) for _ in range(count)]
+        return cls(spec, *draw(spec, generator))
 
     def _facts(self) -> dict[str, str]:
-        """Return what it does in few words."""
         units = sum(map(self.spec.units, self.spec.groups))
         facts = {
             "groups": counted(len(self.perms), "group"),
@@ -135,6 +148,12 @@ class Permutation:
         }
         negated = sum(int((sign < 0).sum()) for sign in self.signs.values())
         return facts | ({"negated": f"{negated} negated"} if negated else {})
+
+    def _rows(self) -> dict[str, str]:
+        units = {n: f"{moved} of {self.spec.units(n)} moved" for n, moved in self.moved().items()}
+        shown = dict(itertools.islice(units.items(), _SHOWN))
+        more = {"...": f"{len(units) - _SHOWN} more"} if len(units) > _SHOWN else {}
+        return shown | more
 
     def __getitem__(self, group: str) -> Tensor:
         """Return the index vector of a group, int64 [units]: `perms[group]`."""
@@ -205,8 +224,8 @@ class Permutation:
         result.
 
         Args:
-            state_dict: name -> tensor, any dtype, on any device; or a module, whose tensors are
-                replaced as `load_state_dict` does it.
+            state_dict: name -> tensor, any dtype, on any device, or a stack of them with a leading
+                axis of models; or a module, whose tensors are replaced as `load_state_dict` does.
 
         Returns:
             The same names in the same order, dtypes and devices kept; or the module itself.
@@ -219,8 +238,12 @@ class Permutation:
             tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
             state_dict.load_state_dict({**state, **self.apply(tensors)})
             return state_dict
+        known = self.spec.keys & state_dict.keys()
+        count = stack_size(state_dict, {name: self.spec.lookup(name).shape for name in known})
+        if count:
+            return stacked([self.apply(state) for state in unstacked(state_dict, count)])
         self.spec.validate(state_dict)
-        return _applied(self.spec, state_dict, one_of_each(self.perms), one_of_each(self.signs))
+        return reordered(self.spec, state_dict, one_of_each(self.perms), one_of_each(self.signs))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index vectors, the signs and the spec to a safetensors file.
@@ -238,8 +261,50 @@ class Permutation:
             CheckpointError: the file cannot be read or holds no permutation.
             SpecError: its spec cannot be read, or its vectors are no permutation.
         """
-        perms, signs, spec = read_vectors(path)
+        perms, signs, spec, count = read_vectors(path)
+        if count is not None:
+            raise CheckpointError(
+                f"{os.fspath(path)!r} holds a stack of {count} permutations; read them by "
+                "Permutation.load_each, and save the one that you want"
+            )
         return cls(PermutationSpec.from_json(spec), perms, signs)
+
+    @staticmethod
+    def save_each(path: str | os.PathLike[str], permutations: "Sequence[Permutation]") -> None:
+        """Write permutations of one spec to one safetensors file, their vectors stacked by group.
+
+        Raises:
+            InputError: there are none, or of several specs; CheckpointError: the file cannot be
+                written.
+        """
+        specs = [permutation.spec for permutation in permutations]
+        if not specs or any(spec is not specs[0] and spec != specs[0] for spec in specs):
+            raise InputError(
+                "expected at least one permutation, and all of one spec; save others apart"
+            )
+        signed = {name for each in permutations for name in each.signs}
+        perms = {g: torch.stack([each.perms[g] for each in permutations]) for g in specs[0].groups}
+        signs = {g: torch.stack([each._sign(g) for each in permutations]) for g in signed}
+        write_vectors(path, perms, signs, specs[0].to_json(), len(specs))
+
+    @classmethod
+    def load_each(cls, path: str | os.PathLike[str]) -> "list[Permutation]":
+        """Read the permutations written by `save_each`, or the one written by `save`.
+
+        Raises:
+            CheckpointError, SpecError: as for `load`.
+        """
+        perms, signs, text, count = read_vectors(path)
+        if count is None:
+            return [cls.load(path)]
+        spec = PermutationSpec.from_json(text)
+        vectors = [*perms.values(), *signs.values()]
+        if perms.keys() != spec.groups.keys() or any(v.shape[:1] != (count,) for v in vectors):
+            raise CheckpointError(
+                f"{os.fspath(path)!r} does not hold the {count} permutations that it says; "
+                "expected a file written by Permutation.save_each"
+            )
+        return cls.each(spec, perms, signs, count)
 
 
 def _check(spec: PermutationSpec, perms: Mapping[str, Tensor], signs: Mapping[str, Tensor]) -> None:
@@ -302,67 +367,3 @@ def _check_signs(spec: PermutationSpec, name: str, sign: Tensor) -> None:
             f"group {name!r}: expected a sign of 1 or -1 for each unit, [{spec.units(name)}], got "
             f"{sign.dtype} of shape {list(sign.shape[1:])}"
         )
-
-
-def apply_permutations(
-    weights: Weights, perms: Mapping[str, Tensor], signs: Mapping[str, Tensor]
-) -> list[dict[str, Tensor]]:
-    """Return the state dict of every model with its units reordered by its own permutation.
-
-    The same as `Permutation.apply` of one after another; all tensors of one name are moved at once.
-
-    Args:
-        weights: m models.
-        perms: group -> int64 [m, units], on the device of the weights.
-        signs: signed group -> int64 [m, units].
-    """
-    spec = weights.spec
-    results: list[dict[str, Tensor]] = []
-    together = []
-    for number, state in enumerate(weights.states):
-        if len(weights) > 1 and _is_plain(spec, state):
-            results.append(dict(state))
-            together.append(number)
-        else:
-            own = ({g: v[number, None].cpu() for g, v in found.items()} for found in (perms, signs))
-            results.append(_applied(spec, state, *own))
-    for name, tensor_spec in spec.tensors.items() if together else ():
-        if tensor_spec.groups:
-            moved = move(weights[name], tensor_spec, spec.groups, perms)
-            rows = apart(multiply(moved, tensor_spec, spec.groups, signs).cpu())
-            for number in together:
-                given = results[number][name]
-                results[number][name] = rows[number].to(given.device, given.dtype)
-    return results
-
-
-def _applied(
-    spec: PermutationSpec,
-    state: StateDict,
-    perms: Mapping[str, Tensor],
-    signs: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """Return one state dict with its units reordered; perms and signs [1, units]."""
-    done: dict[object, Tensor] = {}
-    result = {}
-    for name, tensor in state.items():
-        # Names may share memory and still be permuted apart, where the spec does not tie them.
-        tensor_spec = spec.lookup(name)
-        identity = memory_of(tensor), tensor_spec.axes
-        if identity not in done:
-            done[identity] = tensor
-            if tensor_spec.groups:
-                moved = move(tensor[None], tensor_spec, spec.groups, perms)
-                done[identity] = multiply(moved, tensor_spec, spec.groups, signs)[0]
-        result[name] = done[identity]
-    return result
-
-
-def _is_plain(spec: PermutationSpec, state: StateDict) -> bool:
-    """Say whether a state dict has the names of the spec only, and each its own memory."""
-    if state.keys() != spec.tensors.keys():
-        return False
-    # Tensors at different places are different memory, those of no entries aside.
-    if len({tensor.data_ptr() for tensor in state.values()}) == len(state):
-        return True
-    return len({memory_of(tensor) for tensor in state.values()}) == len(state)

@@ -14,8 +14,9 @@ from gpu_align._checkpoint import is_count
 from gpu_align._errors import SpecError, bullet_list
 from gpu_align._process import MODULES
 from gpu_align._symmetry._axis import Axis, Factor, Piece
-from gpu_align._symmetry._html import counted, html_table
+from gpu_align._symmetry._html import Shown, counted
 from gpu_align._symmetry._outputs import Kept
+from gpu_align._symmetry._stacks import stack_size
 
 StateDict = Mapping[str, Tensor]
 
@@ -138,8 +139,8 @@ class NormScale:
         return tuple(name for name in names if name is not None)
 
 
-@dataclass(frozen=True)
-class PermutationSpec:
+@dataclass(frozen=True, repr=False)
+class PermutationSpec(Shown):
     """The permutation symmetries of an architecture.
 
     Attributes:
@@ -167,20 +168,16 @@ class PermutationSpec:
     outputs: Mapping[str, int] = field(default_factory=dict)
     partial_pins: tuple[Pin, ...] = field(default=(), compare=False)
 
-    def __repr__(self) -> str:
-        return f"PermutationSpec({', '.join(self._facts().values())})"
-
-    def _repr_html_(self) -> str:
-        return html_table("PermutationSpec", self._facts() | {"origin": self.origin})
-
     def _facts(self) -> dict[str, str]:
-        """Return what it has in few words."""
+        units = sum(map(self.units, self.groups))
         return {
-            "groups": f"{counted(len(self.groups), 'group')} of "
-            f"{counted(sum(map(self.units, self.groups)), 'unit')}",
+            "groups": f"{counted(len(self.groups), 'group')} of {counted(units, 'unit')}",
             "tensors": counted(len(self.tensors), "tensor"),
             "symmetries": f"10^{self.log10_symmetries:.1f} permutations",
         }
+
+    def _rows(self) -> dict[str, str]:
+        return self._facts() | {"origin": self.origin}
 
     def __post_init__(self) -> None:
         for group in self.groups.values():
@@ -344,6 +341,10 @@ class PermutationSpec:
         ]
         if problems:
             advice = "check that both checkpoints are of this architecture"
+            shapes = {name: self.lookup(name).shape for name in state_dict if name in self.keys}
+            count = stack_size(state_dict, shapes)
+            if count is not None:
+                advice = f"it is a stack of {count} models: take one, as in tensor[0], of each name"
             if {name.removeprefix("module.") for name in state_dict} <= self.keys - set(state_dict):
                 advice = (
                     "the names begin with DataParallel's prefix: save model.module.state_dict()"
