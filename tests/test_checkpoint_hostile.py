@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from gpu_align._checkpoint import atomic_write, load_checkpoint, save_checkpoint
 from gpu_align._checkpoint._atomic import atomic_folder
-from gpu_align._cli import app
+from gpu_align._cli._main import app
 from gpu_align._errors import CheckpointError, InputError
 
 INDEX = "model.safetensors.index.json"
