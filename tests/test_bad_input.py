@@ -266,7 +266,7 @@ def test_what_the_format_would_lose_is_known_before_the_search(folder: Path) -> 
     ("model", "mentions"),
     [
         ("nets:needs_width", ("needs_width", "without arguments", "missing 1 required")),
-        ("nets:raises", ("no [bold]weights[/bold]", "nets.py, line 16", "without arguments")),
+        ("nets:raises", ("no [bold]weights[/bold]", "nets.py, line 17", "without arguments")),
         ("nets:leaves", ("SystemExit", "without arguments")),
         ("nets:returns_number", ("returns_number", "got int", "return the model itself")),
         ("nets:number", ("nets:number", "not a function or class")),

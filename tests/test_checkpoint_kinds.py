@@ -133,10 +133,11 @@ def test_torch_shards_round_trip(work, given):
         name: tensor.flip(0) if tensor.dim() else tensor for name, tensor in loaded.tensors.items()
     }
     save_checkpoint(work / "out", new, like=loaded)
-    assert sorted(p.name for p in (work / "out").iterdir()) == [
-        *parts,
-        "pytorch_model.bin.index.json",
-    ]
+    # From a folder come the configuration and the tokenizer too.
+    beside = () if given else ("config.json", "vocab.txt")
+    assert sorted(p.name for p in (work / "out").iterdir()) == sorted(
+        [*parts, "pytorch_model.bin.index.json", *beside]
+    )
     again = load_checkpoint(work / "out")
     assert_same(again.tensors, new)
     assert again.tensors["embed"] is again.tensors["head"]

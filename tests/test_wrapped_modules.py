@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -96,3 +97,38 @@ def test_libraries_that_are_missing_are_named(zoo: str, monkeypatch: pytest.Monk
     done = run("--model", f"{zoo}:resnet50")
     assert done.exit_code == 2
     assert f"pip install {zoo}" in done.output
+
+
+PARALLEL = """
+from torch import nn
+
+def plain():
+    conv, norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    return nn.Sequential(conv, norm, nn.ReLU(), *head)
+
+def parallel():
+    return nn.DataParallel(plain())
+"""
+
+
+@pytest.mark.parametrize("factory", ["plain", "parallel"])
+def test_one_command_for_what_an_old_training_script_saved(
+    factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(PARALLEL, encoding="utf-8")
+    made: dict[str, Callable[[], nn.Module]] = {}
+    exec(PARALLEL, made)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        state = made["parallel"]().state_dict()
+        old = {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
+        torch.save({"state_dict": old, "best_prec1": 91.7}, f"{seed}.th")
+    model = ("--model", f"nets.py:{factory}", "--input-shape", "2,3,8,8")
+    done = CliRunner().invoke(app, ["align", "0.th", "1.th", "-o", "new.th", *model])
+    assert done.exit_code == 0, done.output
+    assert "preserved" in done.output
+    source, written = torch.load("0.th"), torch.load("new.th")
+    assert written["best_prec1"] == source["best_prec1"]
+    assert list(written["state_dict"]) == list(source["state_dict"])

@@ -57,7 +57,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) -> 
     try:
         file = _resolve(given)
         checkpoint = replace(
-            _read(file, given, key), mode=file.stat().st_mode & 0o777, beside=_beside(given)
+            _read(file, given, key), mode=file.stat().st_mode & 0o777, beside=_companions(given)
         )
     except OSError as failure:
         reason = failure.strerror or str(failure)
@@ -97,7 +97,7 @@ def _resolve(path: Path) -> Path:
     )
 
 
-def _beside(path: Path) -> tuple[Path, ...]:
+def _companions(path: Path) -> tuple[Path, ...]:
     """Return what lies beside the weights in a folder with a configuration and goes with them."""
     if not (path / _CONFIG).is_file():
         return ()
