@@ -5,15 +5,23 @@ from typing import Any
 
 from torch import fx
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 """Ops that run a part of the model as it is: under `torch.no_grad`, under `torch.autocast`."""
 
 
 def flat_graph(program: ExportedProgram) -> fx.Graph:
-    """Return a copy of a program's graph with the parts inlined that a context manager wraps."""
+    """Return a copy of a program's graph with the parts inlined that a context manager wraps.
+
+    Nodes of tensors that are written in the model's code have them in `meta["constant"]`.
+    """
     graph = fx.Graph()
     graph.output(_copy(program.graph_module, graph, {}))
+    places = (node for node in graph.nodes if node.op == "placeholder")
+    for node, spec in zip(places, program.graph_signature.input_specs, strict=True):
+        if spec.kind is InputKind.CONSTANT_TENSOR:
+            node.meta["constant"] = program.constants.get(spec.target or "")
     return graph
 
 
