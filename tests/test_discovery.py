@@ -273,7 +273,7 @@ CASES |= {
     "cumsum": linear_between(lambda h: h.cumsum(0).flip(0).roll(1, 0), [4]),
     "roll_of_all": linear_between(lambda h: h.roll(1), []),
     "differences": linear_between(lambda h: torch.diff(h, dim=0, prepend=h[:1]), [4]),
-    "index": linear_between(lambda h: h[torch.tensor([1, 1])] + h[:, [0, 1, 2, 3]].sin(), []),
+    "index": linear_between(lambda h: h[torch.tensor([1, 1])] + h[:, [3, 2, 1, 0]].sin(), []),
     "index_of_batch": linear_between(lambda h: h[[1, 0]], [4]),
     "index_select": linear_between(lambda h: h.index_select(0, torch.tensor([1, 0])), [4]),
     "gather": linear_between(lambda h: h.gather(0, torch.ones(2, 4, dtype=torch.int64)), [4]),

@@ -69,6 +69,13 @@ def one_hot(s: nn.Module, h: Tensor, gates: Tensor) -> Tensor:
     return torch.einsum("bef,edf,be->bd", hidden, s.down, gates * mask)
 
 
+def compared(s: nn.Module, h: Tensor, gates: Tensor) -> Tensor:
+    """A mask by comparing, with a number too many."""
+    mask = (gates.argmax(-1)[:, None] == torch.arange(5))[:, :4].to(h.dtype)
+    hidden = torch.einsum("bd,efd->bef", h, s.up).relu()
+    return torch.einsum("bef,edf,be->bd", hidden, s.down, gates * mask)
+
+
 def sorted_rows(s: nn.Module, h: Tensor, gates: Tensor) -> Tensor:
     """Rows in the order of their experts, brought back in the end."""
     best = gates.argmax(-1)
@@ -129,6 +136,7 @@ CASES = {
     "dense": mixture(dense),
     "batched": mixture(batched),
     "one_hot": mixture(one_hot),
+    "compared": mixture(compared),
     "sorted": mixture(sorted_rows),
     "sorted_and_added": mixture(sorted_and_added),
     # Three levels: two are inside the slowest.
@@ -156,6 +164,12 @@ CASES = {
         lambda h: h.sin() * h.sin().gather(1, h.argmax(1, keepdim=True)), [4]
     ),
     "largest_set_to_0": linear_between(lambda h: h.scatter(1, h.argmax(1, keepdim=True), 0.0), [4]),
+    "listed_neighbours": linear_between(lambda h: h[:, [0, 1, 2, 3]].sin(), [4]),
+    "listed_halves": linear_between(lambda h: h[:, [2, 3, 0, 1]].sin(), [2, 2]),
+    "listed_halves_meet": linear_between(lambda h: h[:, [2, 3, 0, 1]] * h, [2]),
+    "listed_from_the_end": linear_between(lambda h: h[:, [-3, -2, -1]], [3], out=3),
+    "listed_one_by_one": linear_between(lambda h: h[:, [3, 1, 0]], [], out=3),
+    "listed_twice": linear_between(lambda h: h[:, [0, 1, 0, 1]], []),
     "numbers_as_values": linear_between(lambda h: h + h.argsort(1), []),
     "numbers_written": linear_between(
         lambda h: torch.zeros_like(h).scatter_(1, torch.arange(4).expand(2, 4), h.sin()), []

@@ -35,11 +35,12 @@ STEPS: dict[str, Step] = {
     "reshaped": lambda s, t: t.reshape(ROWS // 2, -1).sin().reshape(ROWS, -1),
     "twice": lambda s, t: torch.cat([t, t], 0).cos()[ROWS // 2 : -ROWS // 2],
     "sorted": lambda s, t: t.sort(0).values,
-    "largest": lambda s, t: t * (t >= t.topk(2, 0).values[-1:]),
-    "best": lambda s, t: t * F.one_hot(t.argmax(0), ROWS).t(),
-    "chosen": lambda s, t: t[s.other.argmax(0)].repeat(3, 1)[:ROWS],
-    "every_other": lambda s, t: t[::2].repeat_interleave(2, 0),
-    "added_up": lambda s, t: torch.zeros_like(t).index_add(0, torch.arange(ROWS) % 4, t),
+    # Added to what they are made of, so that no two rows are equal: of ties any may come first.
+    "largest": lambda s, t: t + t * (t >= t.topk(2, 0).values[-1:]),
+    "best": lambda s, t: t + t * F.one_hot(t.argmax(0), ROWS).t(),
+    "chosen": lambda s, t: t + t[s.other.argmax(0)].sum(0),
+    "every_other": lambda s, t: t + t[::2].repeat_interleave(2, 0).sin(),
+    "added_up": lambda s, t: t.index_add(0, torch.arange(ROWS) % 4, t),
     "median": lambda s, t: t - t.median(0).values,
 }
 CUTS: dict[str, Callable[[Tensor, int], Tensor]] = {

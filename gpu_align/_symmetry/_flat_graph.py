@@ -1,12 +1,13 @@
 """The graph of a traced model as one flat list of ops."""
 
 import operator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature
+from torch.export.graph_signature import ExportGraphSignature, InputKind
 from torch.utils._pytree import TreeSpec
 
 _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
@@ -21,24 +22,33 @@ class Program:
         graph_module: its ops.
         graph_signature: what its inputs and outputs are, in order.
         out_spec: how its outputs are nested.
+        constants: tensors that are written in its code, by the names of their inputs.
     """
 
     graph_module: fx.GraphModule
     graph_signature: ExportGraphSignature
     out_spec: TreeSpec
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, program: ExportedProgram) -> "Program":
         """Return what the rules look at of an exported program."""
         out_spec = program.call_spec.out_spec
         assert out_spec is not None
-        return cls(program.graph_module, program.graph_signature, out_spec)
+        return cls(program.graph_module, program.graph_signature, out_spec, program.constants)
 
 
 def flat_graph(program: Program) -> fx.Graph:
-    """Return a copy of a program's graph with the parts inlined that a context manager wraps."""
+    """Return a copy of a program's graph with the parts inlined that a context manager wraps.
+
+    Nodes of tensors that are written in the model's code have them in `meta["constant"]`.
+    """
     graph = fx.Graph()
     graph.output(_copy(program.graph_module, graph, {}))
+    places = (node for node in graph.nodes if node.op == "placeholder")
+    for node, spec in zip(places, program.graph_signature.input_specs, strict=True):
+        if spec.kind is InputKind.CONSTANT_TENSOR:
+            node.meta["constant"] = program.constants.get(spec.target or "")
     return graph
 
 

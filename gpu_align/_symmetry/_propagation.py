@@ -18,6 +18,7 @@ from gpu_align._symmetry._rules import (
     Marked,
     apply_rule,
     find_rule,
+    listed,
     tensors_in,
 )
 from gpu_align._symmetry._splits import TensorAxes, settle, settled
@@ -74,7 +75,8 @@ def propagate(
             if name in tensors:
                 stored[node], walk.values[node] = name, tensors[name]
             else:
-                walk.values[node] = _pinned_like(node, _ROLES.get(spec.kind, "constant"))
+                made = _pinned_like(node, _ROLES.get(spec.kind, "constant"))
+                walk.values[node] = listed(made, node.meta.get("constant"))
         elif node.op == "call_function":
             walk.values[node] = walk.call(node)
             walk.computed += map(_with_units, tensors_in(walk.values[node]))

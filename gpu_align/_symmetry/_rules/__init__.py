@@ -28,10 +28,11 @@ from gpu_align._symmetry._rules import (  # noqa: F401  they fill the tables
     _pointwise,
     _reductions,
     _shapes,
+    _written,
 )
 from gpu_align._symmetry._rules._apply import apply_rule
 from gpu_align._symmetry._rules._joints import CUTS
-from gpu_align._symmetry._rules._marks import Chosen, Marked, tensors_in
+from gpu_align._symmetry._rules._marks import Chosen, Marked, listed, tensors_in
 from gpu_align._symmetry._rules._recurrence import RECURRENT
 from gpu_align._symmetry._rules._table import (
     AXIS_RULES,
@@ -55,6 +56,7 @@ __all__ = [
     "PowerCall",
     "apply_rule",
     "find_rule",
+    "listed",
     "tensors_in",
     "unknown",
 ]

@@ -7,6 +7,7 @@ from gpu_align._symmetry._rules._marks import (
     READS,
     Choice,
     Chosen,
+    Listed,
     Marked,
     Numbered,
     Places,
@@ -39,16 +40,19 @@ _ALIKE = _COPIES | _rules_of(
 def apply_rule(rule: Rule, call: Call, arguments: Mapping[str, Any]) -> Any:
     """Return what a rule says of arguments of which some may be marked."""
     known = READS.get(rule, ())
-    if rule not in _COPIES:
+    if rule not in _COPIES | _MOVES:
         # These depend on no units, so an op that does not read them need not care.
-        arguments = _without(arguments, Numbered | Repeated, known)
+        arguments = _without(arguments, Numbered | Listed | Repeated, known)
     tensors = list(tensors_in(list(arguments.values())))
     marks = [axes for axes in tensors if isinstance(axes, Marked)]
     if rule in _MAKERS or all(isinstance(mark, known) for mark in marks):
         return rule(call, **arguments)
     plain = _without(arguments, Marked)
-    if len(marks) == 1 and (rule in _COPIES or (rule in _MOVES and type(marks[0]) is Places)):
-        return marks[0].moved(rule(call, **plain))
+    if len(marks) == 1 and marks[0] is tensors[0]:
+        if rule in _COPIES or (rule in _MOVES and type(marks[0]) is Places):
+            return marks[0].moved(rule(call, **plain))
+        if rule in _MOVES and isinstance(marks[0], Numbered):
+            return marks[0].beside_ones(rule(call, **plain))
     by = _only_choice(marks)
     if by is not None and rule in _ALIKE:
         visited = len(call.visited)

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
+from torch import Tensor
+
 from gpu_align._symmetry._classes import AxisClass
 from gpu_align._symmetry._rules._table import R, Rule
 from gpu_align._symmetry._splits import TensorAxes, open_split
@@ -74,7 +77,27 @@ class Marked(TensorAxes):
 
 
 class Numbered(Marked):
-    """The axes of a vector 0, 1, 2, ..."""
+    """The axes of a tensor 0, 1, 2, ... along one axis and of size 1 along the others."""
+
+    def beside_ones(self, axes: TensorAxes) -> TensorAxes:
+        """Return the same mark on other axes, if it still says what they are of."""
+        long = [axis for axis in self if axis.size != 1]
+        return self.moved(axes) if [axis for axis in axes if axis.size != 1] == long else axes
+
+
+class Listed(Marked):
+    """The axes of a vector of numbers that the model's code gives."""
+
+    entries: tuple[int, ...]
+
+
+def listed(axes: TensorAxes, values: Tensor | None) -> TensorAxes:
+    """Return the axes of a constant, marked if it is a vector of numbers."""
+    if values is None or values.dtype is not torch.int64 or values.ndim != 1:
+        return axes
+    mark = Listed(axes)
+    mark.entries = tuple(values.tolist())
+    return mark
 
 
 class Repeated(Marked):

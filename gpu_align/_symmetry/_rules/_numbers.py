@@ -4,6 +4,7 @@ Where the numbers are those of units, wherever they came from (`Places`), the or
 free; where they come from elsewhere, the places along the axis must not move.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,18 +12,17 @@ from gpu_align._symmetry._classes import AxisClass, concat
 from gpu_align._symmetry._power import (
     TensorPowers,
     UnmatchedError,
-    homogeneous,
-    set_equal,
     set_zero,
 )
+from gpu_align._symmetry._rules._joints import cut_along
 from gpu_align._symmetry._rules._marks import (
     Choice,
     Chosen,
     Inverse,
+    Listed,
     Numbered,
     Order,
     Places,
-    Repeated,
     reads,
 )
 from gpu_align._symmetry._rules._reductions import numbers_of, reduction
@@ -33,12 +33,11 @@ from gpu_align._symmetry._rules._table import (
     broadcast,
     power_rule,
     replaced,
-    unknown,
 )
 from gpu_align._symmetry._splits import TensorAxes
 
 
-def _look_up(call: Call, axis: AxisClass, numbers: TensorAxes) -> None:
+def look_up(call: Call, axis: AxisClass, numbers: TensorAxes) -> None:
     """Say that places along an axis are chosen by number."""
     if isinstance(numbers, Places):
         call.unify(axis, numbers.along)
@@ -125,6 +124,31 @@ def _numbered(call: Call, start: float = 0, step: float = 1, **_: Any) -> Tensor
     return Numbered(axes) if (start, step) == (0, 1) else axes
 
 
+@axis_rule("eq", "ne")
+@reads(Places, Numbered)
+def _compared(call: Call, self: TensorAxes, other: Any) -> TensorAxes:
+    """Numbers of units against 0, 1, 2, ...: along these lie the units."""
+    for numbers, counted in ((self, other), (other, self)):
+        if isinstance(numbers, Places) and isinstance(counted, Numbered):
+            units = [_with_numbers(call, numbers, axis) for axis in counted]
+            return broadcast(call, [TensorAxes(numbers), TensorAxes(units)])
+    tensors = [axes for axes in (self, other) if isinstance(axes, TensorAxes)]
+    for axes in tensors:
+        if isinstance(axes, Places):
+            axes.give_up(f"{call.reason} of {axes.meaning}")
+    return broadcast(call, [TensorAxes(axes) for axes in tensors])
+
+
+def _with_numbers(call: Call, numbers: Places, axis: AxisClass) -> AxisClass:
+    """Return the axis of the units, and beyond them numbers that no unit has."""
+    if axis.size == 1:
+        return axis
+    if axis.size < numbers.along.size:
+        numbers.give_up(call.reason)
+        return axis
+    return concat([numbers.along, call.pinned(axis.size - numbers.along.size)])
+
+
 # Looked up by number
 
 
@@ -134,7 +158,7 @@ def _index_select(call: Call, self: TensorAxes, dim: int, index: TensorAxes) -> 
     if not self:
         return self
     place = dim % len(self)
-    _look_up(call, self[place], index)
+    look_up(call, self[place], index)
     if isinstance(self, Places):
         self.give_up(call.reason)
     if isinstance(index, Places) and len(index) == 1:
@@ -148,7 +172,7 @@ def _gather(call: Call, self: TensorAxes, dim: int, index: TensorAxes, **_: Any)
     """Places are chosen by number, along the other axes each for itself."""
     place = dim % len(self) if self else 0
     for axis in self[place : place + 1]:
-        _look_up(call, axis, index)
+        look_up(call, axis, index)
     if isinstance(self, Places):
         self.give_up(call.reason)
     for number, (axis, other) in enumerate(zip(self, index, strict=False)):
@@ -158,15 +182,17 @@ def _gather(call: Call, self: TensorAxes, dim: int, index: TensorAxes, **_: Any)
 
 
 @axis_rule("index", "_unsafe_index")
-@reads(Places, Chosen, Inverse)
+@reads(Places, Chosen, Inverse, Listed)
 def _index(call: Call, self: TensorAxes, indices: list[TensorAxes | None]) -> TensorAxes:
     """Places are chosen by numbers, or by a mask of one or several axes."""
     given = [number for number, axes in enumerate(indices) if axes is not None]
     chosen = [axes for axes in indices if axes is not None]
+    if len(chosen) == 1 and isinstance(chosen[0], Listed):
+        return _listed_places(call, self, given[0], chosen[0])
     if len(chosen) == 1 and _is_mask(call, self, given[0], chosen[0]):
         return _masked(call, self, given[0], chosen[0])
     for number, numbers in zip(given, chosen, strict=True):
-        _look_up(call, self[number], numbers)
+        look_up(call, self[number], numbers)
     met = broadcast(call, chosen)
     kept = [(n, axis) for n, axis in enumerate(self) if n not in given]
     neighbours = given == list(range(given[0], given[-1] + 1))
@@ -174,6 +200,33 @@ def _index(call: Call, self: TensorAxes, indices: list[TensorAxes | None]) -> Te
     before = [axis for n, axis in kept if n < first]
     out = TensorAxes((*before, *met, *(axis for n, axis in kept if n >= first)))
     return _index_marks(call, self, chosen, out)
+
+
+def _listed_places(call: Call, self: TensorAxes, place: int, numbers: Listed) -> TensorAxes:
+    """Cut an axis where a list of its places jumps; what is listed one by one stays where it is."""
+    if isinstance(self, Places | Chosen | Inverse):
+        self.give_up(call.reason)
+    size = self[place].size
+    runs = _runs([entry % size for entry in numbers.entries])
+    ends = [0, *(bound for run in sorted(runs) for bound in run), size]
+    if len(runs) == len(numbers.entries) or ends != sorted(ends):
+        call.pin((self[place],))
+        return replaced(self, place, call.pinned(call.shape[place]))
+    sizes = [last - first for first, last in itertools.pairwise(ends)]
+    parts = cut_along(call, self, place, sizes)
+    found = {run: axes[place] for run, axes in zip(sorted(runs), parts[1::2], strict=True)}
+    return replaced(parts[1], place, concat([found[run] for run in runs]))
+
+
+def _runs(entries: Sequence[int]) -> list[tuple[int, int]]:
+    """Return where stretches of neighbouring numbers begin and end."""
+    runs: list[tuple[int, int]] = []
+    for entry in entries:
+        if runs and runs[-1][1] == entry:
+            runs[-1] = (runs[-1][0], entry + 1)
+        else:
+            runs.append((entry, entry + 1))
+    return runs
 
 
 def _index_marks(
@@ -240,7 +293,7 @@ def _index_powers(
 @axis_rule("embedding")
 @reads(Places)
 def _embedding(call: Call, weight: TensorAxes, indices: TensorAxes, **_: Any) -> TensorAxes:
-    _look_up(call, weight[0], indices)
+    look_up(call, weight[0], indices)
     return _chosen(TensorAxes((*indices, *weight[1:])), indices)
 
 
@@ -271,122 +324,4 @@ def _one_hot(call: Call, self: TensorAxes, num_classes: int = -1) -> TensorAxes:
     size = call.shape[-1]
     if not isinstance(self, Places) or self.along.size > size:
         return TensorAxes((*self, call.pinned(size)))
-    beyond = call.pinned(size - self.along.size)
-    return TensorAxes((*self, concat([self.along, beyond])))
-
-
-# Written by number
-
-
-@axis_rule("scatter", "scatter_add", "scatter_reduce")
-@reads(Places)
-def _scatter(
-    call: Call, self: TensorAxes, dim: int, index: TensorAxes, src: Any = None, **_: Any
-) -> TensorAxes:
-    """Along the other axes each entry is written at its own place."""
-    if not self:
-        return TensorAxes(self)
-    place = dim % len(self)
-    _look_up(call, self[place], index)
-    for number, axis in enumerate(index):
-        if number != place:
-            call.unify(self[number], axis)
-        if isinstance(src, TensorAxes):
-            call.unify(src[number], axis)
-    return _written(call, self, src)
-
-
-@axis_rule("index_add", "index_copy", "index_reduce", "index_fill")
-@reads(Places, Chosen)
-def _index_add(
-    call: Call, self: TensorAxes, dim: int, index: TensorAxes, source: Any = None, **_: Any
-) -> TensorAxes:
-    """What is written for sorted slots is written at the right places, in whatever order."""
-    if not self:
-        return TensorAxes(self)
-    place = dim % len(self)
-    _look_up(call, self[place], index)
-    if isinstance(source, TensorAxes):
-        call.unify(source[place], index[0] if index else AxisClass(1))
-        for number, axis in enumerate(source):
-            if number != place:
-                call.unify(self[number], axis)
-    marks = [mark for mark in (index, source) if isinstance(mark, Chosen)]
-    if len(marks) == 1 or (marks and marks[0].by is not marks[1].by):
-        for mark in marks:
-            mark.give_up(call.reason)
-    return _written(call, self, source)
-
-
-def _written(call: Call, self: TensorAxes, written: Any) -> TensorAxes:
-    """Return what is written into; numbers of units are not written."""
-    for mark in (self, written):
-        if isinstance(mark, Places) or (mark is self and isinstance(mark, Chosen)):
-            mark.give_up(call.reason)
-    return TensorAxes(self)
-
-
-@power_rule("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_reduce")
-def _written_powers(
-    call: PowerCall, self: TensorPowers, dim: int, index: TensorPowers, **arguments: Any
-) -> TensorPowers:
-    """What is written is multiplied as what it is written into."""
-    written = arguments.get("src", arguments.get("source"))
-    reduce = arguments.get("reduce", "sum")
-    if not isinstance(written, TensorPowers) or reduce in ("prod", "multiply"):
-        return unknown(call, [self, index, written])
-    place = dim % len(self)
-    set_zero((*index, self[place], written[place]))
-    for number, (axis, other) in enumerate(zip(self, written, strict=True)):
-        if number != place:
-            set_equal(axis, other)
-    if reduce in ("amax", "amin"):
-        return TensorPowers(homogeneous(axis) for axis in self)
-    return TensorPowers(self)
-
-
-@axis_rule("index_put")
-@reads(Order, Numbered)
-def _index_put(
-    call: Call,
-    self: TensorAxes,
-    indices: Sequence[TensorAxes | None],
-    values: TensorAxes,
-    **_: Any,
-) -> TensorAxes:
-    """Written at numbered places or under a mask; 0, 1, 2, ... by an order gives its inverse."""
-    given = {number: axes for number, axes in enumerate(indices) if axes is not None}
-    order = given.get(0)
-    if isinstance(order, Order) and len(self) == 1 and isinstance(values, Numbered):
-        call.pin(self)
-        return Inverse.of(self, order.by)
-    if isinstance(order, Order):
-        order.give_up(call.reason)
-    # A mask has several axes, numbers mostly one.
-    end = max(number + max(len(axes), 1) for number, axes in given.items())
-    kept = min(len(self) - end, len(values))
-    call.pin((*self[min(given) : end], *values[: len(values) - kept]))
-    if kept:
-        broadcast(call, [TensorAxes(self[-kept:]), TensorAxes(values[-kept:])])
-    return TensorAxes(self)
-
-
-@axis_rule("masked_scatter")
-@reads(Repeated)
-def _masked_scatter(
-    call: Call, self: TensorAxes, mask: TensorAxes, source: TensorAxes
-) -> TensorAxes:
-    """Rows of the source are written one after another where the mask, alike in a row, is true."""
-    alike = mask.alike if isinstance(mask, Repeated) else frozenset()
-    rows = 0
-    while rows < min(len(self), len(source)) and self[-rows - 1].size == source[-rows - 1].size:
-        one = rows >= len(mask) or mask[-rows - 1].size == 1
-        if not one and -rows - 1 not in alike:
-            break
-        rows += 1
-    ends = [len(axes) - rows for axes in (self, mask, source)]
-    for axes, end in zip((self, mask, source), ends, strict=True):
-        call.pin(axes[: max(end, 0)])
-    for a, b in zip(self[ends[0] :], source[ends[2] :], strict=True):
-        call.unify(a, b)
-    return TensorAxes(self)
+    return TensorAxes((*self, _with_numbers(call, self, AxisClass(size))))

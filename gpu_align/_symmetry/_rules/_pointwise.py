@@ -60,7 +60,7 @@ _SPECIAL = tuple(
     *("multiply", "div", "divide", "true_divide", "floor_divide", "remainder", "fmod", "pow"),
     *("float_power", "maximum", "minimum", "fmax", "fmin", "atan2", "arctan2", "hypot"),
     *("logaddexp", "logaddexp2", "xlogy", "copysign", "heaviside", "ldexp", "nextafter"),
-    *("addcmul", "addcdiv", "lerp", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge"),
+    *("addcmul", "addcdiv", "lerp", "where", "masked_fill", "lt", "le", "gt", "ge"),
     *("not_equal", "less", "less_equal", "greater", "greater_equal"),
     *("logical_not", "logical_and", "logical_or", "logical_xor", "bitwise_not", "bitwise_and"),
     *("bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift", "gcd", "lcm"),
