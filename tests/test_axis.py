@@ -125,7 +125,7 @@ MALFORMED = {
     "axis_bool": ({"tensors": {"w": [True]}}, "expected an axis"),
     "axis_null": ({"tensors": {"w": [None]}}, "expected an axis"),
     "axis_fraction": ({"tensors": {"w": [1.5]}}, "expected an axis"),
-    "axis_negative": ({"tensors": {"w": [-1]}}, "non-negative"),
+    "axis_negative": ({"tensors": {"w": [-1]}}, "from 0 to"),
     "axis_two_kinds": ({"tensors": {"w": [{"product": [1], "concat": [1]}]}}, "expected an axis"),
     "nested_product": ({"tensors": {"w": [{"product": [{"product": [2]}]}]}}, "expected an axis"),
     "product_of_number": ({"tensors": {"w": [{"product": 2}]}}, "expected an axis"),

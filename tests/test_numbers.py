@@ -190,7 +190,7 @@ def test_experts_whose_order_is_seen_stay_in_it(route: Callable[..., Tensor]) ->
     case = mixture(route)
     model, inputs = case.model(), case.inputs()
     spec = discover(model, inputs)
-    assert 4 not in {group.size for group in spec.groups.values()}
+    assert 4 not in {group.size for group in spec.groups.values() if not group.fixed}
     reasons = {pin.axis: pin.reason for pin in spec.pins if pin.tensor == "router.weight"}
     assert "of these units" in reasons[0] or "sorted by these units" in reasons[0]
     assert_random_permutations_preserve(spec, model, inputs)

@@ -132,7 +132,7 @@ def test_public_names_are_complete_and_sorted() -> None:
         for name, value in vars(gpu_align).items()
         if not name.startswith("_") and not isinstance(value, ModuleType)
     }
-    assert set(names) == public
+    assert set(names) == public - {"write_report"}  # `import *` would load what draws
 
     def kind(name: str) -> tuple[int, str]:
         return (0 if name.isupper() else 1 if name[0].isupper() else 2), name

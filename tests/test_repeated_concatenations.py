@@ -96,7 +96,7 @@ CASES = {
     "rotary_in_heads": attention(inside, PARTLY, rotary),
     "rotary_slices": attention(sliced, PARTLY, rotary),
     "rotary_of_neighbours": attention(apart, PARTLY, lambda x: rotary(x, pairs)),
-    "rotary_of_four": attention(apart, [4, 2, (5, 1), 3], lambda x: rotary(x, pairs, 4)),
+    "rotary_of_four": attention(apart, [4, 2, (2, 1), (5, 1), 3], lambda x: rotary(x, pairs, 4)),
     "packed_in_heads": attention(inside, [4, 2, (5, 1), (5, 1), 3], lambda x: x),
     # Units of two kinds in each head, and a part that the heads share with nobody.
     "two_kinds": heads(

@@ -61,8 +61,8 @@ def _tokens(config: Any, length: int = _TOKENS, *, decoder: bool = False) -> Ten
     places = getattr(text, "max_position_embeddings", None)
     if isinstance(places, int) and places > 0:
         length = min(length, max(places - 4, 2))
-    drawn = torch.randint(len(plain), (_BATCH, length))
-    tokens = torch.tensor(plain)[drawn]
+    drawn = torch.randint(len(plain), (_BATCH, length), device="cpu")
+    tokens = torch.tensor(plain, device="cpu")[drawn]
     end = getattr(text, "eos_token_id", None)
     if isinstance(end, int) and 0 <= end < words and not decoder:
         tokens[:, -1] = end
@@ -77,7 +77,9 @@ def _pixels(config: Any) -> Tensor:
     height, width = (size, size) if isinstance(size, int) else size
     frames = _first(config, "num_frames", None)
     channels = _first(config, "num_channels", 3)
-    return torch.randn(_BATCH, *([] if frames is None else [frames]), channels, height, width)
+    return torch.randn(
+        _BATCH, *([] if frames is None else [frames]), channels, height, width, device="cpu"
+    )
 
 
 def _wave(config: Any) -> Tensor:
@@ -85,8 +87,8 @@ def _wave(config: Any) -> Tensor:
     frames, bins = _first(config, "max_length", None), _first(config, "num_mel_bins", None)
     strides = _first(config, "conv_stride", None)
     if strides is None and isinstance(frames, int) and isinstance(bins, int):
-        return torch.randn(_BATCH, frames, bins)
-    return torch.randn(_BATCH, math.prod(strides or [320]) * (_TOKENS + 2))
+        return torch.randn(_BATCH, frames, bins, device="cpu")
+    return torch.randn(_BATCH, math.prod(strides or [320]) * (_TOKENS + 2), device="cpu")
 
 
 def _spectrum(config: Any) -> Tensor:
@@ -94,10 +96,10 @@ def _spectrum(config: Any) -> Tensor:
     frames = _first(config, "max_source_positions", None)
     bins = _first(config, "num_mel_bins", None)
     if isinstance(frames, int) and isinstance(bins, int):
-        return torch.randn(_BATCH, bins, 2 * frames)
+        return torch.randn(_BATCH, bins, 2 * frames, device="cpu")
     names = ("input_feat_per_channel", "feature_projection_input_dim", "num_mel_bins")
     wide = next((n for name in names if (n := _first(config, name, None)) is not None), 80)
-    return torch.randn(_BATCH, _FRAMES, wide)
+    return torch.randn(_BATCH, _FRAMES, wide, device="cpu")
 
 
 _MAKERS: dict[str, Callable[[Any], Tensor | None]] = {

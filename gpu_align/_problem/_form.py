@@ -112,7 +112,9 @@ def safe_exponent(form: Form, target: Weights, sources: Weights, metric: Metric)
 
     It is 0 for norms between 2^-40 and 2^40, of which float32 holds the products.
     """
-    peak = float(form.norms.max()) if len(form.norms) else 1.0
+    if form.norms.is_meta or not len(form.norms):
+        return 0  # there are no values
+    peak = float(form.norms.max())
     if _SMALLEST <= peak <= 1 / _SMALLEST:
         return 0
     peak = 0.0
