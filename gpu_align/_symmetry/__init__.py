@@ -21,8 +21,9 @@ from gpu_align._symmetry._permutation import Permutation
 from gpu_align._symmetry._rename import spec_of_file
 from gpu_align._symmetry._reorder import apply_permutations
 from gpu_align._symmetry._running import as_arguments, evaluation_mode
-from gpu_align._symmetry._spec import Block, PermutationSpec, Pin, StateDict, TensorSpec
+from gpu_align._symmetry._spec import PermutationSpec, Pin, StateDict
 from gpu_align._symmetry._stacks import stack_size, unstacked
+from gpu_align._symmetry._tensor_spec import Block, TensorSpec
 from gpu_align._symmetry._trace import discover
 from gpu_align._symmetry._verify import output_difference, tied_names
 from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of

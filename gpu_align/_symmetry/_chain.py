@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gpu_align._errors import SpecError
 from gpu_align._symmetry._axis import Axis
-from gpu_align._symmetry._spec import Group, PermutationSpec, Pin, StateDict, TensorSpec
+from gpu_align._symmetry._spec import Group, PermutationSpec, Pin, StateDict
+from gpu_align._symmetry._tensor_spec import TensorSpec
 
 _ADVICE = (
     "a state dict does not show how layers are connected, so only plain chains of Linear, Conv and "

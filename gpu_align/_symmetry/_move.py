@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from gpu_align._symmetry._axis import Factor
-from gpu_align._symmetry._spec import Group, TensorSpec
+from gpu_align._symmetry._spec import Group
+from gpu_align._symmetry._tensor_spec import TensorSpec
 
 Groups = Mapping[str, Group]
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from gpu_align._errors import folded
 from gpu_align._symmetry._axis import Axis
-from gpu_align._symmetry._spec import NormScale, PermutationSpec, Pin, StateDict, TensorSpec
+from gpu_align._symmetry._spec import NormScale, PermutationSpec, Pin, StateDict
+from gpu_align._symmetry._tensor_spec import TensorSpec
 
 
 def spec_of_file(

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from gpu_align._symmetry._memory import memory_of
 from gpu_align._symmetry._move import move, multiply
-from gpu_align._symmetry._spec import PermutationSpec, StateDict, TensorSpec
+from gpu_align._symmetry._spec import PermutationSpec, StateDict
+from gpu_align._symmetry._tensor_spec import TensorSpec
 from gpu_align._symmetry._weights import Weights, apart
 
 

@@ -1,11 +1,9 @@
 """PermutationSpec: which axes of which tensors carry which group of interchangeable units."""
 
-import itertools
 import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +11,11 @@ from torch import Tensor, nn
 from gpu_align._checkpoint import is_count
 from gpu_align._errors import SpecError, bullet_list
 from gpu_align._process import MODULES
-from gpu_align._symmetry._axis import Axis, Factor, Piece
+from gpu_align._symmetry._axis import Factor
 from gpu_align._symmetry._html import Shown, counted
 from gpu_align._symmetry._outputs import Kept
 from gpu_align._symmetry._stacks import stack_size
+from gpu_align._symmetry._tensor_spec import Block, TensorSpec
 
 StateDict = Mapping[str, Tensor]
 
@@ -47,58 +46,6 @@ class Group:
     signed: bool = False
     scaled: bool = False
     fixed: bool = False
-
-
-@dataclass(frozen=True)
-class Block:
-    """A piece of a tensor that is a product of factors: one piece of every axis."""
-
-    pieces: tuple[Piece, ...]
-
-    @cached_property
-    def factors(self) -> tuple[Factor, ...]:
-        """The factors of all axes, one after another."""
-        return tuple(factor for piece in self.pieces for factor in piece.factors)
-
-    def unfold(self, tensor: Tensor) -> Tensor:
-        """Return the piece of a tensor as a view with one axis per factor.
-
-        Axes before those of the spec, such as that of several models, are kept before them.
-        """
-        first = tensor.ndim - len(self.pieces)
-        sizes, strides = list(tensor.shape[:first]), list(tensor.stride()[:first])
-        offset = tensor.storage_offset()
-        for piece, step in zip(self.pieces, tensor.stride()[first:], strict=True):
-            sizes += [factor.size for factor in piece.factors]
-            strides += [step * stride for stride in piece.strides]
-            offset += step * piece.start
-        return tensor.as_strided(sizes, strides, offset)
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """The axes of one tensor; `counted` says that it is a parameter, not a buffer.
-
-    Buffers (running statistics) are permuted with their units but do not count in a distance.
-    """
-
-    axes: tuple[Axis, ...]
-    counted: bool = True
-
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        """The shape that a tensor must have."""
-        return tuple(axis.size for axis in self.axes)
-
-    @cached_property
-    def groups(self) -> tuple[str, ...]:
-        """Names of the groups on any axis, without repetition."""
-        return tuple(dict.fromkeys(name for axis in self.axes for name in axis.groups))
-
-    @cached_property
-    def blocks(self) -> tuple[Block, ...]:
-        """The pieces of the tensor, one for each combination of pieces of its axes."""
-        return tuple(map(Block, itertools.product(*(axis.pieces() for axis in self.axes))))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 from gpu_align._errors import SpecError
 from gpu_align._symmetry._axis import Axis, shown
-from gpu_align._symmetry._spec import Group, NormScale, PermutationSpec, Pin, TensorSpec
+from gpu_align._symmetry._spec import Group, NormScale, PermutationSpec, Pin
+from gpu_align._symmetry._tensor_spec import TensorSpec
 
 _FORMAT = "gpu-align/spec"
 _VERSION = 2

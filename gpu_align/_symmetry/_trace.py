@@ -20,8 +20,9 @@ from gpu_align._symmetry._layout import layout, name_groups
 from gpu_align._symmetry._memory import memory_of, overlapping
 from gpu_align._symmetry._outputs import Kept, outputs_of_graph
 from gpu_align._symmetry._propagation import propagate
-from gpu_align._symmetry._spec import PermutationSpec, Pin, TensorSpec
+from gpu_align._symmetry._spec import PermutationSpec, Pin
 from gpu_align._symmetry._splits import TensorAxes
+from gpu_align._symmetry._tensor_spec import TensorSpec
 from gpu_align._symmetry._verify import SizeError, verify_spec
 from gpu_align._symmetry._wrappers import unwrapped
 

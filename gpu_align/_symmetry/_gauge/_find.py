@@ -27,8 +27,9 @@ from gpu_align._symmetry._power import (
 )
 from gpu_align._symmetry._propagation import Traced
 from gpu_align._symmetry._rules import POWER_RULES, PowerCall, find_rule, unknown
-from gpu_align._symmetry._spec import Block, PermutationSpec, TensorSpec
+from gpu_align._symmetry._spec import PermutationSpec
 from gpu_align._symmetry._splits import TensorAxes
+from gpu_align._symmetry._tensor_spec import Block, TensorSpec
 
 Names = Mapping[AxisClass, str]
 
