@@ -8,7 +8,7 @@ from test_many import assert_equal_results, zoo
 from torch import Tensor
 
 from gpu_align import AlignmentProblem, CoordinateDescent, align, run_search
-from gpu_align._align import _align as module
+from gpu_align._align import _settings as module
 from gpu_align._align._certificate import Certificate, certificates
 from gpu_align._assignment import AssignmentProblem, AuctionAssignment, exact_duals
 from gpu_align._problem import dual_match, lower_bound

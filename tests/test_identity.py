@@ -33,8 +33,9 @@ def problem(networks: object = PLAIN, **options: object) -> AlignmentProblem:
 
 
 def start(shift: int) -> object:
-    perms = {name: torch.arange(n).roll(shift)[None] for name, n in problem().sizes.items()}
-    return problem().hypotheses(perms)
+    given = problem(evidence=evidence())
+    perms = {name: torch.arange(n).roll(shift)[None] for name, n in given.sizes.items()}
+    return given.hypotheses(perms)
 
 
 def stop(progress: Progress) -> None:

@@ -135,3 +135,14 @@ def test_evidence_is_given_in_the_units_of_the_weights() -> None:
             problem.similarities(name, identity.perms, identity.model)[name] * problem.unit
         )
     assert torch.allclose(found[0] * 2.0**-168, found[1], rtol=1e-9, atol=0)
+
+
+def test_a_source_of_another_scale_changes_nothing_for_the_others() -> None:
+    source, target, _ = planted(FLOAT32)
+    alone = align(source, target, search=CoordinateDescent())
+    others = [times(source, exponent) for exponent in (-100, 60, 100)]
+    together = align([others[0], source, *others[1:]], target, search=CoordinateDescent())
+    assert together[1].ok
+    assert together[1].distance == alone.distance
+    for name, perm in alone.permutation.perms.items():
+        assert torch.equal(together[1].permutation.perms[name], perm)

@@ -27,12 +27,12 @@ class Form:
 
     Attributes:
         constant: float64 [m], squared norms of both networks less twice what no group can change.
-        norms: float64 [m], squared norms of both networks together.
+        target_norm: float64 [1], squared norm of the target.
         terms: one for each combination of matrices.
     """
 
     constant: Tensor
-    norms: Tensor
+    target_norm: Tensor
     terms: tuple[AnyTerm, ...]
 
 
@@ -100,29 +100,28 @@ def build_form(
         _gathered(weights, names, list(terms.values()), metric, dtype)
         for weights in (target, sources)
     )
-    norms = a_norm + b_norm
-    constant = norms - 2 * _fixed_inner(target, sources, fixed, metric)
+    constant = a_norm + b_norm - 2 * _fixed_inner(target, sources, fixed, metric)
     parts = zip(terms, a, b, strict=True)
     made = tuple(_term(*key, target[0], source) for key, target, source in parts)
-    return Form(constant, norms, made)
+    return Form(constant, a_norm, made)
 
 
-def safe_exponent(form: Form, target: Weights, sources: Weights, metric: Metric) -> int:
+def safe_exponent(form: Form, target: Weights, metric: Metric) -> int:
     """Return the power of two by which weights are to be divided, so that products stay in range.
 
-    It is 0 for norms between 2^-40 and 2^40, of which float32 holds the products.
+    It is 0 for norms between 2^-40 and 2^40, of which float32 holds the products. Only the target
+    is looked at, so that no source's answer depends on another source.
     """
-    if form.norms.is_meta or not len(form.norms):
+    if form.target_norm.is_meta:
         return 0  # there are no values
-    peak = float(form.norms.max())
-    if _SMALLEST <= peak <= 1 / _SMALLEST:
+    if _SMALLEST <= float(form.target_norm) <= 1 / _SMALLEST:
         return 0
-    peak = 0.0
-    for name, tensor in target.spec.tensors.items():
-        if tensor.counted and 0 not in tensor.shape:
-            for weights in (target, sources):
-                peak = max(peak, float(_scaled(metric, weights[name]).abs().max()))
-    return math.frexp(peak)[1]
+    peaks = [
+        float(_scaled(metric, target[name]).abs().max())
+        for name, tensor in target.spec.tensors.items()
+        if tensor.counted and 0 not in tensor.shape
+    ]
+    return math.frexp(max(peaks, default=0.0))[1]
 
 
 def _term(variables: tuple[str, ...], siblings: int, target: Tensor, source: Tensor) -> AnyTerm:

@@ -145,7 +145,7 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
             for variable in member.variables
         }
         form = build_form(spec, families, target, sources, metric, dtype)
-        if exponent := safe_exponent(form, target, sources, metric):
+        if exponent := safe_exponent(form, target, metric):
             self.metric = metric = replace(metric, exponent=metric.exponent + exponent)
             form = build_form(spec, families, target, sources, metric, dtype)
         self.unit = metric.unit()
