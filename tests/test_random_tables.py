@@ -119,7 +119,7 @@ def test_random_networks_with_tables_keep_their_function_at_other_lengths(model:
 
 
 @pytest.mark.slow
-@settings(ANY, max_examples=1000)
+@settings(ANY, max_examples=300)
 @given(model=networks())
 def test_many_random_networks_with_tables_keep_it_at_other_lengths(model: nn.Module) -> None:
     assert_symmetries_hold_at_other_lengths(model)

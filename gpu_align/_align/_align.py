@@ -99,9 +99,8 @@ def align(
 
     Args:
         source: the network whose units are reordered: a module, a state dict, or the path of a
-            checkpoint; or any iterable of them, a mapping of names to them, or a stack (a state
-            dict whose tensors have a leading axis of models), aligned to one target together, in
-            as few batches as fit the memory.
+            checkpoint; or any iterable of them, a mapping of names to them, or a stack (tensors
+            with a leading axis of models), aligned together, in as few batches as fit the memory.
         target: the network that stays.
         spec: the symmetries of both. Default: discovered from whichever network is a module,
             which needs `example_inputs`; else from the model of Hugging Face transformers that a
@@ -111,9 +110,8 @@ def align(
         outputs: the outputs of the module that must stay as they are: a name (key or field) or
             number, or several. Default: all of them; of a model of transformers with logits all
             but states beside them.
-        search: how to look, a search or its name on the command line; default
-            `Portfolio.for_problem`, which spends on each of several sources what it would spend
-            on it alone: for thousands of them name a cheaper one.
+        search: a search or its name on the command line; default `Portfolio.for_problem`, which
+            spends on each source what it would spend on it alone: for thousands name a cheaper one.
         metric: "l2", "normalized", "standardized", "row" or a Metric.
         device: "auto", "cpu" or "cuda", or a `torch.device` of these.
         seed: of the search; same seed, same result, unless a budget of seconds ends it.
@@ -122,10 +120,8 @@ def align(
 
     Returns:
         The result; its `state_dict` computes the same function as the source, and shares no memory
-        with it. For several sources a list in their order, or a dict with their names, in which
-        an `AlignmentFailure` stands for each source that cannot be read, does not fit the spec,
-        is not finite or cannot be solved; such a source does not stop the others, and if all are
-        such there is nothing else. No sources give an empty list or dict.
+        with it. For several sources a list in their order, or a dict with their names, with an
+        `AlignmentFailure` in the place of each that cannot be read, compared or solved.
 
     Raises:
         InputError: an argument other than one of several sources cannot be used; its children
