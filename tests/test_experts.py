@@ -10,7 +10,8 @@ from test_discovery import Sizes, assert_groups
 from torch import Tensor, nn
 
 from gpu_align import Permutation, PermutationSpec, align, discover
-from gpu_align._symmetry import output_difference
+from gpu_align._align import ResultRecord
+from gpu_align._symmetry import compare_outputs
 from gpu_align._symmetry._in_double import SHORT_TOLERANCE, grouped_product
 
 SMALL = {  # rows of a grouped product are multiples of 16 bytes
@@ -60,7 +61,7 @@ def test_experts_have_hidden_units_inside_them(family: str, experts: str) -> Non
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         moved = Permutation.random(spec, generator=generator).apply(state)
-        assert output_difference(model, inputs, state, moved) <= 1e-9
+        assert compare_outputs(model, inputs, state, moved).difference <= 1e-9
 
 
 def test_experts_are_aligned() -> None:
@@ -114,3 +115,20 @@ def test_an_op_without_a_float64_kernel_is_run_in_float32_and_said() -> None:
     assert "only_float32" in spec.origin
     assert spec.verify(model, inputs) <= SHORT_TOLERANCE
     assert PermutationSpec.from_json(spec.to_json()).origin == spec.origin
+
+
+def test_outputs_that_needed_float32_are_judged_by_its_rounding() -> None:
+    source, target, inputs = (*(model_with_a_short_kernel() for _ in range(2)), torch.randn(5, 3))
+    order = Permutation.random(discover(source, inputs), seed=1)
+    target.load_state_dict(order.apply(source.state_dict()))
+    result = align(source, target, example_inputs=inputs, search="descent")
+    assert sum(result.permutation.moved().values()) > 0
+    assert result.distance == 0
+    assert result.function_limit == SHORT_TOLERANCE
+    assert result.function_preserved
+    assert "only_float32.default in float32" in result.function_note
+    assert "partly float32" in result.summary()
+    assert ResultRecord.from_json(result.to_json()).function_limit == SHORT_TOLERANCE
+    wrong = {**result.state_dict, "head.weight": result.state_dict["head.weight"].flip(1)}
+    compared = compare_outputs(source, inputs, source.state_dict(), wrong)
+    assert not compared.is_preserved

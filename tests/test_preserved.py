@@ -9,7 +9,7 @@ from oracles import assert_same_function
 from torch import Tensor, nn
 
 from gpu_align import AlignmentResult, Permutation, SpecError, align, discover
-from gpu_align._symmetry import output_difference
+from gpu_align._symmetry import compare_outputs
 
 NAN, INF = math.nan, math.inf
 ONE, HOLE, OTHER_HOLE = [1.0, 2.0], [1.0, NAN], [NAN, 2.0]
@@ -46,7 +46,7 @@ def test_what_is_not_finite_must_be_the_same(
         second=nn.Parameter(torch.zeros(2)),
     )
     states = [outputs_of(ONE, second) for second in (before, after)]
-    assert output_difference(model, torch.ones(2), *states) == expected
+    assert compare_outputs(model, torch.ones(2), *states).difference == expected
 
 
 def root_of(s: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,8 @@ def test_nan_in_a_second_output_is_no_preserved_function(first: float) -> None:
     model = pinned_root([first, -first, first, -first])
     moved = Permutation(spec, {name: torch.tensor([1, 0, 3, 2]) for name in spec.groups})
     state = model.state_dict()
-    assert output_difference(model, torch.randn(5, 3), state, moved.apply(state)) == INF
+    compared = compare_outputs(model, torch.randn(5, 3), state, moved.apply(state))
+    assert compared.difference == INF
 
 
 def test_outputs_with_the_same_holes_are_preserved() -> None:

@@ -6,7 +6,6 @@ from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
 from gpu_align._align._hugging_face import model_beside
 from gpu_align._align._networks import Model
 from gpu_align._align._result import (
-    PRESERVED,
     SCHEMA,
     AlignmentFailure,
     AlignmentResult,
@@ -14,9 +13,9 @@ from gpu_align._align._result import (
     read_result,
 )
 from gpu_align._align._settings import Settings
+from gpu_align._align._summary import change_in_words, function_in_words
 
 __all__ = [
-    "PRESERVED",
     "SCHEMA",
     "AlignmentFailure",
     "AlignmentResult",
@@ -31,6 +30,8 @@ __all__ = [
     "align_networks",
     "canonical_form",
     "canonicalize",
+    "change_in_words",
+    "function_in_words",
     "model_beside",
     "read_result",
 ]

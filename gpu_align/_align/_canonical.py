@@ -11,7 +11,15 @@ from gpu_align._align._hugging_face import model_beside
 from gpu_align._align._networks import Model, Network, check_ties, state_of
 from gpu_align._checkpoint import Renamed, rename
 from gpu_align._errors import InputError
-from gpu_align._symmetry import Factor, Kept, PermutationSpec, StateDict, balance, rescale
+from gpu_align._symmetry import (
+    Comparison,
+    Factor,
+    Kept,
+    PermutationSpec,
+    StateDict,
+    balance,
+    rescale,
+)
 
 
 def canonicalize(
@@ -85,15 +93,15 @@ class CanonicalForm:
     def _after(self) -> dict[str, Tensor]:
         return rescale(self.spec, self.before, self.units, self.rows)
 
-    def differences(self, model: Model) -> tuple[float, float]:
-        """Return how far the outputs are apart before and after: in float64, and as rounded.
+    def comparisons(self, model: Model) -> tuple[Comparison, Comparison]:
+        """Compare the outputs before and after: in float64, and as rounded.
 
         Raises:
             ModelError: the forward fails.
         """
         wide = {name: _double(tensor) for name, tensor in self.before.items()}
-        exact = model.difference(wide, rescale(self.spec, wide, self.units, self.rows))
-        return exact, model.difference(self.before, self._after)
+        exact = model.compare(wide, rescale(self.spec, wide, self.units, self.rows))
+        return exact, model.compare(self.before, self._after)
 
     def squared_norms(self) -> tuple[float, float]:
         """Return the squared norm of all parameters before and after."""

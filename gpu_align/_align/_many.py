@@ -51,7 +51,7 @@ _CERTIFIED_ON_HOST, _CERTIFIED_ON_DEVICE = 2**20, 2**27
 On the host the memory of one part serves the next, which is faster than fresh memory for all; on a
 device it is all that counts.
 """
-_CHECKED = "outputs of the source before and after, float64, on the example inputs"
+_CHECKED = "outputs of the source before and after, {precision}, on the example inputs"
 _NOT_CHECKED = "not checked: no model with example inputs was given"
 _WORK_OF_THREADS = 2**25  # multiply-adds of the largest similarity of one model
 Aligned = AlignmentResult | AlignmentFailure
@@ -307,10 +307,16 @@ class _Task:
         if model is None:
             return result
         try:
-            difference = model.difference(self.sources[number], result.state_dict)
+            found = model.compare(self.sources[number], result.state_dict)
         except ModelError as error:
             return AlignmentFailure(number, None, error, Status.UNUSABLE)
-        return replace(result, function_difference=difference, function_note=_CHECKED)
+        note = _CHECKED.format(precision=found.precision)
+        return replace(
+            result,
+            function_difference=found.difference,
+            function_limit=found.limit,
+            function_note=note,
+        )
 
 
 def _not_begun(number: int) -> AlignmentFailure:

@@ -13,11 +13,12 @@ from gpu_align._checkpoint import load_checkpoint
 from gpu_align._errors import InputError
 from gpu_align._process import MODULES
 from gpu_align._symmetry import (
+    Comparison,
     Kept,
     PermutationSpec,
     StateDict,
+    compare_outputs,
     discover,
-    output_difference,
     spec_of_file,
     tied_names,
     unwrapped,
@@ -64,10 +65,10 @@ class Model:
         spec = discover(self.network, self.inputs, outputs=self.outputs)
         return spec_of_file(spec, self.names, self.unused) if self.names or self.unused else spec
 
-    def difference(self, before: StateDict, after: StateDict) -> float:
-        """Return how far its outputs under two state dicts are apart, see `output_difference`."""
+    def compare(self, before: StateDict, after: StateDict) -> Comparison:
+        """Compare its outputs under two state dicts, see `compare_outputs`."""
         states = map(self._in_module, (before, after))
-        return output_difference(self.module, self.inputs, *states, outputs=self.outputs)
+        return compare_outputs(self.module, self.inputs, *states, outputs=self.outputs)
 
     def _in_module(self, state: StateDict) -> StateDict:
         back = {name: own for own, name in self.names.items()}

@@ -15,13 +15,11 @@ from gpu_align._checkpoint import atomic_write
 from gpu_align._errors import GpuAlignError, InputError
 from gpu_align._search import Progress
 from gpu_align._status import Status
-from gpu_align._symmetry import Outline, Permutation
+from gpu_align._symmetry import PRESERVED, Comparison, Outline, Permutation
 
 SCHEMA = "gpu-align/result/1"
 PICTURED = 8
 """Most models of one call whose cost matrices are kept."""
-PRESERVED = 1e-9
-"""Largest relative difference of outputs, in float64, that counts as the same function."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -36,6 +34,7 @@ class ResultRecord:
     distance_before: float
     lower_bound: float = math.nan
     function_difference: float | None = None
+    function_limit: float = PRESERVED
     function_note: str = "not checked"
     search: str = ""
     seconds: float = math.nan
@@ -65,11 +64,16 @@ class ResultRecord:
         return _summary.text(_summary.rows(self))
 
     @property
-    def function_preserved(self) -> bool | None:
-        """Whether the outputs agree to `PRESERVED`; None if they were not compared."""
+    def comparison(self) -> Comparison | None:
+        """How far the outputs are apart; None if they were not compared."""
         if self.function_difference is None:
             return None
-        return self.function_difference <= PRESERVED
+        return Comparison(self.function_difference, self.function_limit)
+
+    @property
+    def function_preserved(self) -> bool | None:
+        """Whether the outputs agree to `function_limit`; None if they were not compared."""
+        return None if self.comparison is None else self.comparison.is_preserved
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but tensors and index vectors as plain JSON values."""
@@ -112,6 +116,8 @@ class AlignmentResult(ResultRecord):
         outline: the groups over the network, for a picture.
         function_difference: largest relative difference of the outputs of the source before and
             after, in float64 on the example inputs; None if it could not be checked.
+        function_limit: the largest such difference that counts as the same function: 1e-9, more
+            where an op has no kernel for float64.
         function_note: how the function was checked, or why not.
         cost_matrix: costs of the group that gained most, for a picture; None without groups, and
             where more than `PICTURED` models were aligned in one call.
@@ -274,7 +280,14 @@ def _read_matrix(entry: Mapping[str, Any]) -> CostMatrix:
     return matrix
 
 
-_NUMBERS = ("distance", "distance_before", "lower_bound", "function_difference", "seconds")
+_NUMBERS = (
+    "distance",
+    "distance_before",
+    "lower_bound",
+    "function_difference",
+    "function_limit",
+    "seconds",
+)
 _READERS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys((*_NUMBERS, "log10_symmetries"), _number),
     **dict.fromkeys(("metric", "function_note", "search", "device", "origin"), _text),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from gpu_align._errors import folded
-from gpu_align._symmetry import counted, html_table
+from gpu_align._symmetry import PRESERVED, counted, html_table
 
 if TYPE_CHECKING:
     from gpu_align._align._result import ResultRecord
@@ -33,9 +33,9 @@ def rows(result: "ResultRecord") -> dict[str, str]:
     moved = [f"{group.name} {group.moved} of {group.units}" for group in result.groups]
     found = {
         "distance before": f"{result.distance_before:.6g} ({result.metric})",
-        "distance after": f"{result.distance:.6g} ({_change(result)})",
+        "distance after": f"{result.distance:.6g} ({change_in_words(result)})",
         "lower bound": f"{result.lower_bound:.6g}",
-        "function": _function(result),
+        "function": function_in_words(result),
         "found by": result.search,
         "status": "" if result.status is None else result.status.value,
         "seconds": "" if math.isnan(result.seconds) else f"{result.seconds:.3g}",
@@ -56,14 +56,17 @@ def html(result: "ResultRecord") -> str:
     return html_table(type(result).__name__, rows(result))
 
 
-def _change(result: "ResultRecord") -> str:
+def change_in_words(result: "ResultRecord") -> str:
+    """Say by how much the networks have come closer."""
     if result.distance_before == 0:
         return "the networks are equal"
     return f"{100 * (result.distance / result.distance_before - 1):+.1f} %"
 
 
-def _function(result: "ResultRecord") -> str:
+def function_in_words(result: "ResultRecord") -> str:
+    """Say whether the function is the same, as far as it is known."""
     if result.function_difference is None:
         return result.function_note
+    precision = "float64" if result.function_limit == PRESERVED else "partly float32"
     kept = "preserved" if result.function_preserved else "CHANGED"
-    return f"{kept}: outputs differ by {result.function_difference:.1e} relative (float64)"
+    return f"{kept}: outputs differ by {result.function_difference:.1e} relative ({precision})"

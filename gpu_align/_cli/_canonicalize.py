@@ -30,7 +30,7 @@ from gpu_align._errors import InputError
 
 if TYPE_CHECKING:
     from gpu_align._align import CanonicalForm
-    from gpu_align._symmetry import PermutationSpec
+    from gpu_align._symmetry import Comparison, PermutationSpec
 
 UNCHECKED = "the function was not checked, because no model was given; pass --model to be sure"
 
@@ -72,11 +72,11 @@ def canonicalize(
                 "does not name; add --model and --input-shape, or --spec"
             )
         form = canonical_form(before.tensors, read_spec(spec, named), named)
-        differences = (None, None) if named is None else form.differences(named)
-        check_preserved(differences[0], "canonical")
+        compared = None if named is None else form.comparisons(named)
+        check_preserved(None if compared is None else compared[0], "canonical")
         screen.stage("writing")
         save_checkpoint(out, form.state_dict, like=before)
-    about = _document(form, differences)
+    about = _document(form, compared)
     warnings = [*before.warnings, *([UNCHECKED] if named is None else [])]
     for warning in warnings:
         warn(warning)
@@ -89,7 +89,7 @@ def canonicalize(
 
 
 def _document(
-    form: "CanonicalForm", differences: tuple[float | None, float | None]
+    form: "CanonicalForm", compared: "tuple[Comparison, Comparison] | None"
 ) -> dict[str, Any]:
     before, after = form.squared_norms()
     return {
@@ -98,8 +98,8 @@ def _document(
         "norm_scales": list(form.rows),
         "squared_norm_before": before,
         "squared_norm": after,
-        "function_difference": differences[0],
-        "rounding_difference": differences[1],
+        "function_difference": None if compared is None else compared[0].difference,
+        "rounding_difference": None if compared is None else compared[1].difference,
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from gpu_align._align import PRESERVED, AlignmentResult
+from gpu_align._align import AlignmentResult
 from gpu_align._checkpoint import (
     INDEX_SUFFIX,
     Checkpoint,
@@ -15,6 +15,7 @@ from gpu_align._checkpoint import (
     save_checkpoint,
 )
 from gpu_align._errors import CheckpointError, GpuAlignError, InputError, bullet_list
+from gpu_align._symmetry import Comparison
 
 _LONGEST_NAME = 255  # bytes, on nearly every file system
 
@@ -84,17 +85,17 @@ def joined(failures: Sequence[GpuAlignError]) -> GpuAlignError | None:
     return kind(f"not all could be written:\n{bullet_list([str(error) for error in failures])}")
 
 
-def check_preserved(difference: float | None, network: str) -> None:
+def check_preserved(compared: Comparison | None, network: str) -> None:
     """Check before anything is written that outputs have not changed, as far as it is known.
 
     Raises:
-        GpuAlignError: they differ by more than `PRESERVED`.
+        GpuAlignError: they differ by more than the limit.
     """
-    if difference is not None and not difference <= PRESERVED:
+    if compared is not None and not compared.is_preserved:
         raise GpuAlignError(
             f"the {network} network does not compute the same outputs (relative difference "
-            f"{difference:.3g}), so nothing was written; please report it with the output of "
-            "`gpu-align inspect --json`"
+            f"{compared.difference:.3g}), so nothing was written; please report it with the "
+            "output of `gpu-align inspect --json`"
         )
 
 

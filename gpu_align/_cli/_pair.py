@@ -91,7 +91,7 @@ class Pair:
                 store=self.store,
             )
             result = outcome.unwrap()
-            check_preserved(result.function_difference, "reordered")
+            check_preserved(result.comparison, "reordered")
             if self.outputs.report is not None and result.status is not Status.INTERRUPTED:
                 screen.stage("widening the beam for the report")
                 result = _with_beam_widths(result, source, target, settings.metric)

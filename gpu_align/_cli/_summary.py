@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from gpu_align._align import AlignmentResult, GroupReport
+from gpu_align._align import AlignmentResult, GroupReport, change_in_words, function_in_words
 from gpu_align._cli._terminal import columns, console, duration, facts, number, print_line
 from gpu_align._symmetry import outline
 
@@ -24,9 +24,9 @@ def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
         facts(
             {
                 "distance before": f"{number(result.distance_before)}  ({result.metric})",
-                "distance after": f"{number(result.distance)}  ({_change(result)})",
+                "distance after": f"{number(result.distance)}  ({change_in_words(result)})",
                 "lower bound": f"{number(result.lower_bound)}  (no order of the units is closer)",
-                "function": _function(result),
+                "function": function_in_words(result),
                 "found by": result.search,
                 "status": result.status.value,
                 "time": f"{duration(result.seconds)}, {result.assignments} assignments, "
@@ -48,21 +48,9 @@ def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
             )
 
 
-def _change(result: AlignmentResult) -> str:
-    if result.distance_before == 0:
-        return "the networks are equal"
-    return f"{100 * (result.distance / result.distance_before - 1):+.1f} %"
-
-
 def _memory(result: AlignmentResult) -> dict[str, str]:
     parts = "; ".join(f"{what}: {parts}" for what, parts in result.splits.items())
     return {"memory": f"short, so computed in parts ({parts})"} if parts else {}
-
-
-def _function(result: AlignmentResult) -> str:
-    if result.function_difference is None:
-        return result.function_note
-    return f"preserved: outputs differ by {result.function_difference:.1e} relative (float64)"
 
 
 def _symmetries(result: AlignmentResult) -> str:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gpu_align._align import PRESERVED, ResultRecord
+from gpu_align._align import ResultRecord
 from gpu_align._report._format import number, percent, plural
 from gpu_align._report._parse import Entry
 from gpu_align._report._tables import relative_gap
+from gpu_align._symmetry import PRESERVED
 
 ROUNDING = 1e-6
 """Relative gap up to which an assignment found in float32 counts as optimal."""
@@ -56,7 +57,7 @@ def _function(result: ResultRecord) -> Check:
     if difference is None:
         reason = result.function_note.removeprefix("not checked").lstrip(": ")
         return Check("open", title, "not checked", _sentence(reason))
-    note = f"{_sentence(result.function_note)} The limit is {number(PRESERVED, 1)}."
+    note = f"{_sentence(result.function_note)} The limit is {number(result.function_limit, 1)}."
     preserved = bool(result.function_preserved)
     answer = f"{'yes' if preserved else 'no'}, largest relative difference {number(difference, 3)}"
     return Check("yes" if preserved else "no", title, answer, note)

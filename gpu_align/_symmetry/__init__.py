@@ -5,6 +5,7 @@ from gpu_align._symmetry._chain import chain_spec
 from gpu_align._symmetry._gauge._apply import rescale
 from gpu_align._symmetry._gauge._balance import balance
 from gpu_align._symmetry._html import counted, html_table
+from gpu_align._symmetry._in_double import PRESERVED
 from gpu_align._symmetry._move import move, multiply, stack
 from gpu_align._symmetry._outline import (
     Module,
@@ -25,12 +26,14 @@ from gpu_align._symmetry._spec import PermutationSpec, Pin, StateDict
 from gpu_align._symmetry._stacks import stack_size, unstacked
 from gpu_align._symmetry._tensor_spec import Block, TensorSpec
 from gpu_align._symmetry._trace import discover
-from gpu_align._symmetry._verify import output_difference, tied_names
+from gpu_align._symmetry._verify import Comparison, compare_outputs, tied_names
 from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of
 from gpu_align._symmetry._wrappers import unwrapped
 
 __all__ = [
+    "PRESERVED",
     "Block",
+    "Comparison",
     "Factor",
     "Kept",
     "Module",
@@ -48,6 +51,7 @@ __all__ = [
     "axis_names",
     "balance",
     "chain_spec",
+    "compare_outputs",
     "counted",
     "discover",
     "evaluation_mode",
@@ -56,7 +60,6 @@ __all__ = [
     "multiply",
     "ops_without_rule",
     "outline",
-    "output_difference",
     "output_tensors",
     "part_elements",
     "part_ranges",

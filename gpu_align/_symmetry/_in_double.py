@@ -8,6 +8,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+PRESERVED = 1e-9
+"""Largest relative difference of outputs, in float64, that counts as the same function."""
+
 SHORT_TOLERANCE = math.sqrt(torch.finfo(torch.float32).eps)
 """Accepted relative difference of outputs if an op was run in float32.
 

@@ -16,6 +16,7 @@ from gpu_align._symmetry._export import export
 from gpu_align._symmetry._flat_graph import Program, flat_graph
 from gpu_align._symmetry._gauge._find import with_gauges
 from gpu_align._symmetry._gauge._norm_scale import find_norm_scales
+from gpu_align._symmetry._in_double import PRESERVED
 from gpu_align._symmetry._layout import layout, name_groups
 from gpu_align._symmetry._memory import memory_of, overlapping
 from gpu_align._symmetry._outputs import Kept, outputs_of_graph
@@ -107,7 +108,7 @@ def _verified(
 ) -> PermutationSpec:
     """Return a spec that describes symmetries of a model, with a note if float64 did not do."""
     _, note = verify_spec(
-        *(spec, model, example_inputs), draws=1, seed=0, tolerance=1e-9, outputs=outputs
+        *(spec, model, example_inputs), draws=1, seed=0, tolerance=PRESERVED, outputs=outputs
     )
     return replace(spec, origin=f"{spec.origin}, {note}") if note else spec
 

@@ -1,7 +1,7 @@
 """Function preservation: does a permuted state dict compute the same outputs?"""
 
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +12,7 @@ from gpu_align._checkpoint import rename
 from gpu_align._errors import ModelError, SpecError
 from gpu_align._process import MODULES
 from gpu_align._symmetry._gauge._apply import rescale
-from gpu_align._symmetry._in_double import SHORT_TOLERANCE, InDouble, double
+from gpu_align._symmetry._in_double import PRESERVED, SHORT_TOLERANCE, InDouble, double
 from gpu_align._symmetry._memory import memory_of
 from gpu_align._symmetry._outputs import Kept, choose_outputs, output_tensors
 from gpu_align._symmetry._running import (
@@ -32,25 +32,44 @@ if TYPE_CHECKING:
     from gpu_align._symmetry._permutation import Permutation
 
 
-def output_difference(
+@dataclass(frozen=True)
+class Comparison:
+    """How far the outputs under two state dicts are apart.
+
+    Attributes:
+        difference: max |y2 - y1| / |y1| over all floating-point outputs, where outputs smaller than
+            a tenth of the others count as large as these; inf where integer outputs differ.
+        limit: the largest difference that counts as the same function.
+        precision: what they were computed in, in words.
+    """
+
+    difference: float
+    limit: float = PRESERVED
+    precision: str = "float64"
+
+    @property
+    def is_preserved(self) -> bool:
+        """Whether the function is the same."""
+        return self.difference <= self.limit
+
+
+def compare_outputs(
     model: nn.Module,
     example_inputs: object,
     first: StateDict,
     second: StateDict,
     *,
     outputs: Kept | None = None,
-) -> float:
-    """Return how far the outputs under two state dicts are apart, computed in float64.
+) -> Comparison:
+    """Compare the outputs under two state dicts, in float64.
+
+    An op that has no kernel for it is run in float32, and the limit is higher.
 
     Args:
         model: the module; it is run in evaluation mode and left as it was.
         example_inputs: see `as_arguments`.
         first, second: state dicts of the model; names that are missing keep the model's values.
         outputs: those that are compared, see `discover`; default all.
-
-    Returns:
-        max |y2 - y1| / |y1| over all floating-point outputs, where outputs smaller than a tenth
-        of the others count as large as these; inf where integer outputs differ.
 
     Raises:
         ModelError: the forward fails.
@@ -61,7 +80,10 @@ def output_difference(
         if not first.keys() <= names:
             first, second = (rename(state, names).state for state in (first, second))
         reference = _Reference(inner, as_arguments(example_inputs), kept=outputs)
-        return _difference(reference.outputs(first), reference.outputs(second))
+        difference = _difference(reference.outputs(first), reference.outputs(second))
+        if not reference.shortened:
+            return Comparison(difference)
+        return Comparison(difference, SHORT_TOLERANCE, f"float64, but {reference.short_ops()}")
 
 
 class _Reference:
@@ -136,13 +158,18 @@ class _Reference:
         args, kwargs = copied(arguments)
         return torch.func.functional_call(self.model, state, args, kwargs, tie_weights=False)
 
+    def short_ops(self) -> str:
+        """Say which ops were run in float32."""
+        ops = ", ".join(sorted(self.shortened))
+        return f"{ops} in float32, for want of a float64 kernel"
+
     def _may_write(self, name: str) -> bool:
         """Whether forward may write into a tensor: it did, or it has not been run yet."""
         return self.written is None or name in self.written
 
 
 def _difference(first: list[Tensor], second: list[Tensor]) -> float:
-    """Return the largest difference of two lists of outputs, see `output_difference`."""
+    """Return the largest difference of two lists of outputs, see `Comparison`."""
     return max((_relative(a, b) for a, b in zip(first, second, strict=True)), default=0.0)
 
 
@@ -175,8 +202,8 @@ def verify_spec(
             "evaluation mode does not switch off, or a buffer that forward changes); make it "
             "deterministic"
         )
-    short = ", ".join(sorted(reference.shortened))
-    tolerance = max(tolerance, SHORT_TOLERANCE) if short else tolerance
+    if reference.shortened:
+        tolerance = max(tolerance, SHORT_TOLERANCE)
     worst = 0.0
     for _ in range(draws):
         permutation = _without_kept_beginnings(Permutation.random(spec, generator=generator))
@@ -195,8 +222,8 @@ def verify_spec(
         )
     if draws:
         _verify_other_sizes(_on_host(reference, arguments), weights, moved, tolerance)
-    note = f"checked to {tolerance:.1e}: {short} in float32, for want of a float64 kernel"
-    return worst, note if short else ""
+    note = f"checked to {tolerance:.1e}: {reference.short_ops()}"
+    return worst, note if reference.shortened else ""
 
 
 def _without_kept_beginnings(permutation: "Permutation") -> "Permutation":
