@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import Graph, randomised
-from test_discovery import (
+from symmetry_cases import (
     Case,
     Fixed,
     Sizes,

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from networks import Graph, randomised
-from test_discovery import Sizes, assert_groups
+from symmetry_cases import Sizes, assert_groups
 from torch import Tensor, nn
 
 from gpu_align import Permutation, PermutationSpec, align, discover

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import Graph
-from test_discovery import (
+from symmetry_cases import (
     Case,
     Sizes,
     assert_groups,

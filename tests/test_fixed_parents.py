@@ -6,25 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import Graph
-from test_discovery import (
-    Case,
-    Fixed,
-    Sizes,
-    assert_groups,
-    assert_random_permutations_preserve,
-    parameter,
-)
+from symmetry_cases import Case, Fixed, Sizes, assert_case, assert_planted_is_found, parameter
 from test_families import heads
 from torch import Tensor, nn
 
 from gpu_align import (
-    AlignmentProblem,
-    CoordinateDescent,
-    Permutation,
-    PermutationSpec,
-    Portfolio,
     discover,
-    run_search,
 )
 from gpu_align._cli._symmetries import document, print_spec
 from gpu_align._symmetry import ops_without_rule
@@ -87,22 +74,12 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_groups_are_those_worked_out_by_hand(case: Case) -> None:
-    model, inputs = case.model(), case.inputs()
-    spec = discover(model, inputs)
-    assert_groups(spec, case.sizes)
-    assert_random_permutations_preserve(spec, model, inputs)
-    assert PermutationSpec.from_json(spec.to_json()) == spec
+    assert_case(case)
 
 
 @pytest.mark.parametrize("name", ["experts", "alibi"])
 def test_a_planted_permutation_is_found(name: str) -> None:
-    model = CASES[name].model()
-    spec, target = discover(model, CASES[name].inputs()), model.state_dict()
-    shuffle = Permutation.random(spec, generator=torch.Generator().manual_seed(1))
-    problem = AlignmentProblem(shuffle.apply(target), target, spec)
-    for search in (CoordinateDescent(starts=20, initial="random"), None):
-        outcome = run_search(search or Portfolio.for_problem(problem), problem)
-        assert problem.distance(problem.permutation(outcome.best)) == pytest.approx(0, abs=1e-20)
+    assert_planted_is_found(CASES[name])
 
 
 def test_a_fixed_group_is_written_as_such() -> None:

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import Graph
-from test_discovery import (
+from symmetry_cases import (
     Case,
-    assert_groups,
+    assert_case,
     assert_random_permutations_preserve,
     conv_between,
     linear_between,
@@ -174,10 +174,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_groups_are_those_worked_out_by_hand(case: Case) -> None:
-    model, inputs = case.model(), case.inputs()
-    spec = discover(model, inputs)
-    assert_groups(spec, case.sizes)
-    assert_random_permutations_preserve(spec, model, inputs)
+    assert_case(case)
 
 
 def test_writing_into_a_slice_pins_what_is_written() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import Graph, randomised
-from test_discovery import assert_groups, assert_random_permutations_preserve, parameter
+from symmetry_cases import assert_groups, assert_random_permutations_preserve, parameter
 from torch import Tensor, nn
 
 from gpu_align import PermutationSpec, discover

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import Graph, randomised
-from test_discovery import (
+from symmetry_cases import (
     Case,
     Sizes,
+    assert_case,
     assert_groups,
     assert_random_permutations_preserve,
     linear_between,
@@ -179,10 +180,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_groups_are_those_worked_out_by_hand(case: Case) -> None:
-    model, inputs = case.model(), case.inputs()
-    spec = discover(model, inputs)
-    assert_groups(spec, case.sizes)
-    assert_random_permutations_preserve(spec, model, inputs)
+    assert_case(case)
 
 
 @pytest.mark.parametrize("route", [left_sorted, sorted_by_rank, numbered_weights])

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import Graph, randomised
-from test_discovery import assert_groups, assert_random_permutations_preserve, parameter
+from symmetry_cases import assert_groups, assert_random_permutations_preserve, parameter
 from test_gauge import assert_random_gauges_preserve, found_gauges
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations

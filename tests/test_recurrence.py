@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from networks import Graph
-from test_discovery import (
+from symmetry_cases import (
     Case,
     Sizes,
     assert_groups,

@@ -4,12 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import Graph
-from test_discovery import (
-    Case,
-    assert_groups,
-    assert_random_permutations_preserve,
-    parameter,
-)
+from symmetry_cases import Case, assert_case, parameter
 from torch import Tensor, nn
 
 from gpu_align import discover
@@ -74,10 +69,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_groups_are_those_worked_out_by_hand(case: Case) -> None:
-    model, inputs = case.model(), case.inputs()
-    spec = discover(model, inputs)
-    assert_groups(spec, case.sizes)
-    assert_random_permutations_preserve(spec, model, inputs)
+    assert_case(case)
 
 
 def test_units_that_a_reshape_mixes_stay() -> None:
