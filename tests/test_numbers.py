@@ -270,6 +270,21 @@ def test_places_under_a_mask_are_as_many_as_data_say() -> None:
     assert_random_permutations_preserve(spec, model, inputs)
 
 
+@pytest.mark.parametrize("shape", [(2, -1, 4), (-1, 2, 4)])
+def test_places_that_data_decide_are_split(shape: tuple[int, ...]) -> None:
+    """As BART does, which takes the last word of each sentence; units stay an axis of their own."""
+
+    def forward(s: nn.Module, x: Tensor) -> Tensor:
+        return s.head(s.first(x)[x[..., 0] > 0].view(shape)[:, -1].relu())
+
+    model = randomised(Graph(forward, first=nn.Linear(3, 4), head=nn.Linear(4, 2)))
+    inputs = torch.randn(2, 4, 3, dtype=torch.float64)
+    inputs[..., 0] = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    spec = discover(model, inputs)
+    assert_groups(spec, [4])
+    assert_random_permutations_preserve(spec, model, inputs)
+
+
 @pytest.mark.parametrize("expanded", [True, False])
 def test_rows_of_another_kind_are_put_where_a_mask_is_true(expanded: bool) -> None:
     def forward(s: nn.Module, tokens: Tensor, images: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Changes of shape: axes are merged, split, moved and repeated."""
 
+import itertools
+import math
 from typing import Any
 
 from gpu_align._symmetry._classes import AxisClass, Structure, product, recut, recut_stretches
@@ -19,9 +21,8 @@ def _reshape(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
     factors = (factor for axis in self for factor in factors_of(axis))
     finest = unsplit(TensorAxes(factor for factor in factors if factor.size != 1))
     sizes = [size for size in call.shape if size != 1]
-    if 0 in sizes:
-        call.pin(self)
-        return TensorAxes(call.pinned(size) for size in call.shape)
+    if 0 in sizes or math.prod(sizes) != math.prod(axis.size for axis in self):
+        return _last_axes_alone(call, self)
     split = lambda axis, parts: split_open(axis, parts, call.reason)  # noqa: E731
     cut = recut(finest, sizes, Structure.PRODUCT, call.reason, split)
     pieces = iter(cut or recut_stretches(finest, sizes, call.reason, split))
@@ -31,6 +32,18 @@ def _reshape(call: Call, self: TensorAxes, **_: Any) -> TensorAxes:
         return call.pinned(size) if own is None else product(own)
 
     return TensorAxes(map(axis, call.shape))
+
+
+def _last_axes_alone(call: Call, self: TensorAxes) -> TensorAxes:
+    """Keep the last axes, as far as they are of the same sizes, and pin all before them.
+
+    For tensors without places, and for sizes that data decide, whose parts are not known.
+    """
+    pairs = zip(reversed(self), reversed(call.shape), strict=False)
+    same = len(list(itertools.takewhile(lambda pair: pair[0].size == pair[1], pairs)))
+    call.pin(self[: len(self) - same])
+    before = (call.pinned(size) for size in call.shape[: len(call.shape) - same])
+    return TensorAxes((*before, *self[len(self) - same :]))
 
 
 @power_rule(*_RESHAPES, "squeeze", "unsqueeze")
