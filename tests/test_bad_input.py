@@ -17,6 +17,7 @@ from gpu_align import Permutation, chain_spec, save_checkpoint
 from gpu_align._align import Model
 from gpu_align._cli import _outputs, _pair
 from gpu_align._cli._main import app
+from gpu_align._symmetry import Comparison
 
 State = dict[str, torch.Tensor]
 
@@ -424,7 +425,7 @@ def test_a_failed_write_keeps_the_others(folder: Path, monkeypatch: pytest.Monke
 
 
 def test_changed_function_is_a_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Model, "difference", lambda self, before, after: 0.5)
+    monkeypatch.setattr(Model, "compare", lambda self, before, after: Comparison(0.5))
     model = ("--model", "nets:mlp", "--input-shape", "2,6", "--sweeps", "3")
     assert_refused(folder, (*PAIR, *OUT, *model), "0.5", "nothing was written", code=1)
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from test_bad_input import mlp_state
-from test_resume import interrupted_store, resumed_from
+from test_resume import interrupted_store
+from test_search_store import resumed_from
 from typer.testing import CliRunner
 
 from gpu_align import (
