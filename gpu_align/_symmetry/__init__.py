@@ -5,7 +5,7 @@ from gpu_align._symmetry._chain import chain_spec
 from gpu_align._symmetry._gauge._apply import rescale
 from gpu_align._symmetry._gauge._balance import balance
 from gpu_align._symmetry._html import counted, html_table
-from gpu_align._symmetry._in_double import PRESERVED
+from gpu_align._symmetry._in_double import PRESERVED, double
 from gpu_align._symmetry._move import move, multiply, stack
 from gpu_align._symmetry._outline import (
     Module,
@@ -19,6 +19,7 @@ from gpu_align._symmetry._outline import (
 )
 from gpu_align._symmetry._outputs import Kept, output_tensors
 from gpu_align._symmetry._permutation import Permutation
+from gpu_align._symmetry._reference import Reference, tied_names
 from gpu_align._symmetry._rename import spec_of_file
 from gpu_align._symmetry._reorder import apply_permutations
 from gpu_align._symmetry._running import as_arguments, evaluation_mode
@@ -26,7 +27,7 @@ from gpu_align._symmetry._spec import PermutationSpec, Pin, StateDict
 from gpu_align._symmetry._stacks import stack_size, unstacked
 from gpu_align._symmetry._tensor_spec import Block, TensorSpec
 from gpu_align._symmetry._trace import discover
-from gpu_align._symmetry._verify import Comparison, compare_outputs, tied_names
+from gpu_align._symmetry._verify import Comparison, compare_outputs
 from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of
 from gpu_align._symmetry._wrappers import unwrapped
 
@@ -41,6 +42,7 @@ __all__ = [
     "Permutation",
     "PermutationSpec",
     "Pin",
+    "Reference",
     "Span",
     "StateDict",
     "TensorSpec",
@@ -54,6 +56,7 @@ __all__ = [
     "compare_outputs",
     "counted",
     "discover",
+    "double",
     "evaluation_mode",
     "html_table",
     "move",
