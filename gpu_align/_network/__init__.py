@@ -1,0 +1,30 @@
+"""Networks on data: examples, losses and scores."""
+
+from gpu_align._network._data import MOST, Data
+from gpu_align._network._digits import Digits, load_digits
+from gpu_align._network._evaluate import Score, evaluate, evaluate_many
+from gpu_align._network._examples import Batch, Examples
+from gpu_align._network._images import fitted
+from gpu_align._network._loss import Loss, loss_function
+from gpu_align._network._own_code import call_named, first_line, named_object
+from gpu_align._network._sources import FORMS, read_source
+
+__all__ = [
+    "FORMS",
+    "MOST",
+    "Batch",
+    "Data",
+    "Digits",
+    "Examples",
+    "Loss",
+    "Score",
+    "call_named",
+    "evaluate",
+    "evaluate_many",
+    "first_line",
+    "fitted",
+    "load_digits",
+    "loss_function",
+    "named_object",
+    "read_source",
+]
