@@ -218,6 +218,7 @@ def broken() -> Iterator[Tensor]:
         (3, ("got int", "iterable of batches")),
         ({"x": torch.zeros(2)}, ("got dict",)),
         (torch.zeros(4, 2), ("got Tensor",)),
+        (TensorDataset(torch.zeros(4, 2)), ("got TensorDataset", "DataLoader")),
         ([], ("no batches",)),
         ([torch.zeros(0, 2)], ("no examples",)),
         (["text"], ("batch 0", "got str")),
@@ -349,6 +350,7 @@ def test_mnist_without_test_files(tmp_path: Path) -> None:
         (0, "", lambda c: c[:4] + b"\xff" * 12 + c[16:], "is cut off"),
         (0, "", lambda c: c[:9], "is cut off"),
         (0, "", lambda c: b"", "begins with nothing"),
+        (0, "", lambda c: idx(np.zeros((0, 4, 6))), "no entries"),
         (1, "", lambda c: idx(np.zeros(11)), "12 images .* 11 labels"),
         (0, ".gz", lambda c: c, "cannot read .*gz"),
         (0, ".gz", lambda c: gzip.compress(c)[:-9], "cannot read .*gz"),
@@ -476,6 +478,8 @@ def test_npz(tmp_path: Path) -> None:
     assert lot.inputs.keys() == {"ids", "mask"}
     assert torch.equal(lot.inputs["ids"], lot.targets)
     assert torch.equal(lot.inputs["mask"], lot.inputs["ids"] > 3)
+    np.savez(tmp_path / "b.npz", x=tokens.astype(np.uint16))
+    assert Data.of(tmp_path / "b.npz").fit.lots[0].inputs.dtype == torch.int64
     np.savez(tmp_path / "c.npz", x=x, x_test=x)
     assert not Data.of(str(tmp_path / "c.npz")).fit.have_targets
 

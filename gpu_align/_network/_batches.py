@@ -131,11 +131,13 @@ def _leaf_on_host(leaf: Any) -> Any:
 
 
 def tensor_of(array: np.ndarray) -> Tensor:
-    """Return an array as a tensor of its own memory.
+    """Return an array as a tensor of its own memory; tokens in two bytes and more as int64.
 
     Raises:
         InputError: torch has no such dtype.
     """
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)  # torch can do little with these
     try:
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
     except TypeError as error:

@@ -1,11 +1,13 @@
 """Data of a network: what is fitted on, what is chosen on, and what is only reported on."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from gpu_align._errors import InputError
 from gpu_align._network._batches import is_pair, pair_of, read_batches
@@ -42,7 +44,7 @@ class Data:
         """Read data, and hold a part back that is drawn at random, so that order does no harm.
 
         Args:
-            source: a text (see `read_source`), a pair (x, y) of tensors, or an iterable of
+            source: a text or path (see `read_source`), a pair (x, y) of tensors, or an iterable of
                 batches, such as a `DataLoader`: pairs (inputs, targets), dicts of keyword
                 arguments in which "labels" are the targets, or inputs alone. Examples are taken
                 as training data and Data as they are.
@@ -61,7 +63,8 @@ class Data:
             raise InputError(f"expected at least 2 examples to be read, got most={most}")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            found = read_source(source) if isinstance(source, str) else source
+            named = isinstance(source, str | os.PathLike)
+            found = read_source(str(source)) if named else source
             if isinstance(found, cls):
                 return found
             parts = found if isinstance(found, Parts) else Parts(_examples(found, most))
@@ -100,11 +103,10 @@ def _examples(source: Any, most: int) -> Examples:
         return source
     if isinstance(source, tuple) and is_pair(source):
         return Examples((pair_of(source),))
-    if isinstance(source, DataLoader) or (
-        isinstance(source, Iterable) and not isinstance(source, str | bytes | dict | torch.Tensor)
-    ):
+    alone = isinstance(source, str | bytes | Mapping | Tensor | np.ndarray)
+    if isinstance(source, Iterable) and not alone:
         return read_batches(source, most)
     raise InputError(
         f"expected data as a pair (x, y) of tensors, an iterable of batches or a text ({FORMS}), "
-        f"got {type(source).__name__}"
+        f"got {type(source).__name__}; a Dataset goes into a DataLoader"
     )

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +75,13 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
     """Return the score of one state dict; see `evaluate_many`."""
-    options: dict[str, Any] = {"batch_size": batch_size, "device": device, "in_double": in_double}
-    return evaluate_many(module, [state], examples, loss, progress=progress, **options)[0]
+    return evaluate_many(
+        *(module, [state], examples, loss),
+        batch_size=batch_size,
+        device=device,
+        in_double=in_double,
+        progress=progress,
+    )[0]
 
 
 def evaluate_many(

@@ -89,6 +89,8 @@ def read_idx(path: Path, axes: int) -> Tensor:
                     f"{magic.hex() or 'nothing'}, not 00000{_BYTES}0{axes}; get it again"
                 )
             sizes = np.frombuffer(_read(file, 4 * axes, path), dtype=">u4").tolist()
+            if 0 in sizes:
+                raise InputError(f"{path} has no entries: its sizes are {sizes}; get it again")
             entries = _read(file, math.prod(sizes), path)
             if file.read(1):
                 raise InputError(f"{path} goes on after its {sizes} entries; get it again")
