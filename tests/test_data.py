@@ -152,6 +152,7 @@ def test_forms_of_batches() -> None:
         [[x, y]],
         [(x.numpy(), y.numpy())],
         DataLoader(TensorDataset(x, y), batch_size=3),
+        [Batch(x[:1], y[:1]), Batch(x[1:], y[1:])],
         (x, y),
         Examples.of(x, y),
     ]

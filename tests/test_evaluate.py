@@ -2,8 +2,10 @@
 
 import copy
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import CNN, mlp, randomised
+from networks import CNN, ResNet, mlp, randomised
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -379,3 +382,28 @@ def test_causal_models_of_hugging_face_have_their_own_loss() -> None:
     count = sum(sum(score.batch_weights) for score in scores)
     assert count == 4 * 5 - 2
     assert total / count == pytest.approx(expected, rel=1e-5)
+
+
+PARENTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[float, float]]] = {
+    "mlp_128x3": (lambda: mlp([784, 128, 128, 128, 10]), (784,), (0.0838, 0.0805)),
+    "mlp_512x3": (lambda: mlp([784, 512, 512, 512, 10]), (784,), (0.0753, 0.0757)),
+    "cnn_bn": (lambda: CNN(24), (1, 28, 28), (0.0578, 0.0507)),
+    "resnet_w16": (lambda: ResNet(16), (1, 14, 14), (0.0707, 0.0726)),
+}
+"""Losses of source and target on MNIST's test images, measured in plain torch."""
+
+
+@pytest.mark.pairs
+@pytest.mark.skipif(
+    not {"GPU_ALIGN_PAIRS", "GPU_ALIGN_MNIST"} <= os.environ.keys(),
+    reason="GPU_ALIGN_PAIRS and GPU_ALIGN_MNIST do not name the folders of pairs and of MNIST",
+)
+@pytest.mark.parametrize("name", PARENTS)
+def test_trained_pairs_on_mnist(name: str) -> None:
+    build, shape, losses = PARENTS[name]
+    test = Data.of(f"mnist:{os.environ['GPU_ALIGN_MNIST']}").fitted(shape).test
+    assert test is not None
+    folder = Path(os.environ["GPU_ALIGN_PAIRS"])
+    states = [load_file(folder / f"mnist_{name}_{number}.safetensors") for number in (0, 1)]
+    scores = evaluate_many(build(), states, test, **CPU)
+    assert [round(score.loss, 4) for score in scores] == list(losses)

@@ -60,12 +60,14 @@ def batch_of(item: Any) -> Batch:
 
     Args:
         item: a pair (inputs, targets), a mapping of keyword arguments in which "labels" are the
-            targets, or a tensor (in a list or tuple of its own, too) without targets. NumPy arrays
-            are taken for tensors.
+            targets, a tensor (in a list or tuple of its own, too) without targets, or a Batch.
+            NumPy arrays are taken for tensors.
 
     Raises:
         InputError: it is none of these.
     """
+    if isinstance(item, Batch):
+        return Batch(_on_host(item.inputs), _on_host(item.targets))
     if isinstance(item, Mapping):
         return _from_mapping(dict(item))
     if isinstance(item, Tensor | np.ndarray):

@@ -1,7 +1,7 @@
 """Data of a network: what is fitted on, what is chosen on, and what is only reported on."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,11 +11,9 @@ from torch import Tensor
 
 from gpu_align._errors import InputError
 from gpu_align._network._batches import is_pair, pair_of, read_batches
-from gpu_align._network._examples import Batch, Examples
+from gpu_align._network._examples import Examples
 from gpu_align._network._images import fitted
 from gpu_align._network._sources import FORMS, Parts, read_source
-
-__all__ = ["MOST", "Batch", "Data", "Examples"]
 
 MOST = 10_000
 """How many examples of an iterable are read by default.
@@ -46,8 +44,8 @@ class Data:
         Args:
             source: a text or path (see `read_source`), a pair (x, y) of tensors, or an iterable of
                 batches, such as a `DataLoader`: pairs (inputs, targets), dicts of keyword
-                arguments in which "labels" are the targets, or inputs alone. Examples are taken
-                as training data and Data as they are.
+                arguments in which "labels" are the targets, inputs alone, or a `Batch`. Examples
+                are taken as training data, and Data as they are.
             seed: of the draw, and of torch's generator while a loader is read.
             held: the share that is held back, between 0 and 1.
             most: how many examples of an iterable are read, the first ones.
@@ -71,7 +69,7 @@ class Data:
         fit, kept = split(parts.train, held, seed)
         return cls(fit, kept, parts.test)
 
-    def fitted(self, shape: Iterable[int]) -> Self:
+    def fitted(self, shape: Sequence[int]) -> Self:
         """Return the data with images fitted to a model; see `fitted`."""
         test = None if self.test is None else fitted(self.test, shape)
         return type(self)(fitted(self.fit, shape), fitted(self.held, shape), test)

@@ -1,6 +1,6 @@
 """Images brought to the shape that a model takes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import prod
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from gpu_align._errors import InputError
 from gpu_align._network._examples import Batch, Examples
 
 
-def fitted(examples: Examples, shape: Iterable[int]) -> Examples:
+def fitted(examples: Examples, shape: Sequence[int]) -> Examples:
     """Return examples whose images have the shape that a model takes.
 
     They are flattened or given axes of size 1, axes of channels are moved from first to last or
