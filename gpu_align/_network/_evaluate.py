@@ -117,12 +117,7 @@ def evaluate_many(
         raise InputError("a loss needs targets, and the data have none; give pairs (x, y)")
     function = loss_function(loss)
     place = choose_engine(device).device
-    inner = unwrapped(module)
-    with MODULES, full_precision():
-        reference = Reference(inner, device=place, in_double=in_double)
-        names = inner.state_dict().keys()
-        named = [state if state.keys() <= names else rename(state, names).state for state in states]
-        placed = [reference.placed(state) for state in named]
+    reference, placed = _placed(module, states, place, in_double=in_double)
     tallies = [_Tally(function) for _ in states]
     done = 0
     for batch in examples.batches(batch_size):
@@ -137,6 +132,18 @@ def evaluate_many(
         if progress is not None:
             progress(done, len(examples))
     return [tally.score() for tally in tallies]
+
+
+def _placed(
+    module: nn.Module, states: Sequence[StateDict], device: torch.device, *, in_double: bool
+) -> tuple[Reference, list[dict[str, Tensor]]]:
+    """Return what runs a module on a device, and its tensors there under each state dict."""
+    inner = unwrapped(module)
+    with MODULES:
+        names = inner.state_dict().keys()
+        reference = Reference(inner, device=device, in_double=in_double)
+    named = [state if state.keys() <= names else rename(state, names).state for state in states]
+    return reference, [reference.placed(state) for state in named]
 
 
 class _Tally:
