@@ -1,4 +1,4 @@
-"""Networks on data: examples, losses and scores."""
+"""Networks on data: examples, losses and scores; traced models run op by op, and their units."""
 
 from gpu_align._network._data import MOST, Data
 from gpu_align._network._digits import Digits, load_digits
@@ -6,8 +6,11 @@ from gpu_align._network._evaluate import Score, evaluate, evaluate_many
 from gpu_align._network._examples import Batch, Examples
 from gpu_align._network._images import fitted
 from gpu_align._network._loss import Loss, loss_function
+from gpu_align._network._moments import Moments
 from gpu_align._network._own_code import call_named, first_line, named_object
+from gpu_align._network._sites import Site, find_sites, lineage
 from gpu_align._network._sources import FORMS, read_source
+from gpu_align._network._walk import Step, Walk, run
 
 __all__ = [
     "FORMS",
@@ -17,14 +20,21 @@ __all__ = [
     "Digits",
     "Examples",
     "Loss",
+    "Moments",
     "Score",
+    "Site",
+    "Step",
+    "Walk",
     "call_named",
     "evaluate",
     "evaluate_many",
+    "find_sites",
     "first_line",
     "fitted",
+    "lineage",
     "load_digits",
     "loss_function",
     "named_object",
     "read_source",
+    "run",
 ]

@@ -7,6 +7,7 @@ from gpu_align._symmetry._gauge._balance import balance
 from gpu_align._symmetry._html import counted, html_table
 from gpu_align._symmetry._in_double import PRESERVED, double
 from gpu_align._symmetry._move import move, multiply, stack
+from gpu_align._symmetry._op import Op
 from gpu_align._symmetry._outline import (
     Module,
     Outline,
@@ -27,6 +28,7 @@ from gpu_align._symmetry._spec import PermutationSpec, Pin, StateDict
 from gpu_align._symmetry._stacks import stack_size, unstacked
 from gpu_align._symmetry._tensor_spec import Block, TensorSpec
 from gpu_align._symmetry._trace import discover
+from gpu_align._symmetry._traced_model import TracedModel, trace_model
 from gpu_align._symmetry._verify import Comparison, compare_outputs
 from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of
 from gpu_align._symmetry._wrappers import unwrapped
@@ -38,6 +40,7 @@ __all__ = [
     "Factor",
     "Kept",
     "Module",
+    "Op",
     "Outline",
     "Permutation",
     "PermutationSpec",
@@ -46,6 +49,7 @@ __all__ = [
     "Span",
     "StateDict",
     "TensorSpec",
+    "TracedModel",
     "Weights",
     "apply_permutations",
     "as_arguments",
@@ -73,6 +77,7 @@ __all__ = [
     "stack_size",
     "tensors_of",
     "tied_names",
+    "trace_model",
     "unstacked",
     "unwrapped",
 ]
