@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -221,7 +220,9 @@ def _convolution(arguments: Arguments, value: Tensor) -> Layer | None:
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         padding = [(total // 2, total - total // 2) for total in totals]
     else:
-        padding = [(0, 0)] * len(kernel) if given == "valid" else [(p, p) for p in each("padding", 0)]
+        padding = (
+            [(0, 0)] * len(kernel) if given == "valid" else [(p, p) for p in each("padding", 0)]
+        )
     return Convolution(
         *(weight, arguments.get("bias"), each("stride", 1), padding, dilation),
         *(each("output_padding", 0), arguments.get("groups", 1)),
@@ -295,7 +296,8 @@ def _stuffed(x: Tensor, stride: Sequence[int]) -> Tensor:
     """Put zeros between the places of a map, as a transposed convolution does."""
     sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)]
     out = x.new_zeros(*x.shape[:2], *sizes)
-    out[(..., *(slice(None, None, s) for s in stride))] = x
+    places: tuple[Any, ...] = (..., *(slice(None, None, s) for s in stride))
+    out[places] = x
     return out
 
 

@@ -6,9 +6,8 @@ measured there corrects the op before anything after it is run.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -16,7 +15,7 @@ from torch import Tensor, fx
 from gpu_align._merge._layers import Affine, Layer, layer_of
 from gpu_align._merge._regression import Normal, ridge_fit
 from gpu_align._network import Step, Walk
-from gpu_align._symmetry import Op, StateDict, TracedModel
+from gpu_align._symmetry import Op, TracedModel
 
 _ENTRIES = 2**22
 """Most entries of the inputs of a layer that are laid out at once."""
@@ -208,7 +207,7 @@ def _is_writable(
         owners.setdefault(tensor.untyped_storage().data_ptr(), set()).update(
             users.get(model.spec.ties.get(name, name), set())
         )
-    for tensor in (layer.weight, layer.bias):
-        if tensor is not None and owners.get(tensor.untyped_storage().data_ptr()) != {step.node}:
+    for used in (layer.weight, layer.bias):
+        if used is not None and owners.get(used.untyped_storage().data_ptr()) != {step.node}:
             return False
     return True

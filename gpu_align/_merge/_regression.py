@@ -33,9 +33,7 @@ class Normal:
         """Return those of some samples."""
         x, r = x.to(torch.float64), r.to(torch.float64)
         turned = x.transpose(1, 2)
-        return cls(
-            x.shape[1], x.sum(1), r.sum(1), turned @ x, turned @ r, r.square().sum((1, 2))
-        )
+        return cls(x.shape[1], x.sum(1), r.sum(1), turned @ x, turned @ r, r.square().sum((1, 2)))
 
     def merged(self, other: "Normal") -> "Normal":
         """Return those of the samples of both."""
@@ -69,9 +67,7 @@ class Fit:
     ridge: float
 
 
-def ridge_fit(
-    fit: Normal, held: Normal, *, bias: bool, ridges: Sequence[float] = RIDGES
-) -> Fit:
+def ridge_fit(fit: Normal, held: Normal, *, bias: bool, ridges: Sequence[float] = RIDGES) -> Fit:
     """Fit residuals by least squares, with a ridge that is chosen on held-back samples.
 
     Args:
@@ -103,7 +99,9 @@ def ridge_fit(
 
 def _error(sums: Normal, weight: Tensor, shift: Tensor) -> float:
     """Return the squared error of `x weight + shift` for the residuals, summed."""
-    fitted = (weight * (sums.xx @ weight)).sum() + 2 * (sums.x[:, None] @ weight * shift[:, None]).sum()
+    fitted = (weight * (sums.xx @ weight)).sum() + 2 * (
+        sums.x[:, None] @ weight * shift[:, None]
+    ).sum()
     constant = sums.count * shift.square().sum()
     inner = (weight * sums.xr).sum() + (shift * sums.r).sum()
     return float(sums.rr.sum() + fitted + constant - 2 * inner)

@@ -69,7 +69,10 @@ class Moments:
     @property
     def correlation(self) -> Tensor:
         """The correlations, [n, n]; 0 for units that are constant but for rounding."""
-        a, b = (self._safe(s, m) for s, m in ((self.square_a, self.mean_a), (self.square_b, self.mean_b)))
+        a, b = (
+            self._safe(s, m)
+            for s, m in ((self.square_a, self.mean_a), (self.square_b, self.mean_b))
+        )
         return self.cross * a[:, None] * b
 
     def _safe(self, square: Tensor, mean: Tensor) -> Tensor:

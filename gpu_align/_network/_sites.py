@@ -133,7 +133,9 @@ def _innermost(model: TracedModel, block: Block) -> Factor | None:
     free = [factor for factor in block.factors if factor.group is not None]
     parents = {model.spec.groups[factor.group or ""].parent for factor in free}
     inner = [factor for factor in free if factor.group not in parents]
-    if len(inner) != 1 or any(factor.group not in parents for factor in free if factor not in inner):
+    if len(inner) != 1 or any(
+        factor.group not in parents for factor in free if factor not in inner
+    ):
         return None
     names = [factor.group for factor in free]
     return inner[0] if len(set(names)) == len(names) else None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputKind
+from torch.export.graph_signature import InputKind
 
 from gpu_align._errors import ModelError
 from gpu_align._process import MODULES
@@ -65,6 +65,7 @@ def trace_model(
     Raises:
         InputError: there is no such output; ModelError: it cannot be traced.
     """
+    module: nn.Module
     with MODULES:
         if isinstance(model, ExportedProgram):
             program, module = Program.of(model), model.module()
