@@ -7,7 +7,7 @@ one for each group of a convolution, one for each channel of a norm.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
@@ -23,10 +23,12 @@ class Layer(ABC):
     Attributes:
         weight: what it is called with; None if only its bias can be changed.
         bias: likewise, or None.
+        source: name of the argument that the weights are applied to.
     """
 
     weight: Tensor | None
     bias: Tensor | None
+    source: str = field(default="input", kw_only=True)
 
     @abstractmethod
     def inputs(self, arguments: Arguments) -> Tensor:
@@ -39,6 +41,17 @@ class Layer(ABC):
     @abstractmethod
     def matrix(self) -> Tensor:
         """Return W, [blocks, k, n]; a new tensor."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return y of inputs, [blocks, samples, n]."""
+        y = x @ self.matrix()
+        if self.bias is not None:
+            y = y + self.bias.detach().reshape(len(y), 1, -1)
+        return y
+
+    def is_batched(self, arguments: Arguments) -> bool:
+        """Whether the first axis of input and output is that of the examples."""
+        return True
 
     @abstractmethod
     def write(self, matrix: Tensor, shift: Tensor | None) -> None:
@@ -58,8 +71,12 @@ class Linear(Layer):
 
     def inputs(self, arguments: Arguments) -> Tensor:
         """See `Layer.inputs`."""
-        x: Tensor = next(arguments[name] for name in ("input", "mat1", "self") if name in arguments)
+        x: Tensor = arguments[self.source]
         return x.flatten(0, -2)[None] if x.ndim > 1 else x[None, None]
+
+    def is_batched(self, arguments: Arguments) -> bool:
+        """See `Layer.is_batched`."""
+        return bool(arguments[self.source].ndim > 1)
 
     def outputs(self, value: Tensor) -> Tensor:
         """See `Layer.outputs`."""
@@ -109,6 +126,11 @@ class Convolution(Layer):
         x = F.pad(x, [side for pair in reversed(padding) for side in pair])
         return _windows(x, kernel, stride, self.dilation, self.groups)
 
+    def is_batched(self, arguments: Arguments) -> bool:
+        """See `Layer.is_batched`."""
+        assert self.weight is not None
+        return bool(arguments["input"].ndim == self.weight.ndim)
+
     def outputs(self, value: Tensor) -> Tensor:
         """See `Layer.outputs`."""
         assert self.weight is not None
@@ -147,19 +169,23 @@ class Affine(Layer):
 
     Attributes:
         axes: of the value along which they lie, in order; other axes are samples.
-        name: of the op whose input, brought to mean 0 and deviation 1, is x; "" if x is the input.
+        norm: name of the op.
     """
 
     axes: Sequence[int]
-    name: str = ""
+    norm: str
 
     def inputs(self, arguments: Arguments) -> Tensor:
         """See `Layer.inputs`."""
-        return self._entries(_normalised(self.name, arguments))
+        return self._entries(_normalised(self.norm, arguments))
 
     def outputs(self, value: Tensor) -> Tensor:
         """See `Layer.outputs`."""
         return self._entries(value)
+
+    def is_batched(self, arguments: Arguments) -> bool:
+        """See `Layer.is_batched`."""
+        return 0 not in self.axes
 
     def _entries(self, value: Tensor) -> Tensor:
         lead = value.movedim(tuple(self.axes), tuple(range(len(self.axes))))
@@ -197,13 +223,13 @@ def _linear(arguments: Arguments, value: Tensor) -> Layer | None:
 def _addmm(arguments: Arguments, value: Tensor) -> Layer | None:
     plain = arguments.get("beta", 1) == arguments.get("alpha", 1) == 1
     bias = arguments["self"]
-    return Linear(arguments["mat2"].T, bias) if plain and bias.ndim == 1 else None
+    return Linear(arguments["mat2"].T, bias, source="mat1") if plain and bias.ndim == 1 else None
 
 
 def _product(arguments: Arguments, value: Tensor) -> Layer | None:
     weight = arguments.get("other", arguments.get("mat2"))
     assert isinstance(weight, Tensor)
-    return Linear(weight.T, None) if weight.ndim == 2 else None
+    return Linear(weight.T, None, source="self") if weight.ndim == 2 else None
 
 
 def _convolution(arguments: Arguments, value: Tensor) -> Layer | None:
@@ -282,9 +308,7 @@ def _normalised(name: str, arguments: Arguments) -> Tensor:
             return F.instance_norm(x, eps=arguments["eps"])
         case "layer_norm":
             return F.layer_norm(x, arguments["normalized_shape"], eps=arguments.get("eps", 1e-5))
-        case "rms_norm":
-            return F.rms_norm(x, arguments["normalized_shape"], eps=arguments.get("eps"))
-    return x
+    return F.rms_norm(x, arguments["normalized_shape"], eps=arguments.get("eps"))
 
 
 def _write_bias(bias: Tensor | None, shift: Tensor | None) -> None:

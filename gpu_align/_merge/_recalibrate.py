@@ -1,18 +1,18 @@
-"""Recalibration: weights and statistics of a merged network set right on data, op after op.
+"""Recalibration: weights and statistics of merged networks set right on data, op after op.
 
-One walk does it, in which the parents and the merged network pass each op together: what is
-measured there corrects the op before anything after it is run.
+One walk does it, in which parents and merged networks pass each op together: what is measured
+there corrects the op before anything after it is run.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
 from torch import Tensor, fx
 
-from gpu_align._merge._layers import Affine, Layer, layer_of
+from gpu_align._merge._layers import Affine, Arguments, Layer, layer_of
 from gpu_align._merge._regression import Normal, ridge_fit
 from gpu_align._network import Step, Walk
 from gpu_align._symmetry import Op, TracedModel
@@ -20,43 +20,59 @@ from gpu_align._symmetry import Op, TracedModel
 _ENTRIES = 2**22
 """Most entries of the inputs of a layer that are laid out at once."""
 
+_ROWS = 2**17
+"""Most places that a layer is fitted on; neighbours in a map say nearly the same."""
+
 
 @dataclass(frozen=True)
-class Family:
-    """The merged network among its parents in a walk, and what they are measured on.
+class Part:
+    """The batches of a walk.
 
     Attributes:
-        weights: of the parents in the mean, summing to 1; the merged network comes after them.
-        fit, held: numbers of the batches that are fitted, and of those that judge.
+        fit: numbers of those that statistics and weights are fitted on.
+        held: of those on which the strength of a ridge is chosen.
     """
 
-    weights: Sequence[float]
     fit: Sequence[int]
     held: Sequence[int]
 
-    @property
-    def merged(self) -> int:
-        """Number of the merged network among the states."""
-        return len(self.weights)
+
+@dataclass(frozen=True)
+class Candidate:
+    """A merged network among the states of a walk.
+
+    Attributes:
+        state: its number.
+        parents: numbers of the states that it is made of, in one order of units.
+        weights: of the parents, summing to 1.
+        method: what is done to its layers.
+    """
+
+    state: int
+    parents: Sequence[int]
+    weights: Sequence[float]
+    method: "Method"
 
     def goal(self, step: Step, batch: int) -> Tensor:
         """Return the mean of what the parents have."""
-        values = [step.values[parent][batch] for parent in range(len(self.weights))]
-        return sum((w * v for w, v in zip(self.weights, values, strict=True)), torch.zeros(()))
+        total = self.weights[0] * step.values[self.parents[0]][batch]
+        for parent, weight in zip(self.parents[1:], self.weights[1:], strict=True):
+            total = total + weight * step.values[parent][batch]
+        return total
 
 
 class Method(ABC):
-    """What is done to a layer of the merged network."""
+    """What is done to a layer of a merged network."""
 
     @abstractmethod
-    def mend(self, step: Step, layer: Layer, family: Family) -> bool:
+    def mend(self, step: Step, layer: Layer, one: Candidate, part: Part) -> bool:
         """Change the weights; say whether they were changed."""
 
 
 class Norms(Method):
     """Nothing but what `recalibrate` does to batch norms: their statistics are measured anew."""
 
-    def mend(self, step: Step, layer: Layer, family: Family) -> bool:
+    def mend(self, step: Step, layer: Layer, one: Candidate, part: Part) -> bool:
         """See `Method.mend`."""
         return False
 
@@ -70,109 +86,165 @@ class Repair(Method):
 
     means: bool = True
 
-    def mend(self, step: Step, layer: Layer, family: Family) -> bool:
+    def mend(self, step: Step, layer: Layer, one: Candidate, part: Part) -> bool:
         """See `Method.mend`."""
-        if _goes_to_norm(step.node) or (isinstance(layer, Affine) and layer.name != "batch_norm"):
+        if _goes_to_norm(step.node) or (isinstance(layer, Affine) and layer.norm != "batch_norm"):
             return False
-        own_mean, own_deviation = self._of(step, layer, family, family.merged)
-        parents = [self._of(step, layer, family, number) for number in range(family.merged)]
-        pairs = list(zip(family.weights, parents, strict=True))
-        mean = sum((w * m for w, (m, _) in pairs), torch.zeros_like(own_mean))
-        deviation = sum((w * d for w, (_, d) in pairs), torch.zeros_like(own_mean))
-        known = (own_deviation > 1e-6 * own_mean.abs()) & (own_deviation > 0)
+        own_mean, own_deviation = _moments(step, layer, one.state, part)
+        mean, deviation = torch.zeros_like(own_mean), torch.zeros_like(own_mean)
+        for parent, weight in zip(one.parents, one.weights, strict=True):
+            its_mean, its_deviation = _moments(step, layer, parent, part)
+            mean += weight * its_mean
+            deviation += weight * its_deviation
+        known = own_deviation > 1e-6 * own_mean.abs()
         scale = torch.where(known, deviation / own_deviation, 1.0)
-        shift = mean - own_mean * scale if self.means else own_mean * (1 - scale)
-        dtype = layer.matrix().dtype
-        layer.scale_outputs(scale.to(dtype), None if layer.bias is None else shift.to(dtype))
+        shift = (mean if self.means else own_mean) - own_mean * scale
+        layer.scale_outputs(scale, shift)
         return True
 
-    @staticmethod
-    def _of(step: Step, layer: Layer, family: Family, state: int) -> tuple[Tensor, Tensor]:
-        """Return the mean and the deviation of each output, [blocks, n] each, float64."""
-        rows = [layer.outputs(step.values[state][batch]).to(torch.float64) for batch in family.fit]
-        count = sum(part.shape[1] for part in rows)
-        mean = sum((part.sum(1) for part in rows), torch.zeros(())) / count
-        square = sum(((part - mean[:, None]).square().sum(1) for part in rows), torch.zeros(()))
-        return mean, (square / count).sqrt()
+
+def _moments(step: Step, layer: Layer, state: int, part: Part) -> tuple[Tensor, Tensor]:
+    """Return the mean and the deviation of each output of a layer, float64 [blocks, n] each."""
+    rows = [layer.outputs(step.values[state][batch]).to(torch.float64) for batch in part.fit]
+    return _mean_and_deviation(rows)
+
+
+def _mean_and_deviation(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return those of samples [blocks, s, n] in several parts."""
+    count = sum(each.shape[1] for each in rows)
+    mean = reduce(torch.add, (each.sum(1) for each in rows)) / count
+    squares = ((each - mean[:, None]).square().sum(1) for each in rows)
+    return mean, (reduce(torch.add, squares) / count).sqrt()
 
 
 @dataclass(frozen=True)
 class Refit(Method):
     """Fit every layer by least squares to what its parents give on average.
 
-    The inputs are those of the merged network, whose earlier layers are fitted already. The ridge
-    pulls towards the averaged weights.
+    A ridge pulls towards the averaged weights; its strength is chosen on held-back data, layer by
+    layer.
 
-    Source: Nasery et al., PLeaS (2024), section 3.2, there on the parents' inputs.
+    Attributes:
+        through: the inputs are those of the merged network itself, whose earlier layers are fitted
+            already, so that what these have lost is made good; else the mean of its parents'.
+
+    Source: Nasery et al., PLeaS (2024), section 3.2, which is the latter.
     """
 
-    def mend(self, step: Step, layer: Layer, family: Family) -> bool:
+    through: bool = True
+
+    def mend(self, step: Step, layer: Layer, one: Candidate, part: Part) -> bool:
         """See `Method.mend`."""
-        fit, held = (self._sums(step, layer, family, part) for part in (family.fit, family.held))
-        found = ridge_fit(fit, held, bias=layer.bias is not None)
-        matrix = layer.matrix()
+        fit = self._sums(step, layer, one, part.fit)
+        if float(fit.rr.sum()) <= _NOTHING * float(fit.yy.sum()):
+            return False
+        found = ridge_fit(fit, self._sums(step, layer, one, part.held), bias=layer.bias is not None)
         shift = None
         if layer.bias is not None:
             shift = layer.bias.detach().reshape(found.shift.shape) + found.shift
-            shift = shift.to(matrix.dtype)
-        layer.write((matrix + found.weight).to(matrix.dtype), shift)
+        layer.write(layer.matrix() + found.weight, shift)
         return True
 
-    @staticmethod
-    def _sums(step: Step, layer: Layer, family: Family, batches: Sequence[int]) -> Normal:
-        def each() -> Iterator[Normal]:
-            for batch in batches:
-                residual = family.goal(step, batch) - step.values[family.merged][batch]
-                arguments = step.arguments(family.merged, batch)
-                x, r = layer.inputs(arguments), layer.outputs(residual)
-                yield Normal.of(x, r)
+    def _sums(self, step: Step, layer: Layer, one: Candidate, batches: Sequence[int]) -> Normal:
+        most = max(_ROWS // len(batches), 1)
+        return reduce(
+            Normal.merged,
+            (
+                Normal.of(x, r, y)
+                for batch in batches
+                for x, r, y in self._rows(step, layer, one, batch, most)
+            ),
+        )
 
-        return reduce(Normal.merged, each())
+    def _rows(
+        self, step: Step, layer: Layer, one: Candidate, batch: int, most: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield inputs, residuals and goals of a layer, part by part, on at most `most` places."""
+        goal = one.goal(step, batch)
+        states = [one.state] if self.through else one.parents
+        weights = [1.0] if self.through else one.weights
+        calls = [step.arguments(state, batch) for state in states]
+        for some in _slices(layer, calls[0], goal, most):
+            x = reduce(
+                torch.add,
+                (
+                    weight * layer.inputs({**call, layer.source: call[layer.source][some]})
+                    for weight, call in zip(weights, calls, strict=True)
+                ),
+            )
+            y = layer.outputs(goal[some])
+            if self.through:
+                yield x, layer.outputs((goal - step.values[one.state][batch])[some]), y
+            else:
+                yield x, y - layer.apply(x), y
+
+
+_NOTHING = 1e-24
+"""Share of the goal's square below which there is nothing to fit."""
+
+
+def _slices(layer: Layer, call: Arguments, goal: Tensor, most: int) -> Iterator[slice]:
+    """Cut a batch into parts of examples whose inputs are laid out at once."""
+    if goal.ndim < 2 or not layer.is_batched(call):
+        yield slice(None)
+        return
+    examples, rows = len(goal), layer.outputs(goal).shape[1]
+    step = max(-(-rows // most), 1)
+    width = layer.matrix().shape[0] * layer.matrix().shape[1]
+    size = max(_ENTRIES * examples // max(rows * width, 1), 1) * step
+    for start in range(0, examples, size):
+        yield slice(start, start + size, step)
 
 
 def recalibrate(
     walk: Walk,
-    family: Family,
-    method: Method,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Tensor]:
-    """Set a merged network right and return its state dict.
+    candidates: Sequence[Candidate],
+    part: Part,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Set merged networks right in the states of a walk.
 
     Batch norms get the mean and the variance of what they are given, whatever the method.
 
     Args:
-        walk: of the parents and of the merged network, which is changed.
-        family: which is which.
-        method: what is done to the layers.
+        walk: of the parents and of the merged networks, whose tensors are changed in place.
+        candidates: the merged networks.
+        part: which batches are fitted on.
         progress: called with the number of ops done, and of all.
     """
-    own = _only_users(walk.models[0])
+    users = _users(walk.models[0])
+    owners = {one.state: _owners(walk, one.state, users) for one in candidates}
     with torch.no_grad():
         for step in walk.steps():
-            op, arguments = Op(step.node).name, step.arguments(family.merged, 0)
-            changed = op == "batch_norm" and _measure(step, family)
-            if changed:
-                step.run_again(family.merged)
-            layer = layer_of(op, arguments, step.values[family.merged][0])
-            if layer is not None and _is_writable(layer, walk, family, own, step):
-                if method.mend(step, layer, family):
-                    step.run_again(family.merged)
-            progress(step.number + 1, len(walk))
-    return walk.states[family.merged]
+            for one in candidates:
+                _mend(step, one, part, owners[one.state])
+            if progress is not None:
+                progress(step.number + 1, len(walk))
 
 
-def _measure(step: Step, family: Family) -> bool:
+def _mend(step: Step, one: Candidate, part: Part, owners: Mapping[int, set[fx.Node]]) -> None:
+    op = Op(step.node).name
+    if op == "batch_norm" and _measure(step, one.state, part):
+        step.run_again(one.state)
+    call = step.arguments(one.state, 0)
+    layer = layer_of(op, call, step.values[one.state][0])
+    if layer is None or not _is_own(layer, step.node, owners):
+        return
+    if one.method.mend(step, layer, one, part):
+        step.run_again(one.state)
+
+
+def _measure(step: Step, state: int, part: Part) -> bool:
     """Give a batch norm the mean and the variance of its inputs; False if it has none."""
-    calls = [step.arguments(family.merged, batch) for batch in family.fit]
+    calls = [step.arguments(state, batch) for batch in part.fit]
     mean, variance = calls[0]["running_mean"], calls[0]["running_var"]
     if mean is None:
         return False
-    rows = [call["input"].transpose(0, 1).flatten(1).to(torch.float64) for call in calls]
-    count = sum(part.shape[1] for part in rows)
-    found = sum((part.sum(1) for part in rows), torch.zeros(())) / count
-    square = sum(((part - found[:, None]).square().sum(1) for part in rows), torch.zeros(()))
-    mean.copy_(found)
-    variance.copy_(square / max(count - 1, 1))
+    rows = [call["input"].transpose(0, 1).flatten(1).to(torch.float64)[None] for call in calls]
+    found, deviation = _mean_and_deviation([each.transpose(1, 2) for each in rows])
+    count = sum(each.shape[2] for each in rows)
+    mean.copy_(found[0])
+    variance.copy_(deviation[0].square() * count / max(count - 1, 1))
     return True
 
 
@@ -181,13 +253,13 @@ def _goes_to_norm(node: fx.Node) -> bool:
     return bool(node.users) and all(Op(user).name == "batch_norm" for user in node.users)
 
 
-def _only_users(model: TracedModel) -> dict[str, set[fx.Node]]:
+def _users(model: TracedModel) -> dict[str, set[fx.Node]]:
     """Return for each stored tensor the ops that use it, tied names as one."""
     computed = set(model.computed)
     users: dict[str, set[fx.Node]] = {}
     for place, name in model.stored.items():
-        pending = list(place.users)
         found = users.setdefault(model.spec.ties.get(name, name), set())
+        pending = list(place.users)
         while pending:
             node = pending.pop()
             if node in computed:
@@ -197,17 +269,17 @@ def _only_users(model: TracedModel) -> dict[str, set[fx.Node]]:
     return users
 
 
-def _is_writable(
-    layer: Layer, walk: Walk, family: Family, users: dict[str, set[fx.Node]], step: Step
-) -> bool:
-    """Whether the weights of a layer are stored, and no other op uses them."""
-    model = walk.models[0]
+def _owners(walk: Walk, state: int, users: Mapping[str, set[fx.Node]]) -> dict[int, set[fx.Node]]:
+    """Return for each memory that a state's tensors lie in the ops that use it."""
+    ties = walk.models[0].spec.ties
     owners: dict[int, set[fx.Node]] = {}
-    for name, tensor in walk.states[family.merged].items():
-        owners.setdefault(tensor.untyped_storage().data_ptr(), set()).update(
-            users.get(model.spec.ties.get(name, name), set())
-        )
-    for used in (layer.weight, layer.bias):
-        if used is not None and owners.get(used.untyped_storage().data_ptr()) != {step.node}:
-            return False
-    return True
+    for name, tensor in walk.states[state].items():
+        place = tensor.untyped_storage().data_ptr()
+        owners.setdefault(place, set()).update(users.get(ties.get(name, name), ()))
+    return owners
+
+
+def _is_own(layer: Layer, node: fx.Node, owners: Mapping[int, set[fx.Node]]) -> bool:
+    """Whether the weights of a layer are stored, and no other op uses them."""
+    used = [tensor for tensor in (layer.weight, layer.bias) if tensor is not None]
+    return all(owners.get(tensor.untyped_storage().data_ptr()) == {node} for tensor in used)
