@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from gpu_align._symmetry import Block, Factor, Op, TracedModel
+from gpu_align._symmetry import Block, Factor, Op, PermutationSpec, TracedModel
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,15 @@ class Site:
         step: number of the op that computes the value, see `TracedModel.computed`.
         group: name of the group.
         signed: whether the values of a unit change sign with it.
-        shape: that the value is brought to first.
+        order: of the axes of the value, into which it is brought first.
+        shape: that it is brought to then.
         block: the piece.
     """
 
     step: int
     group: str
     signed: bool
+    order: tuple[int, ...]
     shape: tuple[int, ...]
     block: Block
 
@@ -34,41 +36,69 @@ class Site:
             value: of the op.
             parents: the group and the one that it is inside of, if any, outermost first.
         """
-        part = self.block.unfold(value.reshape(self.shape))
-        groups = [factor.group for factor in self.block.factors]
-        lead = [groups.index(name) for name in parents]
-        rest = [number for number in range(len(groups)) if number not in lead]
-        units = math.prod(part.shape[number] for number in lead)
-        return part.permute(*lead, *rest).reshape(units, -1)
+        return rows_of(value.permute(self.order).reshape(self.shape), self.block, parents)
 
 
-def lineage(model: TracedModel, group: str) -> tuple[str, ...]:
+def rows_of(tensor: Tensor, block: Block, groups: tuple[str, ...]) -> Tensor:
+    """Return a block of a tensor with one row for each unit of the groups, outermost first."""
+    part = block.unfold(tensor)
+    names = [factor.group for factor in block.factors]
+    lead = [names.index(name) for name in groups]
+    rest = [number for number in range(len(names)) if number not in lead]
+    units = math.prod(part.shape[number] for number in lead)
+    return part.permute(*lead, *rest).reshape(units, -1)
+
+
+def lineage(spec: PermutationSpec, group: str) -> tuple[str, ...]:
     """Return a group behind the one that it is inside of, if any."""
-    parent = model.spec.groups[group].parent
+    parent = spec.groups[group].parent
     return (group,) if parent is None else (parent, group)
 
 
 def find_sites(model: TracedModel) -> list[Site]:
-    """Return where a traced network has the values of its groups that later layers read.
+    """Return the values of a traced network in which the units of its groups can be compared.
 
-    An op reads a group if the units lie on a value that it takes and not on what it gives: a layer
-    sums over them. Values that were only moved, cut or copied since they were computed count once.
+    These are the values that later layers read: an op reads a group if the units lie on a value
+    that it takes and not on what it gives, as it sums over them. Values that were only moved, cut
+    or copied since they were computed count once. A group that is read nowhere on its own, such as
+    heads that share their keys, has the values in which it first occurs.
+
+    A group has no site where its units lie beside those of an unrelated group, whose order is not
+    known either (hidden units over the tokens of each channel), and where no value is seen: inside
+    of a recurrent op of several layers. Of a group with others inside its units only these have.
     """
     numbers = {node: number for number, node in enumerate(model.computed)}
-    read: dict[fx.Node, dict[str, None]] = {}
+    sites = list(_sites_on(model, _read(model, numbers), numbers))
+    missing = set(model.spec.groups) - {site.group for site in sites}
+    sites += _sites_on(model, _made(model, numbers, missing), numbers)
+    return sorted(sites, key=lambda site: site.step)
+
+
+def _read(model: TracedModel, numbers: dict[fx.Node, int]) -> dict[fx.Node, set[str]]:
+    """Return the values that are read, and of which groups."""
+    read: dict[fx.Node, set[str]] = {}
     for node in model.computed:
+        if _is_move(node):
+            continue
+        given = _given(model, node)
         for source in node.all_input_nodes:
-            if source in numbers:
-                groups = _groups(model, source) - _given(model, node)
-                if groups and not _is_move(node):
-                    read.setdefault(_origin(source, model, groups), {}).update(
-                        dict.fromkeys(sorted(groups))
-                    )
-    return [
-        site
-        for node in sorted(read, key=numbers.__getitem__)
-        for site in _sites_of(model, node, numbers[node], set(read[node]))
-    ]
+            groups = _groups(model, source) - given
+            if source in numbers and groups:
+                read.setdefault(_origin(source, model, groups), set()).update(groups)
+    return read
+
+
+def _made(
+    model: TracedModel, numbers: dict[fx.Node, int], groups: set[str]
+) -> dict[fx.Node, set[str]]:
+    """Return the values in which groups first occur."""
+    made: dict[fx.Node, set[str]] = {}
+    for node in model.computed:
+        sources = (source for source in node.all_input_nodes if source in numbers)
+        fresh = (_groups(model, node) & groups).difference(*(_groups(model, s) for s in sources))
+        if fresh:
+            made[node] = fresh
+    return made
 
 
 _MOVES = frozenset(
@@ -116,26 +146,47 @@ def _given(model: TracedModel, node: fx.Node) -> set[str]:
     return {group for user in node.users for group in _groups(model, user)}
 
 
-def _sites_of(model: TracedModel, node: fx.Node, step: int, read: set[str]) -> Iterator[Site]:
-    layout = model.layout(node)
-    if layout is None or 0 in layout.shape:
-        return
-    for block in layout.blocks:
-        found = _innermost(model, block)
-        if found is not None and found.group in read:
-            group = found.group or ""
-            signed = model.spec.groups[group].signed and bool(found.power)
-            yield Site(step, group, signed, layout.shape, block)
+def _sites_on(
+    model: TracedModel, values: dict[fx.Node, set[str]], numbers: dict[fx.Node, int]
+) -> Iterator[Site]:
+    for node, groups in values.items():
+        layout = model.layout(node)
+        if layout is None or 0 in layout.shape:
+            continue
+        order = _order(tuple(node.meta["val"].shape), layout.shape)
+        if order is None:
+            continue
+        for block in layout.blocks:
+            factor = innermost(model.spec, block)
+            if factor is not None and factor.group in groups:
+                signed = model.spec.groups[factor.group].signed and factor.power != 0
+                yield Site(numbers[node], factor.group, signed, order, layout.shape, block)
 
 
-def _innermost(model: TracedModel, block: Block) -> Factor | None:
-    """Return the factor whose units a block has: the only group in it but for its parent."""
-    free = [factor for factor in block.factors if factor.group is not None]
-    parents = {model.spec.groups[factor.group or ""].parent for factor in free}
-    inner = [factor for factor in free if factor.group not in parents]
-    if len(inner) != 1 or any(
-        factor.group not in parents for factor in free if factor not in inner
-    ):
+def _order(given: tuple[int, ...], laid_out: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the order of axes after which a reshape gives the layout; None if it is not known.
+
+    Axes that were once joined may lie apart: the final states of all layers, [layers, batch,
+    units], are laid out as [layers * units, batch, 1].
+    """
+    identity = tuple(range(len(given)))
+    if len(given) != len(laid_out):
+        return identity
+    apart = [n for n in identity if given[n] != laid_out[n]]
+    if not apart or apart == list(range(apart[0], apart[-1] + 1)):
+        return identity
+    joined = [n for n in apart if laid_out[n] > 1]
+    if len(joined) != 1:
         return None
-    names = [factor.group for factor in free]
-    return inner[0] if len(set(names)) == len(names) else None
+    groups = ((n,) if n not in apart else apart if n == joined[0] else () for n in identity)
+    return tuple(axis for group in groups for axis in group)
+
+
+def innermost(spec: PermutationSpec, block: Block) -> Factor | None:
+    """Return the factor whose units a block has: the only group in it but for its parent."""
+    names = [factor.group for factor in block.factors if factor.group is not None]
+    parents = {spec.groups[name].parent for name in names}
+    inner = [factor for factor in block.factors if factor.group and factor.group not in parents]
+    if len(inner) != 1 or len(set(names)) < len(names):
+        return None
+    return inner[0] if set(names) == set(lineage(spec, inner[0].group or "")) else None

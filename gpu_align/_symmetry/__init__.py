@@ -23,7 +23,7 @@ from gpu_align._symmetry._permutation import Permutation
 from gpu_align._symmetry._reference import Reference, tied_names
 from gpu_align._symmetry._rename import spec_of_file
 from gpu_align._symmetry._reorder import apply_permutations
-from gpu_align._symmetry._running import as_arguments, evaluation_mode
+from gpu_align._symmetry._running import as_arguments, evaluation_mode, same_noise
 from gpu_align._symmetry._spec import PermutationSpec, Pin, StateDict
 from gpu_align._symmetry._stacks import stack_size, unstacked
 from gpu_align._symmetry._tensor_spec import Block, TensorSpec
@@ -72,6 +72,7 @@ __all__ = [
     "part_ranges",
     "pins_by_reason",
     "rescale",
+    "same_noise",
     "spec_of_file",
     "stack",
     "stack_size",
