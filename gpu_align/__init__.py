@@ -13,7 +13,15 @@ import importlib.metadata
 import typing
 
 if typing.TYPE_CHECKING:
-    from gpu_align._align import AlignmentFailure, AlignmentResult, align, canonicalize
+    from gpu_align._align import (
+        AlignmentFailure,
+        AlignmentResult,
+        Barycentre,
+        align,
+        barycentre,
+        canonicalize,
+        cycle_error,
+    )
     from gpu_align._assignment import (
         AssignmentProblem,
         AssignmentSolution,
@@ -69,6 +77,7 @@ __all__ = [
     "AuctionAssignment",
     "AutoAssignment",
     "Backend",
+    "Barycentre",
     "BeamDescent",
     "Budget",
     "Checkpoint",
@@ -97,8 +106,10 @@ __all__ = [
     "UnavailableError",
     "align",
     "backends",
+    "barycentre",
     "canonicalize",
     "chain_spec",
+    "cycle_error",
     "discover",
     "load_checkpoint",
     "lower_bound",

@@ -1,6 +1,7 @@
 """From networks to results: align one or many, certify, bring into one form."""
 
 from gpu_align._align._align import align, align_networks
+from gpu_align._align._barycentre import Barycentre, barycentre, cycle_error
 from gpu_align._align._canonical import CanonicalForm, canonical_form, canonicalize
 from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
 from gpu_align._align._hugging_face import model_beside
@@ -19,6 +20,7 @@ __all__ = [
     "SCHEMA",
     "AlignmentFailure",
     "AlignmentResult",
+    "Barycentre",
     "CanonicalForm",
     "CostMatrix",
     "GroupReport",
@@ -28,9 +30,11 @@ __all__ = [
     "Settings",
     "align",
     "align_networks",
+    "barycentre",
     "canonical_form",
     "canonicalize",
     "change_in_words",
+    "cycle_error",
     "function_in_words",
     "model_beside",
     "read_result",
