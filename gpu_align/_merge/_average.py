@@ -39,7 +39,7 @@ def average(
             its child SpecError: they do not fit the spec.
     """
     check_alike(states, spec)
-    shares = _shares(weights, len(states))
+    shares = shares_of(weights, len(states))
 
     def mean(tensors: Sequence[Tensor]) -> Tensor:
         first = tensors[0]
@@ -111,7 +111,7 @@ def _differences(first: StateDict, other: StateDict) -> Iterator[str]:
             yield f"{name!r} has shape {shapes[0]}, expected {shapes[1]}"
 
 
-def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
     """Return the weights divided by their sum."""
     if weights is None:
         return [1 / count] * count
