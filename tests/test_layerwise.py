@@ -144,7 +144,7 @@ def test_lookahead_score_is_admissible(name: str) -> None:
 
 
 @pytest.mark.parametrize("lookahead", [False, True])
-@pytest.mark.parametrize("name", ["deep", "heads", "grouped", "signed"])
+@pytest.mark.parametrize("name", ["deep", "heads", "grouped", "signed", "trilinear", "recurrent"])
 def test_settled_scores_grow_to_the_distance(name: str, lookahead: bool) -> None:
     problem = problem_of(pair(name))
     run = run_of(problem)
