@@ -4,6 +4,7 @@ from gpu_align._align._align import align, align_networks
 from gpu_align._align._barycentre import Barycentre, barycentre, cycle_error
 from gpu_align._align._canonical import CanonicalForm, canonical_form, canonicalize
 from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
+from gpu_align._align._evidence import KINDS, Evidence, activation_evidence
 from gpu_align._align._hugging_face import model_beside
 from gpu_align._align._networks import Model
 from gpu_align._align._result import (
@@ -14,20 +15,28 @@ from gpu_align._align._result import (
     read_result,
 )
 from gpu_align._align._settings import Settings
-from gpu_align._align._summary import change_in_words, function_in_words, status_in_words
+from gpu_align._align._summary import (
+    change_in_words,
+    evidence_in_words,
+    function_in_words,
+    status_in_words,
+)
 
 __all__ = [
+    "KINDS",
     "SCHEMA",
     "AlignmentFailure",
     "AlignmentResult",
     "Barycentre",
     "CanonicalForm",
     "CostMatrix",
+    "Evidence",
     "GroupReport",
     "Inside",
     "Model",
     "ResultRecord",
     "Settings",
+    "activation_evidence",
     "align",
     "align_networks",
     "barycentre",
@@ -35,6 +44,7 @@ __all__ = [
     "canonicalize",
     "change_in_words",
     "cycle_error",
+    "evidence_in_words",
     "function_in_words",
     "model_beside",
     "read_result",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch._guards import active_fake_mode
 
+from gpu_align._align._evidence import Evidence
 from gpu_align._device import CPU, Engine, choose_engine
 from gpu_align._errors import InputError
 from gpu_align._problem import METRICS, Metric, as_metric
@@ -25,6 +26,7 @@ class Settings:
         seed: of the search.
         budget: of steps or seconds; several batches share the seconds.
         progress: called after every step of the search.
+        evidence: what counts beside the weights; None for the weights alone.
     """
 
     search: Search | None = None
@@ -33,6 +35,7 @@ class Settings:
     seed: int = 0
     budget: Budget | None = None
     progress: ProgressCallback | None = None
+    evidence: Evidence | None = None
 
     @classmethod
     def of(

@@ -8,6 +8,7 @@ from gpu_align._align import (
     AlignmentResult,
     GroupReport,
     change_in_words,
+    evidence_in_words,
     function_in_words,
     status_in_words,
 )
@@ -33,6 +34,7 @@ def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
                 "distance after": f"{number(result.distance)}  ({change_in_words(result)})",
                 "lower bound": f"{number(result.lower_bound)}  (no order of the units is closer)",
                 "function": function_in_words(result),
+                "evidence": evidence_in_words(result),
                 "found by": result.search,
                 "status": status_in_words(result),
                 "time": f"{duration(result.seconds)}, {result.assignments} assignments, "

@@ -128,6 +128,16 @@ class Display:
         note(text)
         self._progress.update(self._task, description=text, total=None, detail="")
 
+    def examples(self, done: int, total: int) -> None:
+        """Show on how many examples the networks have been run."""
+        self._progress.update(
+            self._task,
+            description="running both networks",
+            total=total,
+            completed=done,
+            detail=f"{done} of {total} examples",
+        )
+
     def search(self, step: "SearchProgress") -> None:
         """Show a step of a search, or what has been done of the next one."""
         if not step.part:
