@@ -284,3 +284,21 @@ def test_weights_of_another_shape_are_refused() -> None:
     state = dict(model.state_dict()) | {"head.bias": torch.zeros(4)}
     with pytest.raises(ModelError, match=r"'head.bias' has the shape \[4\]"):
         unit_statistics(Traces(model), Examples.of(inputs), state, state)
+
+
+def test_what_is_made_of_weights_alone_is_computed_once_for_an_op() -> None:
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.head = nn.Parameter(torch.rand(3, 4)), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.weight
+            for _ in range(40):  # 2^40 sums if each were computed anew
+                weight = (weight + weight) / 2
+            return self.head(torch.relu(x @ weight))
+
+    model = Doubled()
+    state = dict(model.state_dict())
+    [moments] = unit_statistics(Traces(model), Examples.of(torch.rand(9, 3)), state, state).values()
+    assert moments.count == 9

@@ -30,7 +30,7 @@ from gpu_align import (
     discover,
     run_search,
 )
-from gpu_align._align import KINDS, Evidence
+from gpu_align._align import KINDS, Evidence, read_result
 from gpu_align._align._evidence import guided
 from gpu_align._align._networks import Model
 from gpu_align._cli import _options
@@ -145,6 +145,17 @@ def test_distance_and_bound_are_those_of_the_weights() -> None:
     only = align(source, target, data=data, evidence="weights")
     assert only.permutation.perms.keys() == plain.permutation.perms.keys()
     assert (only.distance, only.evidence) == (plain.distance, "weights")
+
+
+def test_the_report_says_what_was_looked_at(tmp_path: Path) -> None:
+    target, source, _ = independent()
+    result = align(source, target, data=(examples(), None), search="beam")
+    result.save_json(tmp_path / "result.json")
+    assert read_result(tmp_path / "result.json")["alpha"] == 0.3
+    result.write_report(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "weights and activations, alpha 0.3" in text
+    assert "What activations say is taken off it" in text
 
 
 def test_each_of_several_sources_is_aligned_as_it_is_alone() -> None:

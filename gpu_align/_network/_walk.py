@@ -130,6 +130,18 @@ class Walk:
 
         What comes from a stored tensor by views alone shares its memory.
         """
+        return self._value(node, state, batch, {})
+
+    def call(self, node: fx.Node, state: int, batch: int) -> Any:
+        """Run an op.
+
+        Raises:
+            ModelError: it fails.
+        """
+        return self._call(node, state, batch, {})
+
+    def _value(self, node: fx.Node, state: int, batch: int, fresh: dict[fx.Node, Any]) -> Any:
+        """See `value`; `fresh` has what was computed for the same op already."""
         known = self._values[state][batch]
         if node in known:
             return known[node]
@@ -140,16 +152,13 @@ class Walk:
             return model.constants[node]
         if node.op == "get_attr":
             return node.meta["val"]
-        return self.call(node, state, batch)
+        if node not in fresh:
+            fresh[node] = self._call(node, state, batch, fresh)
+        return fresh[node]
 
-    def call(self, node: fx.Node, state: int, batch: int) -> Any:
-        """Run an op.
-
-        Raises:
-            ModelError: it fails.
-        """
+    def _call(self, node: fx.Node, state: int, batch: int, fresh: dict[fx.Node, Any]) -> Any:
         arguments = node.args, dict(node.kwargs)
-        args, kwargs = fx.node.map_arg(arguments, lambda n: self.value(n, state, batch))
+        args, kwargs = fx.node.map_arg(arguments, lambda n: self._value(n, state, batch, fresh))
         function: Callable[..., Any] = node.target  # type: ignore[assignment]
         try:
             return function(*args, **kwargs)

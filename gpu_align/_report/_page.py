@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from gpu_align._align import ResultRecord, status_in_words
+from gpu_align._align import ResultRecord, evidence_in_words, status_in_words
 from gpu_align._checkpoint import atomic_write
 from gpu_align._report._checks import Check, checks
 from gpu_align._report._format import number, percent
@@ -121,6 +121,7 @@ def _section(entry: Entry, anchor: str) -> _Section:
 
 def _settings(result: ResultRecord) -> dict[str, str]:
     named = {
+        "evidence": evidence_in_words(result),
         "found by": result.search,
         "seconds": None if finite(result.seconds) is None else number(result.seconds, 3),
         "assignment problems": result.assignments,

@@ -74,6 +74,8 @@ def _convergence(result: ResultRecord, bound: float | None) -> Iterator[Picture]
     is_own = abs(last - result.distance) <= 1e-3 * max(before, result.distance)
     values = (result.distance, before, bound) if is_own else (last, None, None)
     shared = "" if is_own else " The distance is the mean over the models aligned together."
+    if result.evidence != "weights":
+        shared = " What activations say is taken off it, twice, as the search goes by both."
     yield Picture(
         title="Distance by step",
         source=_svg(convergence(history, *values)),

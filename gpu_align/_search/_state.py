@@ -73,7 +73,8 @@ class Progress:
         stage: name of the search or of its present stage.
         step: number of steps done.
         steps: number of steps expected in all, None if unknown.
-        best_distance: smallest distance found so far (the mean over models if there are several).
+        best_distance: smallest distance found so far (the mean over models if there are several),
+            less twice the evidence where there is some.
         seconds: time spent.
         seconds_left: estimate of the time left, None if unknown.
         part: what has been done of the next step, such as "move 3 of 8"; empty after a step.
