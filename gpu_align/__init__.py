@@ -42,6 +42,7 @@ if typing.TYPE_CHECKING:
         SpecError,
         UnavailableError,
     )
+    from gpu_align._merge import MergeResult, RepairResult, merge, repair
     from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
     from gpu_align._report import write_report as write_report
     from gpu_align._search import (
@@ -90,6 +91,7 @@ __all__ = [
     "KBest",
     "LapxAssignment",
     "LayerwiseBeam",
+    "MergeResult",
     "Metric",
     "ModelError",
     "Noise",
@@ -98,6 +100,7 @@ __all__ = [
     "Portfolio",
     "Progress",
     "Recombination",
+    "RepairResult",
     "Rounding",
     "ScipyAssignment",
     "Search",
@@ -115,13 +118,15 @@ __all__ = [
     "discover",
     "load_checkpoint",
     "lower_bound",
+    "merge",
+    "repair",
     "run_search",
     "save_checkpoint",
 ]
 
 _ROOMS = (
     *("_status", "_errors", "_checkpoint", "_device", "_assignment", "_symmetry", "_problem"),
-    *("_search", "_align"),
+    *("_search", "_align", "_merge"),
 )
 """Where the names are, from the ground up, so that none loads more than what it stands on."""
 

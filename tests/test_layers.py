@@ -37,6 +37,7 @@ def inputs(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_is_the_product_that_it_says(name: str) -> None:
     module, shape = LAYERS[name]

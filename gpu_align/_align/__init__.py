@@ -6,7 +6,7 @@ from gpu_align._align._canonical import CanonicalForm, canonical_form, canonical
 from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
 from gpu_align._align._evidence import KINDS, Evidence, activation_evidence
 from gpu_align._align._hugging_face import model_beside
-from gpu_align._align._networks import Model
+from gpu_align._align._networks import Model, Network, state_of
 from gpu_align._align._result import (
     SCHEMA,
     AlignmentFailure,
@@ -14,7 +14,7 @@ from gpu_align._align._result import (
     ResultRecord,
     read_result,
 )
-from gpu_align._align._settings import Settings
+from gpu_align._align._settings import Settings, checked_spec
 from gpu_align._align._summary import (
     change_in_words,
     evidence_in_words,
@@ -34,6 +34,7 @@ __all__ = [
     "GroupReport",
     "Inside",
     "Model",
+    "Network",
     "ResultRecord",
     "Settings",
     "activation_evidence",
@@ -43,10 +44,12 @@ __all__ = [
     "canonical_form",
     "canonicalize",
     "change_in_words",
+    "checked_spec",
     "cycle_error",
     "evidence_in_words",
     "function_in_words",
     "model_beside",
     "read_result",
+    "state_of",
     "status_in_words",
 ]

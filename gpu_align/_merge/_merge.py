@@ -267,7 +267,11 @@ class Task:
         else:
             by_data = self.data is not None and len(self.given) == 2
             order = self._aligned(ALPHAS[0] if by_data else None)
-        start = slerp(*order.states, self.shares[1], self.spec) if method == "slerp" else None
+        start = (
+            slerp(order.states[0], order.states[1], self.shares[1], self.spec)
+            if method == "slerp"
+            else None
+        )
         finish = "norms" if method in PLAIN else method
         return self._set_right(order, [finish], self.examples, start)
 
@@ -281,7 +285,14 @@ class Task:
         found = [one for order in orders for one in self._set_right(order, ["norms"], _FIRST)]
         best = min(found, key=_loss_of)
         ways = ["repair", "refit", "refit-parents"]
-        return found + self._set_right(best.order, ways, self.examples)
+        better = self._set_right(best.order, ways, self.examples)
+        return [*found, *better, self._between(*better[1:])]
+
+    def _between(self, first: Merged, second: Merged) -> Merged:
+        """Return the mean of two merged networks, whose units are in one order."""
+        state = average([first.state, second.state], spec=self.spec)
+        [score] = self._scores([state], self._held)
+        return Merged(state, first.order, _trial(first.order.name, "refit, mean", score, None))
 
     def _as_given(self) -> Order:
         still = [Permutation.identity(self.spec) for _ in self.states]
