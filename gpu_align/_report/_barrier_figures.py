@@ -7,14 +7,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, LogLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from gpu_align._merge import LossCurve, LossPlane
 from gpu_align._report._figures import INK, QUIET, STAGES, WIDTH, legend_above
 
 _LEVELS = 24
-_SHOWN_RANGE = 1e3
-"""The largest loss of the plane that has a colour of its own, as a multiple of the smallest."""
+_DECADES = 1.5
+"""Powers of ten on either side of the middle loss of a plane that have colours of their own."""
 
 
 def segment(curves: Sequence[LossCurve]) -> Figure:
@@ -47,10 +47,7 @@ def segment(curves: Sequence[LossCurve]) -> Figure:
 def plane(found: LossPlane) -> Figure:
     """Draw the losses on a plane as contours, on a logarithmic scale, and the three networks."""
     losses = np.asarray(found.losses)
-    finite = losses[np.isfinite(losses) & (losses > 0)]
-    low = float(finite.min())
-    high = min(float(finite.max()), low * _SHOWN_RANGE)
-    high = max(high, low * 1.01)
+    low, high = _range(losses)
     levels = np.geomspace(low, high, _LEVELS)
     figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     axes = figure.subplots()
@@ -67,7 +64,8 @@ def plane(found: LossPlane) -> Figure:
     axes.set_ylabel("distance from that line")
     bar = figure.colorbar(filled, ax=axes, shrink=0.9, pad=0.02)
     bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    bar.ax.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(5, 2)))
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
     bar.set_label("loss")
     bar.outline.set_visible(False)
     return figure
@@ -88,6 +86,16 @@ def _look(curve: LossCurve, *, dashed: bool) -> dict[str, Any]:
     """Return colour by alignment; dashes tell interpolated statistics from others."""
     color = STAGES[0] if curve.aligned else STAGES[1]
     return {"color": color, "linewidth": 2, "linestyle": "--" if dashed else "-"}
+
+
+def _range(losses: np.ndarray) -> tuple[float, float]:
+    """Return the losses that colours begin and end with; beyond them lies little of interest."""
+    known = losses[np.isfinite(losses) & (losses > 0)]
+    if len(known) == 0:
+        return 0.5, 1.0  # a plane without loss
+    middle = float(np.median(known))
+    low = max(float(known.min()), middle / 10**_DECADES)
+    return low, max(min(float(known.max()), middle * 10**_DECADES), low * 1.01)
 
 
 def _mark(axes: Axes, name: str, x: float, y: float) -> None:
