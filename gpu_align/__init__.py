@@ -42,7 +42,17 @@ if typing.TYPE_CHECKING:
         SpecError,
         UnavailableError,
     )
-    from gpu_align._merge import MergeResult, RepairResult, merge, repair
+    from gpu_align._merge import (
+        BarrierResult,
+        LossCurve,
+        LossPlane,
+        MergeResult,
+        RepairResult,
+        barrier,
+        loss_plane,
+        merge,
+        repair,
+    )
     from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
     from gpu_align._report import write_report as write_report
     from gpu_align._search import (
@@ -79,6 +89,7 @@ __all__ = [
     "AuctionAssignment",
     "AutoAssignment",
     "Backend",
+    "BarrierResult",
     "Barycentre",
     "BeamDescent",
     "Budget",
@@ -91,6 +102,8 @@ __all__ = [
     "KBest",
     "LapxAssignment",
     "LayerwiseBeam",
+    "LossCurve",
+    "LossPlane",
     "MergeResult",
     "Metric",
     "ModelError",
@@ -111,12 +124,14 @@ __all__ = [
     "activation_evidence",
     "align",
     "backends",
+    "barrier",
     "barycentre",
     "canonicalize",
     "chain_spec",
     "cycle_error",
     "discover",
     "load_checkpoint",
+    "loss_plane",
     "lower_bound",
     "merge",
     "repair",

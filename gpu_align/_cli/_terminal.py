@@ -138,6 +138,15 @@ class Display:
             detail=f"{done} of {total} examples",
         )
 
+    def part(self, text: str, done: int, total: int | None) -> None:
+        """Say what is being done now, and how much of it is done."""
+        if done == 0:
+            note(text)
+        detail = "" if total is None else f"{done}/{total}"
+        self._progress.update(
+            self._task, description=text, total=total, completed=done, detail=detail
+        )
+
     def search(self, step: "SearchProgress") -> None:
         """Show a step of a search, or what has been done of the next one."""
         if not step.part:
