@@ -16,7 +16,16 @@ from strategies import seeds, tiny_pairs
 from test_problem import as_batch, problem_of
 from torch import Tensor
 
-from gpu_align import AlignmentProblem, KBest, LayerwiseBeam, Noise, Rounding, run_search
+from gpu_align import (
+    AlignmentProblem,
+    KBest,
+    LayerwiseBeam,
+    Noise,
+    Permutation,
+    PermutationSpec,
+    Rounding,
+    run_search,
+)
 from gpu_align._device._random import RandomStream
 from gpu_align._problem import picked
 from gpu_align._search import Candidates, Run, _candidates
@@ -144,7 +153,7 @@ def test_lookahead_score_is_admissible(name: str) -> None:
 
 
 @pytest.mark.parametrize("lookahead", [False, True])
-@pytest.mark.parametrize("name", ["deep", "heads", "grouped", "signed"])
+@pytest.mark.parametrize("name", ["deep", "heads", "grouped", "signed", "trilinear", "recurrent"])
 def test_settled_scores_grow_to_the_distance(name: str, lookahead: bool) -> None:
     problem = problem_of(pair(name))
     run = run_of(problem)
@@ -268,3 +277,17 @@ def test_incoming_rule_of_one_layer_ignores_what_leaves_it() -> None:
         state = search.step(run, search.init(run, None))
         perms.append(state.hypotheses.perms["0"].tolist())
     assert perms[0] == perms[1]
+
+
+def test_a_greedy_pass_tells_units_by_how_they_feed_each_other() -> None:
+    """Nothing else does: sorted rows of a reordered copy agree where they belong."""
+    generator = torch.Generator().manual_seed(0)
+    source = {"loop": torch.randn(7, 7, generator=generator, dtype=torch.float64)}
+    spec = PermutationSpec.from_json(
+        """{"format": "gpu-align/spec", "version": 1, "groups": {"h": 7},
+        "tensors": {"loop": ["h", "h"]}}"""
+    )
+    target = Permutation.random(spec, seed=1).apply(source)
+    problem = AlignmentProblem(source, target, spec, dtype=torch.float64)
+    outcome = run_search(LayerwiseBeam(width=1, candidates=KBest(1)), problem)
+    assert problem.distance(problem.permutation(outcome.best)) == 0

@@ -108,7 +108,7 @@ def test_batch_in_float32_is_as_good_as_single_calls() -> None:
 
 
 def test_default_search_serves_every_model() -> None:
-    spec, sources, target = zoo("deep", 3)
+    spec, sources, target = zoo("mlp", 2)
     for result in align(sources, target, spec=spec):
         assert result.lower_bound <= result.distance < result.distance_before
         for group in result.groups:

@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.resources
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -148,3 +149,18 @@ def test_metadata_agrees_with_the_project() -> None:
     assert sys.version_info >= tuple(
         map(int, PROJECT["project"]["requires-python"].removeprefix(">=").split("."))
     )
+
+
+def test_the_citation_agrees_with_the_project() -> None:
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    citation = dict(re.findall(r'^([a-z-]+): "?(.+?)"?$', text, re.MULTILINE))
+    project = PROJECT["project"]
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "type"} <= citation.keys()
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    (author,) = re.findall(r"^  - name: (.+)$", text, re.MULTILINE)
+    assert author.removeprefix("The ") in (ROOT / "LICENSE").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for value in (citation["title"], citation["version"], f"{{{author}}}"):
+        assert f"{{{value}}}" in readme

@@ -1,5 +1,6 @@
 """Stacks of models, and of permutations: many in one state dict, one call, one file."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from networks import mlp, model_of, pair
 from safetensors.torch import save_file
 from test_permutation import assert_permutations_equal
 from torch import Tensor
+from typer.testing import CliRunner
 
 from gpu_align import (
     CheckpointError,
@@ -18,6 +20,7 @@ from gpu_align import (
     align,
     save_checkpoint,
 )
+from gpu_align._cli._main import app
 
 FAST = CoordinateDescent(order="forward")
 State = dict[str, Tensor]
@@ -54,6 +57,25 @@ def test_a_stack_in_a_file_or_of_targets_is_said(tmp_path: Path) -> None:
         align(tmp_path / "stack.safetensors", sources[0], spec=spec, search=FAST)
     with pytest.raises(SpecError, match="it is a stack of 3 models: take one"):
         align(sources[0], stack(sources), spec=spec, search=FAST)
+
+
+def test_a_stack_is_named_where_nothing_but_its_names_are_known(tmp_path: Path) -> None:
+    sources = [dict(mlp([3, 4, 2]).state_dict()) for _ in range(3)]
+    said = "a stack of 3 models: take one, as in tensor.0., of each name"
+    for source in (sources[0], stack(sources)):
+        with pytest.raises(SpecError, match=f"looks like {said}"):
+            align(source, stack(sources), search=FAST)
+    for name, state in {"stack": stack(sources), "one": sources[0]}.items():
+        save_checkpoint(tmp_path / f"{name}.safetensors", state)
+    one, many = (str(tmp_path / f"{name}.safetensors") for name in ("one", "stack"))
+    for words in (["align", many, one], ["align", one, many], ["inspect", many]):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 2
+        assert re.search(said, done.output)
+    # What it says to do:
+    taken = {name: tensor[1] for name, tensor in stack(sources).items()}
+    assert align(taken, sources[1], search=FAST).distance == 0
+    assert len(align(stack(sources), sources[1], search=FAST)) == 3
 
 
 @pytest.mark.parametrize("name", ["cnn", "heads", "signed_heads"])

@@ -14,7 +14,7 @@ from gpu_align._align._result import (
     read_result,
 )
 from gpu_align._align._settings import Settings
-from gpu_align._align._summary import change_in_words, function_in_words
+from gpu_align._align._summary import change_in_words, function_in_words, status_in_words
 
 __all__ = [
     "SCHEMA",
@@ -38,4 +38,5 @@ __all__ = [
     "function_in_words",
     "model_beside",
     "read_result",
+    "status_in_words",
 ]

@@ -11,7 +11,7 @@ from torch import nn
 
 from gpu_align._align._hugging_face import model_beside
 from gpu_align._align._many import Aligned, align_state_dicts
-from gpu_align._align._networks import Model, Network, check_ties, state_of
+from gpu_align._align._networks import Model, Network, check_ties, checked_keys, state_of
 from gpu_align._align._result import AlignmentFailure, AlignmentResult
 from gpu_align._align._settings import Settings, checked_spec
 from gpu_align._align._sources import Sources
@@ -35,6 +35,8 @@ def align(  # type: ignore[overload-overlap]
     source: Network,
     target: Network,
     *,
+    key: str | None = None,
+    target_key: str | None = None,
     spec: PermutationSpec | None = None,
     example_inputs: object = None,
     outputs: Kept | None = None,
@@ -52,6 +54,8 @@ def align(  # type: ignore[overload-overlap]
     source: Mapping[Key, Network],
     target: Network,
     *,
+    key: str | None = None,
+    target_key: str | None = None,
     spec: PermutationSpec | None = None,
     example_inputs: object = None,
     outputs: Kept | None = None,
@@ -69,6 +73,8 @@ def align(
     source: Iterable[Network],
     target: Network,
     *,
+    key: str | None = None,
+    target_key: str | None = None,
     spec: PermutationSpec | None = None,
     example_inputs: object = None,
     outputs: Kept | None = None,
@@ -85,6 +91,8 @@ def align(
     source: Network | Mapping[Key, Network] | Iterable[Network],
     target: Network,
     *,
+    key: str | None = None,
+    target_key: str | None = None,
     spec: PermutationSpec | None = None,
     example_inputs: object = None,
     outputs: Kept | None = None,
@@ -102,6 +110,8 @@ def align(
             checkpoint; or any iterable of them, a mapping of names to them, or a stack (tensors
             with a leading axis of models), aligned together, in as few batches as fit the memory.
         target: the network that stays.
+        key: of the state dict in files that have several, see `load_checkpoint`.
+        target_key: the same for the target, if it is not the same key.
         spec: the symmetries of both. Default: discovered from whichever network is a module,
             which needs `example_inputs`; else from the model of Hugging Face transformers that a
             `config.json` beside a checkpoint names; else the state dict must be a plain chain.
@@ -129,11 +139,13 @@ def align(
         AssignmentError: the assignments of a single source could not be solved.
     """
     sources = Sources.of(source, target)
+    keys = checked_keys([*sources.networks, target], key, target_key)
     settings = Settings.of(search, metric, device, seed, budget, progress)
     found = align_networks(
         sources.networks,
         target,
         settings,
+        keys=keys,
         spec=checked_spec(spec),
         example_inputs=example_inputs,
         outputs=outputs,
@@ -148,6 +160,7 @@ def align_networks(
     target: Network,
     settings: Settings,
     *,
+    keys: tuple[str | None, str | None] = (None, None),
     spec: PermutationSpec | None = None,
     model: Model | None = None,
     example_inputs: object = None,
@@ -161,6 +174,7 @@ def align_networks(
     Args:
         sources, target, spec, example_inputs, outputs: as for `align`.
         settings: how.
+        keys: of the state dicts in the files of the sources and of the target.
         model: what is traced, and run for networks that are no modules. Default: one of the
             networks with the example inputs, if a module is among them.
         names: of the sources, for their results.
@@ -170,8 +184,9 @@ def align_networks(
     if not sources:
         return []
     networks = dict(enumerate(sources))
-    target_state = state_of(target)
-    states, unread = _attempt(state_of, networks, throw=throw)
+    key, target_key = keys
+    target_state = state_of(target, target_key)
+    states, unread = _attempt(partial(state_of, key=key), networks, throw=throw)
     readable = {index: networks[index] for index in states}
     if model is None:
         model, spec = _found(target, target_state, readable.values(), example_inputs, outputs, spec)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gpu_align._align._hugging_face import model_beside
-from gpu_align._align._networks import Model, Network, check_ties, state_of
+from gpu_align._align._networks import Model, Network, check_ties, checked_keys, state_of
 from gpu_align._checkpoint import Renamed, rename
 from gpu_align._errors import InputError
 from gpu_align._symmetry import (
@@ -25,6 +25,7 @@ from gpu_align._symmetry import (
 def canonicalize(
     network: Network,
     *,
+    key: str | None = None,
     spec: PermutationSpec | None = None,
     example_inputs: object = None,
     outputs: Kept | None = None,
@@ -45,6 +46,7 @@ def canonicalize(
 
     Args:
         network: a module, a state dict, or the path of a checkpoint.
+        key: of the state dict in a file that has several, see `load_checkpoint`.
         spec: its symmetries. Default: discovered from the module, which needs `example_inputs`, or
             from the model of Hugging Face transformers that a `config.json` beside it names.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
@@ -58,12 +60,13 @@ def canonicalize(
         InputError: an argument cannot be used; its children SpecError, CheckpointError and
             ModelError say what is wrong.
     """
+    checked_keys([network], key)
     model: Model | None = None
     if isinstance(network, nn.Module):
         model = Model(network, example_inputs, outputs)
     elif spec is None:
-        model = model_beside([network], state_of(network), example_inputs, outputs)
-    return canonical_form(network, spec, model).state_dict
+        model = model_beside([network], state_of(network, key), example_inputs, outputs)
+    return canonical_form(network, spec, model, key).state_dict
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,10 @@ class CanonicalForm:
 
 
 def canonical_form(
-    network: Network, spec: PermutationSpec | None, model: Model | None
+    network: Network,
+    spec: PermutationSpec | None,
+    model: Model | None,
+    key: str | None = None,
 ) -> CanonicalForm:
     """Return what `canonicalize` does to a network; the spec is that of the model by default.
 
@@ -131,7 +137,7 @@ def canonical_form(
             )
         spec = model.find_spec()
     check_ties(network, spec)
-    names = rename(state_of(network), spec.keys)
+    names = rename(state_of(network, key), spec.keys)
     state = names.state
     spec.validate(state)
     wide = {name: _double(spec.tensor_of(name, state)) for name in spec.tensors}

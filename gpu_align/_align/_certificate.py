@@ -19,6 +19,11 @@ from gpu_align._problem import (
 )
 from gpu_align._symmetry import Permutation
 
+ROUNDING = 1e-6
+"""Relative gap up to which an assignment found in float32 counts as optimal."""
+
+SHOWN = 96
+
 
 @dataclass(frozen=True)
 class Inside:
@@ -63,6 +68,19 @@ class GroupReport:
     dual: float
     gap: float
 
+    @property
+    def relative_gap(self) -> float | None:
+        """The gap as a share of |dual|; None where the dual is zero and the gap is not."""
+        if self.gap == 0:
+            return 0.0
+        return None if self.dual == 0 else self.gap / abs(self.dual)
+
+    @property
+    def is_optimal(self) -> bool:
+        """Whether the gap proves that no other order of this group is better, to rounding."""
+        gap = self.relative_gap
+        return gap is not None and gap <= ROUNDING
+
 
 @dataclass(frozen=True)
 class CostMatrix:
@@ -79,9 +97,6 @@ class CostMatrix:
     units: int
     before: list[list[float]]
     after: list[list[float]]
-
-
-SHOWN = 96
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Networks in the forms that they are given in, and the model that is traced and run for them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -75,14 +75,46 @@ class Model:
         return {back.get(n, n): tensor for n, tensor in state.items() if n not in self.unused}
 
 
-def state_of(network: Network) -> StateDict:
+def checked_keys(
+    networks: Iterable[object], key: str | None, target_key: str | None = None
+) -> tuple[str | None, str | None]:
+    """Return the keys of the state dicts in the files of the sources and of the target.
+
+    Args:
+        networks: all of them.
+        key, target_key: as they were given; without one of its own the target has that of the
+            sources.
+
+    Raises:
+        InputError: a key is no text, or there is no file that it could be of.
+    """
+    keys = (key, key if target_key is None else target_key)
+    for given in keys:
+        if given is not None and not isinstance(given, str):
+            raise InputError(
+                f'expected a key as a str, such as "ema", got {type(given).__name__}; join keys '
+                "that lead to a state dict by dots"
+            )
+    if keys != (None, None) and not any(isinstance(n, str | os.PathLike) for n in networks):
+        raise InputError(
+            "a key is of the state dict in a file, and no path was given; leave it out, and pass "
+            "the state dict that is meant"
+        )
+    return keys
+
+
+def state_of(network: Network, key: str | None = None) -> StateDict:
     """Return the tensors of a network.
+
+    Args:
+        network: a module, a state dict, or the path of a checkpoint.
+        key: of the state dict in a file, see `load_checkpoint`.
 
     Raises:
         InputError: it is no network; CheckpointError: its file cannot be read.
     """
     if isinstance(network, str | os.PathLike):
-        return load_checkpoint(network).tensors
+        return load_checkpoint(network, key=key).tensors
     if not isinstance(network, nn.Module | Mapping):
         raise InputError(
             "expected a module, a state dict or the path of a checkpoint, got "

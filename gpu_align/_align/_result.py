@@ -81,7 +81,7 @@ class ResultRecord:
         derived = {
             "schema": SCHEMA,
             "function_preserved": self.function_preserved,
-            "status_note": self.status and self.status.value,
+            "status_note": _summary.status_in_words(self) or None,
         }
         return derived | values
 

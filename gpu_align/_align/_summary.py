@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from gpu_align._errors import folded
+from gpu_align._status import Status
 from gpu_align._symmetry import PRESERVED, counted, html_table
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def rows(result: "ResultRecord") -> dict[str, str]:
         "lower bound": f"{result.lower_bound:.6g}",
         "function": function_in_words(result),
         "found by": result.search,
-        "status": "" if result.status is None else result.status.value,
+        "status": status_in_words(result),
         "seconds": "" if math.isnan(result.seconds) else f"{result.seconds:.3g}",
         "symmetries": f"10^{result.log10_symmetries:.1f}",
         "units moved": folded(moved, _SHOWN),
@@ -61,6 +62,22 @@ def change_in_words(result: "ResultRecord") -> str:
     if result.distance_before == 0:
         return "the networks are equal"
     return f"{100 * (result.distance / result.distance_before - 1):+.1f} %"
+
+
+def status_in_words(result: "ResultRecord") -> str:
+    """Say how the search ended; where it found nothing better, what is proved of that."""
+    if result.status is None:
+        return ""
+    if result.status is not Status.CONVERGED or not result.groups:
+        return result.status.value
+    loose = [group for group in result.groups if not group.is_optimal]
+    if not loose:
+        return f"{result.status.value}, and there is none"
+    widest = max(loose, key=lambda group: group.gap)
+    return (
+        f"{result.status.value}; another one of {widest.name} alone could take at most "
+        f"{2 * widest.gap:.3g} off the distance"
+    )
 
 
 def function_in_words(result: "ResultRecord") -> str:

@@ -4,7 +4,13 @@ from pathlib import Path
 
 from rich.table import Table
 
-from gpu_align._align import AlignmentResult, GroupReport, change_in_words, function_in_words
+from gpu_align._align import (
+    AlignmentResult,
+    GroupReport,
+    change_in_words,
+    function_in_words,
+    status_in_words,
+)
 from gpu_align._cli._terminal import columns, console, duration, facts, number, print_line
 from gpu_align._symmetry import outline
 
@@ -28,7 +34,7 @@ def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
                 "lower bound": f"{number(result.lower_bound)}  (no order of the units is closer)",
                 "function": function_in_words(result),
                 "found by": result.search,
-                "status": result.status.value,
+                "status": status_in_words(result),
                 "time": f"{duration(result.seconds)}, {result.assignments} assignments, "
                 f"seed {result.seed}, {result.device}",
                 "symmetries": _symmetries(result),

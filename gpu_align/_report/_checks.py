@@ -6,11 +6,7 @@ from typing import Literal
 from gpu_align._align import ResultRecord
 from gpu_align._report._format import number, percent, plural
 from gpu_align._report._parse import Entry
-from gpu_align._report._tables import relative_gap
 from gpu_align._symmetry import PRESERVED
-
-ROUNDING = 1e-6
-"""Relative gap up to which an assignment found in float32 counts as optimal."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +67,8 @@ def _gaps(result: ResultRecord) -> Check:
         "By duality, for each group with all others fixed. It says nothing about moving several "
         "groups at once."
     )
-    gaps = {group.name: relative_gap(group) for group in result.groups}
-    loose = {name for name, gap in gaps.items() if gap is None or not gap <= ROUNDING}
+    gaps = {group.name: group.relative_gap for group in result.groups}
+    loose = [group for group in result.groups if not group.is_optimal]
     known = {name: gap for name, gap in gaps.items() if gap is not None}
     worst = max(known, key=lambda name: known[name], default=result.groups[0].name)
     largest = f"largest gap {number(gaps[worst], 2)} of |dual|"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from gpu_align._align import ResultRecord
+from gpu_align._align import ResultRecord, status_in_words
 from gpu_align._checkpoint import atomic_write
 from gpu_align._report._checks import Check, checks
 from gpu_align._report._format import number, percent
@@ -109,7 +109,7 @@ def _section(entry: Entry, anchor: str) -> _Section:
         log10_symmetries="" if symmetries is None else f"{symmetries:.1f}",
         signed_units=0 if result.outline is None else result.outline.signed_units,
         status="" if status is None else str(status).replace("_", " "),
-        status_note="" if status is None else status.value,
+        status_note=status_in_words(result),
         checks=checks(entry),
         pictures=pictures(entry),
         comparison=comparison_table(entry.comparison),

@@ -48,7 +48,7 @@ def group_table(groups: Sequence[GroupReport]) -> Table | None:
             (
                 *(group.name, str(group.units), str(group.moved)),
                 *(distances[place], distances[len(groups) + place]),
-                *(percent(_change(group)), number(relative_gap(group), 2)),
+                *(percent(_change(group)), number(group.relative_gap, 2)),
             )
         )
         for child in group.inside:
@@ -145,11 +145,6 @@ def summary_table(entries: Sequence[Entry]) -> Table | None:
         words=(5,),
         links=tuple(f"result-{n}" for n in range(1, len(results) + 1)),
     )
-
-
-def relative_gap(group: GroupReport) -> float | None:
-    """Return the duality gap as a share of |dual|; None where the dual is zero and the gap not."""
-    return 0.0 if group.gap == 0 else share(group.gap, abs(group.dual))
 
 
 def _change(group: GroupReport) -> float | None:

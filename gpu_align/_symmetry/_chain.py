@@ -10,6 +10,7 @@ from torch import Tensor
 from gpu_align._errors import SpecError
 from gpu_align._symmetry._axis import Axis
 from gpu_align._symmetry._spec import Group, PermutationSpec, Pin, StateDict
+from gpu_align._symmetry._stacks import stack_advice
 from gpu_align._symmetry._tensor_spec import TensorSpec
 
 _ADVICE = (
@@ -76,6 +77,7 @@ def chain_spec(state_dict: StateDict) -> PermutationSpec:
     # AveragedModel counts beside the layers.
     state_dict = {name: t for name, t in state_dict.items() if name != "n_averaged"}
     layers = _layers(state_dict)
+    _check_one_model(layers)
     chain = _in_order([layer for layer in layers if not layer.is_norm])
     widths, inputs = _axes(chain)
     groups = {
@@ -120,6 +122,15 @@ def _layers(state_dict: StateDict) -> list[_Layer]:
     if all(layer.is_norm for layer in layers.values()):
         raise SpecError(f"no Linear or Conv layer was found; {_ADVICE}")
     return list(layers.values())
+
+
+def _check_one_model(layers: list[_Layer]) -> None:
+    """Refuse a stack of models by its biases, which have an axis more than those of a layer."""
+    tensors = [tensor for layer in layers for tensor in layer.tensors.values()]
+    counts = {tensor.shape[0] if tensor.ndim else None for tensor in tensors}
+    biases = [layer.tensors["bias"] for layer in layers if "bias" in layer.tensors]
+    if len(counts) == 1 and biases and all(bias.ndim == 2 for bias in biases):
+        raise SpecError(f"this looks like {stack_advice(counts.pop())}")
 
 
 def _in_order(layers: list[_Layer]) -> list[_Layer]:

@@ -14,7 +14,7 @@ from gpu_align._process import MODULES
 from gpu_align._symmetry._axis import Factor
 from gpu_align._symmetry._html import Shown, counted
 from gpu_align._symmetry._outputs import Kept
-from gpu_align._symmetry._stacks import stack_size
+from gpu_align._symmetry._stacks import stack_advice, stack_size
 from gpu_align._symmetry._tensor_spec import Block, TensorSpec
 
 StateDict = Mapping[str, Tensor]
@@ -291,7 +291,7 @@ class PermutationSpec(Shown):
             shapes = {name: self.lookup(name).shape for name in state_dict if name in self.keys}
             count = stack_size(state_dict, shapes)
             if count is not None:
-                advice = f"it is a stack of {count} models: take one, as in tensor[0], of each name"
+                advice = f"it is {stack_advice(count)}"
             if {name.removeprefix("module.") for name in state_dict} <= self.keys - set(state_dict):
                 advice = (
                     "the names begin with DataParallel's prefix: save model.module.state_dict()"

@@ -28,6 +28,14 @@ def stack_size(state: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]])
     return count
 
 
+def stack_advice(count: int | None) -> str:
+    """Say what a stack is to be made into where one model is expected."""
+    return (
+        f"a stack of {count} models: take one, as in tensor[0], of each name; as the source of "
+        "align() in Python, a state dict with all of them is taken as it is"
+    )
+
+
 def unstacked(state: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
     """Return the state dicts of a stack, as views of it."""
     return [{name: tensor[number] for name, tensor in state.items()} for number in range(count)]
