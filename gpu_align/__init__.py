@@ -41,6 +41,16 @@ if typing.TYPE_CHECKING:
         SpecError,
         UnavailableError,
     )
+    from gpu_align._merge import (
+        HeadedMerge,
+        PartialMerge,
+        SharedBody,
+        average,
+        merge_heads,
+        partial_merge,
+        shared_body,
+        slerp,
+    )
     from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
     from gpu_align._report import write_report as write_report
     from gpu_align._search import (
@@ -85,6 +95,7 @@ __all__ = [
     "CoordinateDescent",
     "FrankWolfe",
     "GpuAlignError",
+    "HeadedMerge",
     "InputError",
     "KBest",
     "LapxAssignment",
@@ -92,6 +103,7 @@ __all__ = [
     "Metric",
     "ModelError",
     "Noise",
+    "PartialMerge",
     "Permutation",
     "PermutationSpec",
     "Portfolio",
@@ -101,10 +113,12 @@ __all__ = [
     "ScipyAssignment",
     "Search",
     "SearchStore",
+    "SharedBody",
     "SpecError",
     "Status",
     "UnavailableError",
     "align",
+    "average",
     "backends",
     "barycentre",
     "canonicalize",
@@ -113,13 +127,17 @@ __all__ = [
     "discover",
     "load_checkpoint",
     "lower_bound",
+    "merge_heads",
+    "partial_merge",
     "run_search",
     "save_checkpoint",
+    "shared_body",
+    "slerp",
 ]
 
 _ROOMS = (
     *("_status", "_errors", "_checkpoint", "_device", "_assignment", "_symmetry", "_problem"),
-    *("_search", "_align"),
+    *("_search", "_align", "_merge"),
 )
 """Where the names are, from the ground up, so that none loads more than what it stands on."""
 

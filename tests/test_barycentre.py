@@ -166,6 +166,13 @@ def test_a_seed_fixes_the_answer_and_batches_do_not_change_it(
             assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+@pytest.mark.parametrize(("count", "method"), [(3, "one_by_one"), (33, "batch")])
+def test_few_models_are_realigned_one_by_one(count: int, method: str) -> None:
+    spec, _, copies, _ = scattered("tiny", count, noise=1.0)
+    chosen = barycentre(copies, spec, method=method, device="cpu")
+    assert barycentre(copies, spec, device="cpu").spreads == chosen.spreads
+
+
 def test_mappings_and_stacks_are_collections() -> None:
     spec, _, copies, _ = scattered("mlp", 3, noise=0.5)
     plain = barycentre(copies, spec, device="cpu")
@@ -210,7 +217,7 @@ def test_an_interruption_leaves_the_last_whole_round(method: str) -> None:
 
 def test_rounds_can_be_limited() -> None:
     spec, _, copies, _ = scattered("mlp", 5, noise=1.0)
-    found = barycentre(copies, spec, start=None, rounds=1, device="cpu")
+    found = barycentre(copies, spec, method="batch", start=None, rounds=1, device="cpu")
     assert (len(found.spreads), found.status) == (2, Status.SWEEP_BUDGET)
 
 

@@ -28,6 +28,9 @@ from gpu_align._symmetry import (
     unstacked,
 )
 
+_FEW = 32
+"""Most models that are realigned one by one if nothing else is wanted."""
+
 
 @dataclass(frozen=True)
 class Barycentre:
@@ -84,7 +87,7 @@ def barycentre(
     *,
     example_inputs: object = None,
     outputs: Kept | None = None,
-    method: Method = "batch",
+    method: Method | None = None,
     start: int | None = 0,
     frame: int | None = None,
     rounds: int = 100,
@@ -104,7 +107,9 @@ def barycentre(
         spec: the symmetries of all. Default: as for `align`, from the first module among them.
         example_inputs, outputs: as for `align`.
         method: "batch" aligns all models to the mean of all at once; "one_by_one" each, in a random
-            order, to the mean of the others (MergeMany).
+            order, to the mean of the others (MergeMany), which takes a search for each. Default:
+            one by one up to 32 models, as the share that a model has in a mean of few holds it in
+            its place.
         start: number of the model to which all are aligned first; None begins with their mean as
             they are given, which is Git Re-Basin's way.
         frame: number of the model whose units stay in their order; None for any order.
@@ -124,6 +129,7 @@ def barycentre(
     settings = Settings.of(search, "l2", device, seed, None, progress)
     names, networks = _collection(sources, checked_spec(spec))
     count = len(networks)
+    method = method or ("one_by_one" if count <= _FEW else "batch")
     if method not in get_args(Method):
         raise InputError(f"expected a method among {get_args(Method)}, got method={method!r}")
     _check_number("start", start, count)
