@@ -142,6 +142,19 @@ def test_the_cycle_error_counts_units_that_do_not_return() -> None:
     assert cycle_error({(0, 1): swap, (1, 0): identity}) == 0
 
 
+@pytest.mark.parametrize("name", ["mlp", "signed_gqa"])
+def test_the_cycle_error_is_that_of_compositions(name: str) -> None:
+    spec = pair(name).spec
+    drawn = iter(Permutation.random(spec, 12, seed=0))
+    maps = {(i, j): next(drawn) for i, j in itertools.permutations((0, 2, 3, 7), 2)}
+    moved = total = 0
+    for i, j, k in itertools.permutations((0, 2, 3, 7), 3):
+        cycle = maps[k, i].compose(maps[j, k]).compose(maps[i, j])
+        moved += sum(cycle.moved().values())
+        total += sum(map(len, cycle.perms.values()))
+    assert cycle_error(maps) == pytest.approx(moved / total, rel=1e-12)
+
+
 def test_functions_stay_and_nothing_is_shared() -> None:
     model, inputs = model_of("cnn")
     others = [model_of("cnn", seed)[0] for seed in (1, 2)]
