@@ -16,6 +16,7 @@ from architectures import (
     se_resnet,
     u_net,
 )
+from marks import slow
 from networks import CNN, Graph, ResNet, mlp, randomised
 from oracles import run_double
 from sequence_architectures import captioner, lstm, packed_vit, transformer_encoder
@@ -68,6 +69,7 @@ IN_PART: dict[str, Callable[[], Case]] = {
     "vit": lambda: packed_vit(fused=True),
 }
 """Some groups of these have to be merged as a whole."""
+SHORT = ["mlp", "cnn", "resnet", "depthwise", "dense_net", "group_norm", "lstm", "encoder"]
 
 
 @functools.cache
@@ -89,7 +91,7 @@ def assert_near(first: list[Tensor], second: list[Tensor]) -> None:
         assert float((one - other).abs().max()) <= 1e-9 * float(one.abs().max())
 
 
-@pytest.mark.parametrize("name", WIDENED)
+@pytest.mark.parametrize("name", slow(WIDENED, but=SHORT))
 def test_all_apart_is_the_mean_of_the_outputs(name: str) -> None:
     model, inputs, spec, a, b = two(name)
     found = partial_merge(a, b, spec, model, inputs, budget=2)
@@ -102,7 +104,7 @@ def test_all_apart_is_the_mean_of_the_outputs(name: str) -> None:
     assert_near([(x + y) / 2 for x, y in outputs], run(found, inputs))
 
 
-@pytest.mark.parametrize("name", [*WIDENED, *IN_PART])
+@pytest.mark.parametrize("name", slow([*WIDENED, *IN_PART], but=SHORT))
 def test_nothing_apart_is_the_average(name: str) -> None:
     model, inputs, spec, a, b = two(name)
     found = partial_merge(a, b, spec, model, inputs, budget=1)
@@ -113,7 +115,7 @@ def test_nothing_apart_is_the_average(name: str) -> None:
     assert all(torch.allclose(state[key], mean[key], rtol=1e-14, atol=1e-14) for key in mean)
 
 
-@pytest.mark.parametrize("name", [*WIDENED, *IN_PART])
+@pytest.mark.parametrize("name", slow([*WIDENED, *IN_PART], but=SHORT))
 def test_a_network_with_itself_stays_what_it_is(name: str) -> None:
     model, inputs, spec, a, _ = two(name)
     found = partial_merge(a, a, spec, model, inputs, budget=1.4)
@@ -122,7 +124,7 @@ def test_a_network_with_itself_stays_what_it_is(name: str) -> None:
     assert 0.4 * units - 1 < sum(map(len, found.apart.values())) <= 0.4 * units + 1e-9
 
 
-@pytest.mark.parametrize("name", IN_PART)
+@pytest.mark.parametrize("name", slow(IN_PART, but=SHORT))
 def test_what_cannot_be_widened_is_named_and_the_rest_is_widened(name: str) -> None:
     model, inputs, spec, a, b = two(name)
     found = partial_merge(a, b, spec, model, inputs, budget=2)
