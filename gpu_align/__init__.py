@@ -44,14 +44,22 @@ if typing.TYPE_CHECKING:
     )
     from gpu_align._merge import (
         BarrierResult,
+        HeadedMerge,
         LossCurve,
         LossPlane,
         MergeResult,
+        PartialMerge,
         RepairResult,
+        SharedBody,
+        average,
         barrier,
         loss_plane,
         merge,
+        merge_heads,
+        partial_merge,
         repair,
+        shared_body,
+        slerp,
     )
     from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
     from gpu_align._report import write_report as write_report
@@ -98,6 +106,7 @@ __all__ = [
     "CoordinateDescent",
     "FrankWolfe",
     "GpuAlignError",
+    "HeadedMerge",
     "InputError",
     "KBest",
     "LapxAssignment",
@@ -108,6 +117,7 @@ __all__ = [
     "Metric",
     "ModelError",
     "Noise",
+    "PartialMerge",
     "Permutation",
     "PermutationSpec",
     "Portfolio",
@@ -118,11 +128,13 @@ __all__ = [
     "ScipyAssignment",
     "Search",
     "SearchStore",
+    "SharedBody",
     "SpecError",
     "Status",
     "UnavailableError",
     "activation_evidence",
     "align",
+    "average",
     "backends",
     "barrier",
     "barycentre",
@@ -134,9 +146,13 @@ __all__ = [
     "loss_plane",
     "lower_bound",
     "merge",
+    "merge_heads",
+    "partial_merge",
     "repair",
     "run_search",
     "save_checkpoint",
+    "shared_body",
+    "slerp",
 ]
 
 _ROOMS = (
