@@ -324,6 +324,17 @@ def test_the_gradient_passes_straight_through() -> None:
 # Errors
 
 
+def test_a_loss_that_is_no_number_is_refused() -> None:
+    digits = load_digits()
+    data = digits.train_images, digits.train_labels
+
+    def root(logits: Tensor, targets: Tensor) -> Tensor:
+        return (logits.mean() * 0 - 1).sqrt()
+
+    with pytest.raises(InputError, match="halfway between the networks is nan"):
+        run_search(StraightThrough(TaskLoss(module_of("relu"), data, root)), problem_of("relu"))
+
+
 BAD: dict[str, tuple[Callable[[], Search], str]] = {
     "no_loss": (lambda: StraightThrough("cross_entropy"), "TaskLoss"),  # type: ignore[arg-type]
     "steps": (lambda: StraightThrough(loss_of("relu"), steps=0), "at least 1 step"),

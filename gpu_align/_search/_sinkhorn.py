@@ -74,7 +74,12 @@ class Sinkhorn(TaskSearch):
         return between.gradients(logits, source, sample)
 
     def project(
-        self, run: Run, parameters: Mapping[str, Tensor], perms: Perms, model: int
+        self,
+        run: Run,
+        parameters: Mapping[str, Tensor],
+        perms: Perms,
+        model: int,
+        sample: Sample,
     ) -> Perms:
         """See `TaskSearch.project`: the nearest permutation."""
         soft, found = self._soft(run.problem, parameters), Perms()

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from gpu_align._device import RandomStream
 from gpu_align._network import TaskLoss
 from gpu_align._problem import AlignmentProblem
 from gpu_align._search._run import Run
@@ -48,7 +49,7 @@ class StraightThrough(TaskSearch):
         self._check()
 
     def begin(self, run: Run, between: Midpoints, perms: Perms) -> dict[str, Tensor]:
-        """See `TaskSearch.begin`: the target."""
+        """See `TaskSearch.begin`: w is the target."""
         return {name: between.target[name].clone() for name in between.names}
 
     def gradients(
@@ -60,12 +61,18 @@ class StraightThrough(TaskSearch):
         return between.gradients(learned, source | learned, sample)
 
     def project(
-        self, run: Run, parameters: Mapping[str, Tensor], perms: Perms, model: int
+        self,
+        run: Run,
+        parameters: Mapping[str, Tensor],
+        perms: Perms,
+        model: int,
+        sample: Sample,
     ) -> Perms:
         """See `TaskSearch.project`: by weight matching."""
         problem = _towards(run.problem, parameters, model)
-        own = replace(run, problem=problem)
+        own = replace(run, problem=problem, random=RandomStream(sample.seed))
         found = matched(own, problem.hypotheses(perms))
+        own.executor.check()
         run.assignments = own.assignments
         return dict(found.perms)
 

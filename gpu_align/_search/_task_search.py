@@ -10,7 +10,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gpu_align._device import RandomStream
 from gpu_align._errors import InputError
 from gpu_align._network import Batch, TaskLoss
 from gpu_align._problem import AlignmentProblem, Hypotheses, SoftNetworks
@@ -53,15 +52,17 @@ class Learner:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the gradients of a step are taken at.
+    """What is drawn for a step, the same for all models.
 
     Attributes:
         batch: of the examples.
         share: of the source in the network between the target and it.
+        seed: of what a model draws besides, so that none depends on how much another one does.
     """
 
     batch: Batch
     share: float
+    seed: int
 
 
 class Midpoints:
@@ -115,11 +116,19 @@ class Midpoints:
             source: permuted, made from what is learned.
             sample: where they are taken. They are not taken through running statistics, which
                 batch norms do not allow.
+
+        Raises:
+            InputError: the loss is not finite.
         """
         tensors = self.problem.spec.tensors
         source = {n: t if tensors[n].counted else t.detach() for n, t in source.items()}
         with torch.enable_grad():
             value = self.loss.of_batch(self.between(source, sample.share), sample.batch)
+        if not bool(value.isfinite()):
+            raise InputError(
+                f"the loss of a batch is {float(value)} halfway between the networks; take another "
+                "loss, or a smaller rate"
+            )
         found = torch.autograd.grad(value, list(learned.values()), materialize_grads=True)
         return dict(zip(learned, found, strict=True))
 
@@ -141,7 +150,7 @@ class TaskSearch(Search[tuple[Learner, ...]]):
 
     The answer is the permutation whose midpoint with the target loses least on the data that are
     held back, of those that the steps have come to; its distance does not count. The host looks
-    at each permutation and its loss, so once a step and model it waits for the device.
+    at the losses and at each permutation, for which it waits for the device.
 
     Attributes:
         loss: what is followed, and judges.
@@ -171,7 +180,12 @@ class TaskSearch(Search[tuple[Learner, ...]]):
 
     @abstractmethod
     def project(
-        self, run: Run, parameters: Mapping[str, Tensor], perms: Perms, model: int
+        self,
+        run: Run,
+        parameters: Mapping[str, Tensor],
+        perms: Perms,
+        model: int,
+        sample: Sample,
     ) -> Perms:
         """Return the permutation of what is learned, found from the last one."""
 
@@ -190,6 +204,11 @@ class TaskSearch(Search[tuple[Learner, ...]]):
             perms = {name: perm[model, None] for name, perm in first.perms.items()}
             parameters = self.begin(run, between, perms)
             loss = between.held_loss(perms, model)
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"the loss halfway between the networks is {loss} on the data held back; it "
+                    "must be finite"
+                )
             learners.append(Learner(Adam.of(parameters), perms, perms, loss))
         return self._state(first, learners)
 
@@ -197,16 +216,13 @@ class TaskSearch(Search[tuple[Learner, ...]]):
         """Take a gradient step for every model that does not rest, project it and judge it."""
         between, host = self._midpoints(run), torch.zeros(1, dtype=torch.int64, device="cpu")
         share = float(run.random.uniform(host)) if self.segment == "random" else 0.5
-        sample = Sample(between.loss.draw(run.random), share)
-        seed = int(run.random.words(host, 1))
+        batch = between.loss.draw(run.random)
+        sample = Sample(batch, share, int(run.random.words(host, 1)))
         learners = []
         for model, learner in enumerate(state.memory):
             run.heartbeat(f"model {model + 1} of {len(state.memory)}")
             if not self._rests(learner):
-                # With numbers of its own no model depends on how many another one draws.
-                own = replace(run, random=RandomStream(seed))
-                learner = self._learned(own, between, learner, model, sample)
-                run.assignments = own.assignments
+                learner = self._learned(run, between, learner, model, sample)
             learners.append(learner)
         best, pairs = state.hypotheses, zip(learners, state.memory, strict=True)
         if any(now.best is not before.best for now, before in pairs):
@@ -219,7 +235,7 @@ class TaskSearch(Search[tuple[Learner, ...]]):
     ) -> Learner:
         gradients = self.gradients(between, learner, model, sample)
         adam = learner.adam.after(gradients, self.rate)
-        perms = self.project(run, adam.parameters, learner.perms, model)
+        perms = self.project(run, adam.parameters, learner.perms, model, sample)
         known = all(torch.equal(perm, learner.perms[name]) for name, perm in perms.items())
         loss = math.inf if known else between.held_loss(perms, model)
         if loss < learner.loss:
@@ -281,5 +297,9 @@ def matched(run: Run, hypotheses: Hypotheses) -> Hypotheses:
 
 
 def _start(run: Run, initial: Initial) -> Hypotheses:
-    still = run.problem.identity()
-    return matched(run, still) if initial == "matching" else still
+    hypotheses, counter = run.problem.identity(), run.random.counter
+    if initial == "matching":
+        hypotheses = matched(run, hypotheses)
+    # Alone a model may take fewer sweeps, and must find the same numbers after them.
+    run.random.counter = counter + _MOST_SWEEPS
+    return hypotheses
