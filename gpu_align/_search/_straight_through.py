@@ -39,8 +39,8 @@ class StraightThrough(TaskSearch):
 
     loss: TaskLoss
     steps: int = 300
-    rate: float = 1e-3
-    patience: int = 100
+    rate: float = 3e-3
+    patience: int = 200
     initial: Initial = "matching"
     segment: Segment = "midpoint"
     name: ClassVar[str] = "StraightThrough"
