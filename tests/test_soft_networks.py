@@ -86,6 +86,6 @@ def test_sources_are_not_written_to() -> None:
     networks, _ = planted("cnn", noise=0.1)
     problem = problem_of(networks)
     before: dict[str, Any] = {name: tensor.clone() for name, tensor in networks.source.items()}
-    soft = {m: torch.full((1, n, n), 1 / n) for m, n in problem.sizes.items()}
+    soft = {m: torch.full((1, n, n), 1 / n).to(problem.dtype) for m, n in problem.sizes.items()}
     SoftNetworks(problem).of(soft, 0)
     assert all(torch.equal(before[name], tensor) for name, tensor in networks.source.items())
