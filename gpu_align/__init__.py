@@ -61,6 +61,7 @@ if typing.TYPE_CHECKING:
         shared_body,
         slerp,
     )
+    from gpu_align._network import TaskLoss
     from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
     from gpu_align._report import write_report as write_report
     from gpu_align._search import (
@@ -78,6 +79,8 @@ if typing.TYPE_CHECKING:
         Rounding,
         Search,
         SearchStore,
+        Sinkhorn,
+        StraightThrough,
         run_search,
     )
     from gpu_align._status import Status
@@ -129,8 +132,11 @@ __all__ = [
     "Search",
     "SearchStore",
     "SharedBody",
+    "Sinkhorn",
     "SpecError",
     "Status",
+    "StraightThrough",
+    "TaskLoss",
     "UnavailableError",
     "activation_evidence",
     "align",
@@ -157,7 +163,7 @@ __all__ = [
 
 _ROOMS = (
     *("_status", "_errors", "_checkpoint", "_device", "_assignment", "_symmetry", "_problem"),
-    *("_search", "_align", "_merge"),
+    *("_network", "_search", "_align", "_merge"),
 )
 """Where the names are, from the ground up, so that none loads more than what it stands on."""
 

@@ -11,6 +11,7 @@ from gpu_align._network._moments import Moments
 from gpu_align._network._own_code import call_named, first_line, named_object
 from gpu_align._network._sites import Site, find_sites, innermost, lineage, rows_of
 from gpu_align._network._sources import FORMS, read_source
+from gpu_align._network._task_loss import Norms, TaskLoss
 from gpu_align._network._walk import Step, Walk, run
 
 __all__ = [
@@ -23,9 +24,11 @@ __all__ = [
     "Examples",
     "Loss",
     "Moments",
+    "Norms",
     "Score",
     "Site",
     "Step",
+    "TaskLoss",
     "Traces",
     "Walk",
     "call_named",
