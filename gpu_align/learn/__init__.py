@@ -1,0 +1,53 @@
+"""Learning on weights: layers that commute with the symmetries of the networks they look at.
+
+    from gpu_align.learn import EquivariantLinear, WeightSpace
+    space = WeightSpace(discover(model, inputs))
+    layer = EquivariantLinear(space, 1, 16)
+    layer(space.from_state_dicts(states))
+
+Torch and the layers are imported when a name is first asked for.
+"""
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from gpu_align.learn._cells import Cell, CellAxis, Features
+    from gpu_align.learn._elements import Elements
+    from gpu_align.learn._linear import EquivariantLinear
+    from gpu_align.learn._patterns import dimension
+    from gpu_align.learn._space import Statistics, WeightSpace
+
+_MODULES = {
+    "_cells": ("Cell", "CellAxis", "Features"),
+    "_elements": ("Elements",),
+    "_linear": ("EquivariantLinear",),
+    "_patterns": ("dimension",),
+    "_space": ("Statistics", "WeightSpace"),
+}
+"""Where the names are."""
+
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "Cell",
+    "CellAxis",
+    "Elements",
+    "EquivariantLinear",
+    "Features",
+    "Statistics",
+    "WeightSpace",
+    "dimension",
+]
+
+if not typing.TYPE_CHECKING:  # else a name that does not exist would have a type
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f"gpu_align.learn.{_HOME[name]}")
+        globals()[name] = getattr(module, name)
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
