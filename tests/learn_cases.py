@@ -103,9 +103,10 @@ def random_features(space: WeightSpace, count: int, channels: int, seed: int = 0
 
 def relative_error(got: Features, expected: Features) -> float:
     """Return the largest difference relative to the largest value of all."""
-    scale = max(float(y.abs().max()) for y in expected)
+    scale = max(float(y.detach().abs().max()) for y in expected)
     assert scale > 0
-    return max(float((x - y).abs().max()) for x, y in zip(got, expected, strict=True)) / scale
+    pairs = zip(got, expected, strict=True)
+    return max(float((x - y).detach().abs().max()) for x, y in pairs) / scale
 
 
 def flat(states: dict[str, Tensor], spec: PermutationSpec) -> Tensor:

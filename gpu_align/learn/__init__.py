@@ -14,6 +14,15 @@ import typing
 if typing.TYPE_CHECKING:
     from gpu_align.learn._cells import Cell, CellAxis, Features
     from gpu_align.learn._elements import Elements
+    from gpu_align.learn._heads import InvariantHead, UnitFeatures
+    from gpu_align.learn._layers import (
+        EquivariantActivation,
+        EquivariantBatchNorm,
+        EquivariantDropout,
+        EquivariantLayerNorm,
+        FourierFeatures,
+        ResidualBlock,
+    )
     from gpu_align.learn._linear import EquivariantLinear
     from gpu_align.learn._patterns import dimension
     from gpu_align.learn._space import Statistics, WeightSpace
@@ -21,6 +30,15 @@ if typing.TYPE_CHECKING:
 _MODULES = {
     "_cells": ("Cell", "CellAxis", "Features"),
     "_elements": ("Elements",),
+    "_heads": ("InvariantHead", "UnitFeatures"),
+    "_layers": (
+        "EquivariantActivation",
+        "EquivariantBatchNorm",
+        "EquivariantDropout",
+        "EquivariantLayerNorm",
+        "FourierFeatures",
+        "ResidualBlock",
+    ),
     "_linear": ("EquivariantLinear",),
     "_patterns": ("dimension",),
     "_space": ("Statistics", "WeightSpace"),
@@ -33,9 +51,17 @@ __all__ = [
     "Cell",
     "CellAxis",
     "Elements",
+    "EquivariantActivation",
+    "EquivariantBatchNorm",
+    "EquivariantDropout",
+    "EquivariantLayerNorm",
     "EquivariantLinear",
     "Features",
+    "FourierFeatures",
+    "InvariantHead",
+    "ResidualBlock",
     "Statistics",
+    "UnitFeatures",
     "WeightSpace",
     "dimension",
 ]

@@ -47,23 +47,17 @@ class CellAxis:
 
 @dataclass(frozen=True)
 class Cell:
-    """A block of a tensor; of a block inside a fixed group, the part at one unit of it.
+    """An array of features of one network: one axis per group, the rest as channels.
 
     Attributes:
-        name: of the tensor.
-        block: of the tensor.
+        name: of the tensor, or of what the features are of.
         axes: those along which units are reordered.
-        fixed: number of places at each entry that stay: the product of all other factors.
-        order: numbers of the factors of the block, those of `axes` first, then the fixed ones.
-        chosen: factor of a fixed parent -> the unit of it at which the cell is.
+        fixed: number of places at each entry that stay.
     """
 
     name: str
-    block: Block
     axes: tuple[CellAxis, ...]
     fixed: int
-    order: tuple[int, ...]
-    chosen: tuple[tuple[int, int], ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -75,6 +69,21 @@ class Cell:
         """Whether entries change their signs with those of units."""
         return any(axis.odd for axis in self.axes)
 
+
+@dataclass(frozen=True)
+class BlockCell(Cell):
+    """A block of a tensor; of a block inside a fixed group, the part at one unit of it.
+
+    Attributes:
+        block: of the tensor.
+        order: numbers of the factors of the block, those of `axes` first, then the fixed ones.
+        chosen: factor of a fixed parent -> the unit of it at which the cell is.
+    """
+
+    block: Block
+    order: tuple[int, ...]
+    chosen: tuple[tuple[int, int], ...] = ()
+
     def view(self, tensor: Tensor) -> Tensor:
         """Return the cell of tensors [b, *shape] as a view, [b, *sizes, *fixed factors]."""
         part = self.block.unfold(tensor)
@@ -85,7 +94,7 @@ class Cell:
         return part.permute(0, *(1 + left.index(n) for n in self.order))
 
 
-def cells_of(spec: PermutationSpec, *, buffers: bool, signs: bool) -> tuple[Cell, ...]:
+def cells_of(spec: PermutationSpec, *, buffers: bool, signs: bool) -> tuple[BlockCell, ...]:
     """Return the cells of all parameters of a spec, in the order of its tensors.
 
     Args:
@@ -102,7 +111,9 @@ def cells_of(spec: PermutationSpec, *, buffers: bool, signs: bool) -> tuple[Cell
     )
 
 
-def _cells_of_block(name: str, block: Block, spec: PermutationSpec, *, signs: bool) -> list[Cell]:
+def _cells_of_block(
+    name: str, block: Block, spec: PermutationSpec, *, signs: bool
+) -> list[BlockCell]:
     """Return a block's cell, or one for each choice of units of the fixed groups with children."""
     groups = {n: spec.groups[f.group] for n, f in enumerate(block.factors) if f.group is not None}
     places = {group.name: n for n, group in groups.items()}
@@ -121,7 +132,7 @@ def _cells_of_block(name: str, block: Block, spec: PermutationSpec, *, signs: bo
             odd = signs and groups[n].signed and block.factors[n].power % 2 == 1
             axes.append(CellAxis(key, groups[n].size, parent, odd))
         order = (*moved, *still)
-        cells.append(Cell(name, block, tuple(axes), fixed, order, tuple(chosen.items())))
+        cells.append(BlockCell(name, tuple(axes), fixed, block, order, tuple(chosen.items())))
     return cells
 
 

@@ -72,14 +72,17 @@ class CellMap(nn.Module):
             InputError: the features are not those of the input cells.
         """
         check_features(features, self.inner, self.c_in)
-        narrow = zip(features, self.inner, self.narrow, strict=True)
-        pools = Pools(tuple(_project(x, matrix, cell.fixed) for x, cell, matrix in narrow))
+        pools = Pools(
+            tuple(
+                _project(x, self.narrow.get(str(number)), cell.fixed)
+                for number, (x, cell) in enumerate(zip(features, self.inner, strict=True))
+            )
+        )
         parts: list[list[tuple[Place, Tensor]]] = [[] for _ in self.outer]
         self._hand_out(parts, self.constants, self._constant(pools))
         for product, weight in zip(self.plan, self.weights, strict=True):
-            self._hand_out(
-                parts, product.places, F.linear(pools.side_by_side(product.pools), weight)
-            )
+            found = F.linear(pools.side_by_side(product.pools), weight)
+            self._hand_out(parts, product.places, found)
         return tuple(self._cell(n, parts[n], features[0]) for n in range(len(self.outer)))
 
     def _cell(self, number: int, parts: list[tuple[Place, Tensor]], like: Tensor) -> Tensor:
@@ -88,7 +91,7 @@ class CellMap(nn.Module):
         if not parts:
             return like.new_zeros(len(like), *cell.sizes, cell.fixed * self.c_out)
         y = assembled(cell, parts, len(like))
-        return _project(y, self.widen[number], self._outer_fixed[number])
+        return _project(y, self.widen.get(str(number)), self._outer_fixed[number])
 
     def _hand_out(
         self, parts: list[list[tuple[Place, Tensor]]], places: Sequence[Place], product: Tensor
@@ -185,19 +188,20 @@ def _is_near(outer: Cell, inner: Cell) -> bool:
     return bool(shared) or outer == inner
 
 
-def _projections(cells: Sequence[Cell], kept: Sequence[int]) -> nn.ParameterList:
-    """Return a matrix [fixed, kept] for each cell; empty where all places are kept."""
-    return nn.ParameterList(
-        torch.randn(cell.fixed, number) / math.sqrt(cell.fixed)
-        if number < cell.fixed
-        else torch.empty(0)
-        for cell, number in zip(cells, kept, strict=True)
+def _projections(cells: Sequence[Cell], kept: Sequence[int]) -> nn.ParameterDict:
+    """Return a matrix [fixed, kept] by the number of each cell that has more places than kept."""
+    return nn.ParameterDict(
+        {
+            str(number): nn.Parameter(torch.randn(cell.fixed, left) / math.sqrt(cell.fixed))
+            for number, (cell, left) in enumerate(zip(cells, kept, strict=True))
+            if left < cell.fixed
+        }
     )
 
 
-def _project(x: Tensor, matrix: Tensor, places: int) -> Tensor:
-    """Multiply the fixed places of [.., places * c] by a matrix."""
-    if not matrix.numel():
+def _project(x: Tensor, matrix: Tensor | None, places: int) -> Tensor:
+    """Multiply the fixed places of [.., places * c] by a matrix, or its transpose."""
+    if matrix is None:
         return x
     matrix = matrix if len(matrix) == places else matrix.mT
     channels = x.unflatten(-1, (places, -1)).mT

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gpu_align._errors import InputError
 from gpu_align._symmetry import PermutationSpec, StateDict, stack_size, tensors_of
-from gpu_align.learn._cells import Cell, Features, cells_of, check_features
+from gpu_align.learn._cells import BlockCell, Features, cells_of, check_features
 from gpu_align.learn._elements import Elements
 
 
@@ -52,7 +52,7 @@ class WeightSpace:
             signs: whether the symmetries include negated units where the spec has them.
         """
         self.spec, self.buffers, self.signs = spec, buffers, signs
-        self.cells: tuple[Cell, ...] = cells_of(spec, buffers=buffers, signs=signs)
+        self.cells: tuple[BlockCell, ...] = cells_of(spec, buffers=buffers, signs=signs)
 
     def __repr__(self) -> str:
         sizes = [list((*cell.sizes, cell.fixed)) for cell in self.cells]
@@ -99,7 +99,7 @@ class WeightSpace:
         """
         check_features(features, self.cells, 1)
         made: dict[str, Tensor] = {}
-        by_name: dict[str, list[tuple[Cell, Tensor]]] = {}
+        by_name: dict[str, list[tuple[BlockCell, Tensor]]] = {}
         for cell, x in zip(self.cells, features, strict=True):
             by_name.setdefault(cell.name, []).append((cell, x))
         for name, parts in by_name.items():
@@ -210,7 +210,7 @@ def _stacked(spec: PermutationSpec, name: str, states: StateDict) -> Tensor:
     return tensor if tensor.ndim > len(shape) else tensor.expand(count, *shape)
 
 
-def _joined(parts: list[tuple[Cell, Tensor]], shape: tuple[int, ...]) -> Tensor:
+def _joined(parts: list[tuple[BlockCell, Tensor]], shape: tuple[int, ...]) -> Tensor:
     """Return the tensors [b, *shape] that cells were cut from."""
     first, x = parts[0]
     if (
