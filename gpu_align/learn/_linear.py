@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gpu_align._errors import InputError
 from gpu_align._symmetry import PermutationSpec
 from gpu_align.learn._cells import Cell, Features, check_features
+from gpu_align.learn._narrow import Narrow
 from gpu_align.learn._plan import (
     Place,
     Pools,
@@ -43,16 +44,12 @@ class CellMap(nn.Module):
         fixed_rank: int | None = None,
     ) -> None:
         super().__init__()
-        _check(c_in, c_out, far, fixed_rank)
+        _check(c_in, c_out, far)
         self.inner, self.outer, self.c_in, self.c_out = tuple(inner), tuple(outer), c_in, c_out
         is_near = _always if far == "full" else _is_near
         self.plan: list[Product] = products(outer, inner, is_near)
         self.constants: tuple[Place, ...] = whole_places(outer)
-        most = math.inf if fixed_rank is None else fixed_rank
-        self._inner_fixed = [int(min(cell.fixed, most)) for cell in inner]
-        self._outer_fixed = [int(min(cell.fixed, most)) for cell in outer]
-        self.narrow = _projections(inner, self._inner_fixed)
-        self.widen = _projections(outer, self._outer_fixed)
+        self.narrow, self.widen = Narrow(inner, fixed_rank), Narrow(outer, fixed_rank)
         self.weights = nn.ParameterList(self._weight(product) for product in self.plan)
         self.bias = nn.Parameter(torch.zeros(sum(map(self._width, self.constants))))
         self.summary = whole_pools(inner) if far == "low_rank" else ()
@@ -72,12 +69,7 @@ class CellMap(nn.Module):
             InputError: the features are not those of the input cells.
         """
         check_features(features, self.inner, self.c_in)
-        pools = Pools(
-            tuple(
-                _project(x, self.narrow.get(str(number)), cell.fixed)
-                for number, (x, cell) in enumerate(zip(features, self.inner, strict=True))
-            )
-        )
+        pools = Pools(self.narrow(features))
         parts: list[list[tuple[Place, Tensor]]] = [[] for _ in self.outer]
         self._hand_out(parts, self.constants, self._constant(pools))
         for product, weight in zip(self.plan, self.weights, strict=True):
@@ -90,8 +82,7 @@ class CellMap(nn.Module):
         cell = self.outer[number]
         if not parts:
             return like.new_zeros(len(like), *cell.sizes, cell.fixed * self.c_out)
-        y = assembled(cell, parts, len(like))
-        return _project(y, self.widen.get(str(number)), self._outer_fixed[number])
+        return self.widen.back(number, assembled(cell, parts, len(like)))
 
     def _hand_out(
         self, parts: list[list[tuple[Place, Tensor]]], places: Sequence[Place], product: Tensor
@@ -107,10 +98,10 @@ class CellMap(nn.Module):
         return self.spread(self.gather(pools.side_by_side(self.summary))) + self.bias
 
     def _width(self, place: Place) -> int:
-        return self._outer_fixed[place.cell] * self.c_out
+        return self.widen.fixed[place.cell] * self.c_out
 
     def _pool_width(self, cell: int) -> int:
-        return self._inner_fixed[cell] * self.c_in
+        return self.narrow.fixed[cell] * self.c_in
 
     @torch.no_grad()
     def _weight(self, product: Product) -> nn.Parameter:
@@ -170,13 +161,11 @@ class EquivariantLinear(CellMap):
         super().__init__(space.cells, space.cells, c_in, c_out, far, fixed_rank)
 
 
-def _check(c_in: int, c_out: int, far: str, fixed_rank: int | None) -> None:
+def _check(c_in: int, c_out: int, far: str) -> None:
     if min(c_in, c_out) < 1:
         raise InputError(f"expected at least one channel, got c_in={c_in}, c_out={c_out}")
     if far not in ("full", "low_rank", "none"):
         raise InputError(f"expected far 'full', 'low_rank' or 'none', got {far!r}")
-    if fixed_rank is not None and fixed_rank < 1:
-        raise InputError(f"expected fixed_rank of at least 1, or None, got {fixed_rank}")
 
 
 def _always(outer: Cell, inner: Cell) -> bool:
@@ -186,23 +175,3 @@ def _always(outer: Cell, inner: Cell) -> bool:
 def _is_near(outer: Cell, inner: Cell) -> bool:
     shared = {axis.key for axis in outer.axes} & {axis.key for axis in inner.axes}
     return bool(shared) or outer == inner
-
-
-def _projections(cells: Sequence[Cell], kept: Sequence[int]) -> nn.ParameterDict:
-    """Return a matrix [fixed, kept] by the number of each cell that has more places than kept."""
-    return nn.ParameterDict(
-        {
-            str(number): nn.Parameter(torch.randn(cell.fixed, left) / math.sqrt(cell.fixed))
-            for number, (cell, left) in enumerate(zip(cells, kept, strict=True))
-            if left < cell.fixed
-        }
-    )
-
-
-def _project(x: Tensor, matrix: Tensor | None, places: int) -> Tensor:
-    """Multiply the fixed places of [.., places * c] by a matrix, or its transpose."""
-    if matrix is None:
-        return x
-    matrix = matrix if len(matrix) == places else matrix.mT
-    channels = x.unflatten(-1, (places, -1)).mT
-    return (channels @ matrix).mT.flatten(-2)
