@@ -24,6 +24,7 @@ if typing.TYPE_CHECKING:
         ResidualBlock,
     )
     from gpu_align.learn._linear import EquivariantLinear
+    from gpu_align.learn._messages import MessageHead, MessagePassing, UnitStates
     from gpu_align.learn._patterns import dimension
     from gpu_align.learn._space import Statistics, WeightSpace
 
@@ -40,6 +41,7 @@ _MODULES = {
         "ResidualBlock",
     ),
     "_linear": ("EquivariantLinear",),
+    "_messages": ("MessageHead", "MessagePassing", "UnitStates"),
     "_patterns": ("dimension",),
     "_space": ("Statistics", "WeightSpace"),
 }
@@ -59,9 +61,12 @@ __all__ = [
     "Features",
     "FourierFeatures",
     "InvariantHead",
+    "MessageHead",
+    "MessagePassing",
     "ResidualBlock",
     "Statistics",
     "UnitFeatures",
+    "UnitStates",
     "WeightSpace",
     "dimension",
 ]
