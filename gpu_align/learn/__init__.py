@@ -24,9 +24,13 @@ if typing.TYPE_CHECKING:
         ResidualBlock,
     )
     from gpu_align.learn._linear import EquivariantLinear
+    from gpu_align.learn._many import Trained, train_together
     from gpu_align.learn._messages import MessageHead, MessagePassing, UnitStates
+    from gpu_align.learn._nets import Siren
     from gpu_align.learn._patterns import dimension
+    from gpu_align.learn._recipes import ClassifierRecipe, SirenRecipe
     from gpu_align.learn._space import Statistics, WeightSpace
+    from gpu_align.learn._zoos import Zoo, load_zoo, make_zoo
 
 _MODULES = {
     "_cells": ("Cell", "CellAxis", "Features"),
@@ -41,9 +45,13 @@ _MODULES = {
         "ResidualBlock",
     ),
     "_linear": ("EquivariantLinear",),
+    "_many": ("Trained", "train_together"),
     "_messages": ("MessageHead", "MessagePassing", "UnitStates"),
+    "_nets": ("Siren",),
     "_patterns": ("dimension",),
+    "_recipes": ("ClassifierRecipe", "SirenRecipe"),
     "_space": ("Statistics", "WeightSpace"),
+    "_zoos": ("Zoo", "load_zoo", "make_zoo"),
 }
 """Where the names are."""
 
@@ -52,6 +60,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "Cell",
     "CellAxis",
+    "ClassifierRecipe",
     "Elements",
     "EquivariantActivation",
     "EquivariantBatchNorm",
@@ -64,11 +73,18 @@ __all__ = [
     "MessageHead",
     "MessagePassing",
     "ResidualBlock",
+    "Siren",
+    "SirenRecipe",
     "Statistics",
+    "Trained",
     "UnitFeatures",
     "UnitStates",
     "WeightSpace",
+    "Zoo",
     "dimension",
+    "load_zoo",
+    "make_zoo",
+    "train_together",
 ]
 
 if not typing.TYPE_CHECKING:  # else a name that does not exist would have a type
