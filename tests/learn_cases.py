@@ -2,9 +2,12 @@
 
 import functools
 import math
+import warnings
+from functools import partial
 
 import architectures
 import numpy as np
+import sequence_architectures as sequence
 import torch
 from networks import PAIRS, mlp, pair
 from scipy.sparse import coo_array
@@ -68,17 +71,29 @@ ARCHITECTURES = [
 ]
 """All of tests/architectures.py that have less than 10,000 parameters."""
 
+SEQUENCES = {
+    "lstm": sequence.lstm,
+    "projected_lstm": sequence.projected_lstm,
+    "self_attention": sequence.self_attention,
+    "cross_attention": partial(sequence.cross_attention, 6),
+    "packed_vit": partial(sequence.packed_vit, False),
+    "transformer_encoder": partial(sequence.transformer_encoder, True),
+}
+
 SPECS = [*PAIRS, *ARCHITECTURES]
-"""Names for `spec_of`."""
+"""Names for `spec_of`, as those of `SEQUENCES` are."""
 
 
 @functools.cache
 def spec_of(name: str) -> PermutationSpec:
     if name in PAIRS:
         return pair(name).spec
-    model, inputs = getattr(architectures, name)()
+    model, inputs = SEQUENCES[name]() if name in SEQUENCES else getattr(architectures, name)()
     assert sum(parameter.numel() for parameter in model.parameters()) < 10_000
-    return discover(model, inputs)
+    with warnings.catch_warnings():
+        # torch.export of any nn.LSTM says so about its own private list.
+        warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
+        return discover(model, inputs)
 
 
 def random_states(spec: PermutationSpec, count: int, seed: int = 0) -> list[dict[str, Tensor]]:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import learn_cases as cases
 import pytest
 import torch
-from learn_cases import SPECS, chain, random_features, relative_error, spec_of
+from learn_cases import SEQUENCES, SPECS, chain, random_features, relative_error, spec_of
+from marks import slow
 from networks import FAMILIES
 
 from gpu_align import InputError, PermutationSpec
@@ -77,7 +78,7 @@ def test_the_layer_is_the_whole_basis(name: str) -> None:
     assert int(torch.linalg.matrix_rank(torch.stack(constants))) == affine
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", slow([*SPECS, *SEQUENCES], but=SPECS))
 def test_the_layer_commutes_with_the_symmetries(name: str) -> None:
     space = WeightSpace(spec_of(name), buffers=True)
     features = random_features(space, 3, channels=2)

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from learn_cases import ARCHITECTURES, chain, random_features, relative_error, spec_of, tanh
+from learn_cases import (
+    ARCHITECTURES,
+    SEQUENCES,
+    chain,
+    random_features,
+    relative_error,
+    spec_of,
+    tanh,
+)
 from marks import slow
 from networks import FAMILIES
 from test_learn_layers import in_order, perturbed
@@ -11,7 +19,16 @@ from torch import nn
 from gpu_align import InputError
 from gpu_align.learn import MessageHead, MessagePassing, WeightSpace
 
-NAMES = [*FAMILIES, "recurrent", "trilinear", "groupnorm", "cnn", "deep", *ARCHITECTURES]
+NAMES = [
+    *FAMILIES,
+    "recurrent",
+    "trilinear",
+    "groupnorm",
+    "cnn",
+    "deep",
+    *ARCHITECTURES,
+    *SEQUENCES,
+]
 QUICK = [*FAMILIES, "recurrent", "trilinear", "groupnorm", "deep", "siren", "resnext"]
 
 

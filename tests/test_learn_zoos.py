@@ -67,6 +67,7 @@ def test_sirens_know_their_images(tmp_path: Path) -> None:
     assert len(zoo) == 8
     assert zoo.facts["image"].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
     assert zoo.facts["label"].tolist() == [0, 1, 2, 0, 0, 1, 2, 0]
+    assert list(zoo.states) == list(SMALL.model().state_dict())
     first = zoo.states["0.weight"]
     assert first.shape == (8, 4, 2)
     assert not torch.equal(first[0], first[4])  # views begin elsewhere

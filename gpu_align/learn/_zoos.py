@@ -93,11 +93,13 @@ def load_zoo(folder: str | os.PathLike[str]) -> Zoo:
             f"{str(path)!r} has {len(files) - len(missing)} of {len(files)} files of its zoo, "
             f"{missing[0]} is missing; finish it by the call of make_zoo that began it"
         )
-    parts = [read_safetensors(file)[0] for file in files]
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    read = [read_safetensors(file) for file in files]
+    joined = {name: torch.cat([part[name] for part, _ in read]) for name in read[0][0]}
+    # The files are sorted by name; the order of the state dict stands beside.
+    order = json.loads((read[0][1] or {})["names"])
     return Zoo(
-        {n.removeprefix(_WEIGHT): t for n, t in joined.items() if n.startswith(_WEIGHT)},
-        {n.removeprefix(_FACT): t for n, t in joined.items() if n.startswith(_FACT)},
+        {name: joined[_WEIGHT + name] for name in order[_WEIGHT]},
+        {name: joined[_FACT + name] for name in order[_FACT]},
         settings,
     )
 
@@ -133,10 +135,13 @@ def _shard_path(folder: Path, number: int) -> Path:
 
 
 def _save(path: Path, states: dict[str, Tensor], facts: dict[str, Tensor]) -> None:
-    named = {f"{_WEIGHT}{n}": t for n, t in states.items()}
-    named |= {f"{_FACT}{n}": t for n, t in facts.items()}
+    named = {_WEIGHT + name: tensor for name, tensor in states.items()}
+    named |= {_FACT + name: tensor for name, tensor in facts.items()}
+    # One entry only: safetensors writes several in any order.
+    order = {"names": json.dumps({_WEIGHT: list(states), _FACT: list(facts)})}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in named.items()}
     with atomic_write(path, CheckpointError) as temporary:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in named.items()}, temporary)
+        save_file(tensors, temporary, order)
 
 
 def _settings(folder: Path) -> dict[str, object]:
