@@ -64,17 +64,14 @@ class Way:
     rate: float
 
 
-class Joined(nn.Module):
+class Joined(nn.Sequential):
     """A perceptron on all weights in a row."""
 
     def __init__(self, inputs: int) -> None:
-        super().__init__()
-        widths = [(inputs, 128), (128, 128)]
-        layers = [m for a, b in widths for m in (nn.Linear(a, b), nn.ReLU())]
-        self.layers = nn.Sequential(*layers, nn.Linear(128, 10))
+        super().__init__(nn.Linear(inputs, 176), nn.ReLU(), nn.Dropout(0.5), nn.Linear(176, 10))
 
     def forward(self, features: Features) -> Tensor:
-        return self.layers(torch.cat([x.flatten(1) for x in features], 1))
+        return super().forward(torch.cat([x.flatten(1) for x in features], 1))
 
 
 class Probes(nn.Module):
@@ -118,6 +115,12 @@ def standardised(space: WeightSpace, features: Features, task: Task) -> Features
     """Return features standardised by tensor, by the networks for training."""
     known = space.statistics(tuple(x[task.parts[0]] for x in features))
     return space.standardise(features, known)
+
+
+def standardised_each(features: Features, task: Task) -> Features:
+    """Return features with every entry standardised by itself: the best for a perceptron."""
+    known = [torch.std_mean(x[task.parts[0]], 0) for x in features]
+    return tuple((x - mean) / std for x, (std, mean) in zip(features, known, strict=True))
 
 
 def between_classes(features: Features, task: Task) -> tuple[float, float]:
@@ -171,26 +174,20 @@ def ways(zoo: Zoo, task: Task, recipe: SirenRecipe) -> tuple[list[Way], dict[str
     """Return the models, and the weights in each form."""
     traced = discover(recipe.model(), torch.zeros(2, 2))
     orders = chain_spec({name: tensor[0] for name, tensor in zoo.states.items()})
-    signs, plain = WeightSpace(traced), WeightSpace(orders)
+    signs, plain = WeightSpace(traced), WeightSpace(traced, signs=False)
     raw = signs.from_state_dicts(zoo.states)
     forms = {
         "raw": raw,
         "permutation": aligned(zoo, orders),
         "permutation, sign": aligned(zoo, traced),
     }
-    ready = {name: standardised(signs, form, task) for name, form in forms.items()}
     inputs = sum(x[0].numel() for x in raw)
-    found = [Way(f"MLP, {n}", form, lambda: Joined(inputs), 25, 1e-3) for n, form in ready.items()]
+    each = {name: standardised_each(form, task) for name, form in forms.items()}
+    found = [Way(f"MLP, {n}", x, lambda: Joined(inputs), 25, 2e-3) for n, x in each.items()]
+    by_tensor = standardised(signs, raw, task)
     found += [
-        Way(
-            "messages, permutation",
-            standardised(plain, raw, task),
-            lambda: messages(plain),
-            24,
-            3e-3,
-        ),
-        Way("messages, permutation, sign", ready["raw"], lambda: messages(signs), 16, 3e-3),
-        Way("messages, permutation, sign, longer", ready["raw"], lambda: messages(signs), 36, 3e-3),
+        Way("messages, permutation", by_tensor, lambda: messages(plain), 24, 3e-3),
+        Way("messages, permutation, sign", by_tensor, lambda: messages(signs), 16, 3e-3),
         Way("probes: runs the networks", raw, lambda: Probes(signs, recipe), 40, 3e-3),
     ]
     return found, forms
