@@ -90,14 +90,21 @@ def train_together(
         losses.sum().backward()
         losses = losses.detach()
         active = torch.ones_like(losses, dtype=torch.bool) if until is None else losses > until
-        before = {} if until is None else {n: x.detach().clone() for n, x in weights.items()}
-        optimiser.step()
-        with torch.no_grad():
-            for name, old in before.items():
-                moves = active.reshape(-1, *(1,) * (old.ndim - 1))
-                weights[name].copy_(torch.where(moves, weights[name], old))
+        _step(optimiser, weights, active, every=until is None)
         done = done + active.long()
         if progress is not None:
             progress(step + 1)
     assert isinstance(done, Tensor)
     return Trained({name: tensor.detach() for name, tensor in weights.items()}, losses, done)
+
+
+@torch.no_grad()
+def _step(
+    optimiser: torch.optim.Optimizer, weights: dict[str, Tensor], active: Tensor, *, every: bool
+) -> None:
+    """Take a step with some networks, or with every one."""
+    before = {} if every else {name: tensor.clone() for name, tensor in weights.items()}
+    optimiser.step()
+    for name, old in before.items():
+        moves = active.reshape(-1, *(1,) * (old.ndim - 1))
+        weights[name].copy_(torch.where(moves, weights[name], old))
