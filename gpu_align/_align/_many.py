@@ -54,6 +54,7 @@ device it is all that counts.
 _CHECKED = "outputs of the source before and after, {precision}, on the example inputs"
 _NOT_CHECKED = "not checked: no model with example inputs was given"
 _WORK_OF_THREADS = 2**25  # multiply-adds of the largest similarity of one model
+_SWEEPS = 16  # of each hypothesis of a search, at least
 Aligned = AlignmentResult | AlignmentFailure
 
 
@@ -276,11 +277,12 @@ class _Task:
         most = _CERTIFIED_ON_HOST if on_host else _CERTIFIED_ON_DEVICE
         for start, stop in part_ranges(len(weights), largest_elements(self.spec), most):
             exact = self._problem(weights.part(start, stop), torch.float64)
-            for model, known in enumerate(self._certified(exact, outcome.best, start, stop)):
+            certified = self._certified(exact, outcome.best, start, stop, _work(search, exact))
+            for model, known in enumerate(certified):
                 yield AlignmentResult(**known, **common, search=winners[start + model])
 
     def _certified(
-        self, exact: AlignmentProblem, best: Hypotheses, start: int, stop: int
+        self, exact: AlignmentProblem, best: Hypotheses, start: int, stop: int, work: float
     ) -> Iterator[dict[str, Any]]:
         """Yield what results say about the best hypotheses of some models of a batch."""
         part = best.select(torch.arange(start, stop, device=best.model.device))
@@ -288,7 +290,7 @@ class _Task:
         permutations = exact.permutations(part)
         moved = apply_permutations(exact.sources, *exact.group_vectors(part))
         pictured = len(self.sources) <= PICTURED
-        found = zip(permutations, moved, certificates(exact, part), strict=True)
+        found = zip(permutations, moved, certificates(exact, part, work=work), strict=True)
         for model, (permutation, state, certificate) in enumerate(found):
             groups = certificate.groups
             yield {
@@ -317,6 +319,15 @@ class _Task:
             function_limit=found.limit,
             function_note=note,
         )
+
+
+def _work(search: Search, problem: AlignmentProblem) -> float:
+    """Return about how many multiply-adds a search spends on the assignments of a model.
+
+    The bound may cost as much: a cheap search keeps a cheap bound.
+    """
+    cubes = sum(size**3 for size in problem.sizes.values())
+    return _SWEEPS * search.hypotheses_per_model * cubes
 
 
 def _not_begun(number: int) -> AlignmentFailure:
