@@ -34,6 +34,7 @@ if typing.TYPE_CHECKING:
         UnavailableError,
     )
     from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
+    from gpu_align._proof import Proof, check_proof, prove
     from gpu_align._report import write_report as write_report
     from gpu_align._search import (
         Annealing,
@@ -87,6 +88,7 @@ __all__ = [
     "PermutationSpec",
     "Portfolio",
     "Progress",
+    "Proof",
     "Recombination",
     "Rounding",
     "ScipyAssignment",
@@ -99,16 +101,18 @@ __all__ = [
     "backends",
     "canonicalize",
     "chain_spec",
+    "check_proof",
     "discover",
     "load_checkpoint",
     "lower_bound",
+    "prove",
     "run_search",
     "save_checkpoint",
 ]
 
 _ROOMS = (
     *("_status", "_errors", "_checkpoint", "_device", "_assignment", "_symmetry", "_problem"),
-    *("_search", "_align"),
+    *("_search", "_proof", "_align"),
 )
 """Where the names are, from the ground up, so that none loads more than what it stands on."""
 

@@ -12,6 +12,7 @@ FLOORS = (
     ("_cli",),
     ("learn", "_zoo", "_report"),
     ("_align", "_merge"),
+    ("_proof",),
     ("_search",),
     ("_problem", "_network"),
     ("_symmetry",),

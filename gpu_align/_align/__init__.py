@@ -12,7 +12,7 @@ from gpu_align._align._result import (
     ResultRecord,
     read_result,
 )
-from gpu_align._align._settings import Settings
+from gpu_align._align._settings import Settings, checked_seconds
 from gpu_align._align._summary import change_in_words, function_in_words, status_in_words
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "canonical_form",
     "canonicalize",
     "change_in_words",
+    "checked_seconds",
     "function_in_words",
     "model_beside",
     "read_result",

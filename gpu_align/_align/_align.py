@@ -46,6 +46,7 @@ def align(  # type: ignore[overload-overlap]
     seed: int = 0,
     budget: Budget | None = None,
     progress: ProgressCallback | None = None,
+    prove: float | None = None,
 ) -> AlignmentResult: ...
 
 
@@ -65,6 +66,7 @@ def align(  # type: ignore[overload-overlap]
     seed: int = 0,
     budget: Budget | None = None,
     progress: ProgressCallback | None = None,
+    prove: float | None = None,
 ) -> dict[Key, AlignmentResult | AlignmentFailure]: ...
 
 
@@ -84,6 +86,7 @@ def align(
     seed: int = 0,
     budget: Budget | None = None,
     progress: ProgressCallback | None = None,
+    prove: float | None = None,
 ) -> list[AlignmentResult | AlignmentFailure]: ...
 
 
@@ -102,6 +105,7 @@ def align(
     seed: int = 0,
     budget: Budget | None = None,
     progress: ProgressCallback | None = None,
+    prove: float | None = None,
 ) -> AlignmentResult | list[Aligned] | dict[Key, Aligned]:
     """Find the permutation of the source's units that brings it closest to the target.
 
@@ -127,6 +131,8 @@ def align(
         seed: of the search; same seed, same result, unless a budget of seconds ends it.
         budget: of steps or seconds; several batches share the seconds.
         progress: called after every step of the search; of several batches its stage says which.
+        prove: seconds, for each source, to prove that what was found is optimal, or how much closer
+            another permutation could be at most; see `prove`. Default: the lower bound alone.
 
     Returns:
         The result; its `state_dict` computes the same function as the source, and shares no memory
@@ -140,7 +146,7 @@ def align(
     """
     sources = Sources.of(source, target)
     keys = checked_keys([*sources.networks, target], key, target_key)
-    settings = Settings.of(search, metric, device, seed, budget, progress)
+    settings = Settings.of(search, metric, device, seed, budget, progress, prove)
     found = align_networks(
         sources.networks,
         target,

@@ -13,6 +13,7 @@ import torch
 from gpu_align._align._batches import batch_ranges, bytes_per_model, largest_elements
 from gpu_align._align._certificate import certificates, cost_matrix
 from gpu_align._align._networks import Model
+from gpu_align._align._proving import proved, with_proof
 from gpu_align._align._result import PICTURED, AlignmentFailure, AlignmentResult
 from gpu_align._align._settings import Settings
 from gpu_align._device import CPU, free_bytes, versions
@@ -25,6 +26,7 @@ from gpu_align._problem import (
     unusable,
 )
 from gpu_align._process import full_precision, torch_threads
+from gpu_align._proof import Proof
 from gpu_align._search import (
     Budget,
     Outcome,
@@ -277,16 +279,20 @@ class _Task:
         most = _CERTIFIED_ON_HOST if on_host else _CERTIFIED_ON_DEVICE
         for start, stop in part_ranges(len(weights), largest_elements(self.spec), most):
             exact = self._problem(weights.part(start, stop), torch.float64)
-            certified = self._certified(exact, outcome.best, start, stop, _work(search, exact))
-            for model, known in enumerate(certified):
-                yield AlignmentResult(**known, **common, search=winners[start + model])
+            part = outcome.best.select(torch.arange(start, stop, device=outcome.best.model.device))
+            part = replace(part, model=part.model - start, models=stop - start)
+            proofs: list[Proof | None] = [None] * len(part)
+            if self.settings.prove is not None and outcome.status is not Status.INTERRUPTED:
+                part, proofs = proved(exact, part, self.settings)
+            certified = self._certified(exact, part, _work(search, exact))
+            for model, (known, proof) in enumerate(zip(certified, proofs, strict=True)):
+                result = AlignmentResult(**known, **common, search=winners[start + model])
+                yield result if proof is None else with_proof(result, proof)
 
     def _certified(
-        self, exact: AlignmentProblem, best: Hypotheses, start: int, stop: int, work: float
+        self, exact: AlignmentProblem, part: Hypotheses, work: float
     ) -> Iterator[dict[str, Any]]:
         """Yield what results say about the best hypotheses of some models of a batch."""
-        part = best.select(torch.arange(start, stop, device=best.model.device))
-        part = replace(part, model=part.model - start, models=stop - start)
         permutations = exact.permutations(part)
         moved = apply_permutations(exact.sources, *exact.group_vectors(part))
         pictured = len(self.sources) <= PICTURED

@@ -1,6 +1,7 @@
 """A lower bound on the distance over all permutations, of Gilmore-Lawler form."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -43,9 +44,31 @@ def lower_bound(problem: AlignmentProblem, *, work: float = _MOST_WORK) -> Tenso
     (1962); Lawler, "The quadratic assignment problem" (1963).
     """
     inner, match = torch.zeros_like(problem.constant), exact_match(problem.engine)
-    shares: dict[str, list[Tensor]] = {variable: [] for variable in problem.sizes}
+    shares = bounded_shares(problem, problem.terms, match, work)
+    for family in problem.families.values():
+        similarity = {m: problem.unary[m].to(torch.float64) for m in family.variables}
+        for variable in family.variables:
+            for share in shares[variable]:
+                add_bound(similarity, variable, share)
+        inner += family.bound(similarity, match)
+    bound = problem.unit * (problem.constant - 2 * inner - _rounding(problem))
+    return bound if problem.evidence else bound.clamp_min(0)
+
+
+def bounded_shares(
+    problem: AlignmentProblem, terms: Iterable[AnyTerm], match: Matcher, work: float = _MOST_WORK
+) -> dict[str, list[Tensor]]:
+    """Return bounds that stand for terms, variable -> those that its pairs of units are given.
+
+    Args:
+        problem: what the terms are of.
+        terms: that couple matrices.
+        match: solves assignments; its values are upper bounds.
+        work: see `lower_bound`.
+    """
     left = min(work, _MOST_WORK)
-    for term in problem.terms:
+    shares: dict[str, list[Tensor]] = {variable: [] for variable in problem.sizes}
+    for term in terms:
         if has_inner(term) and inner_work(term) <= left:
             left -= inner_work(term)
             mode = inner_mode(term)
@@ -55,14 +78,7 @@ def lower_bound(problem: AlignmentProblem, *, work: float = _MOST_WORK) -> Tenso
         else:
             for mode, variable in enumerate(term.variables):
                 shares[variable].append(optimistic(term, mode) / len(term.variables))
-    for family in problem.families.values():
-        similarity = {m: problem.unary[m].to(torch.float64) for m in family.variables}
-        for variable in family.variables:
-            for share in shares[variable]:
-                add_bound(similarity, variable, share)
-        inner += family.bound(similarity, match)
-    bound = problem.unit * (problem.constant - 2 * inner - _rounding(problem))
-    return bound if problem.evidence else bound.clamp_min(0)
+    return shares
 
 
 def _rounding(problem: AlignmentProblem) -> Tensor:
