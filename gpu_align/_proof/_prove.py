@@ -22,8 +22,12 @@ from gpu_align._search import Progress, ProgressCallback
 from gpu_align._status import Status
 from gpu_align._symmetry import Permutation
 
-_MOST_GAINS = 2**32
-"""Pairs of pairs of units that a sweep may go through: a minute on one core."""
+_ON_HOST, _ON_DEVICE = 2**22, 2**27
+"""Pairs of pairs of units for which a second must be given, on one core or a device.
+
+A sweep that solves their assignments takes about two thirds of it; the bound of one that is cut
+short is below that of the convex relaxation.
+"""
 
 _SHARE = 0.5  # of the free memory
 _COPIES = 4  # of the duals: those of the ascent, of its last stage, and of two that are kept
@@ -149,8 +153,8 @@ def prove(
     Dual ascent for the level-1 relaxation from the bound by inner assignments: each pair of units
     takes what the other groups' units can gain beside it, and what it gains too little in its own
     group it gives back. A pair with which no permutation can be better is excluded, which raises
-    the bound of the others. Where its duals do not fit the memory, or a sweep would take minutes, a
-    convex relaxation gives the bound. Ctrl-C ends it with what is proved until then.
+    the bound of the others. Where its duals do not fit the memory, or a sweep the time, a convex
+    relaxation gives the bound. Ctrl-C ends it with what is proved until then.
 
     Args:
         problem: computed with in float64.
@@ -180,7 +184,7 @@ def prove(
         distance = objective_of(problem, incumbent, model)
         effort = _Effort(problem, form, distance, Judge(form, best))
         effort.limit, effort.progress = seconds, progress
-        method, note = _method(form, problem)
+        method, note = _method(form, problem, seconds)
         status = _run(method, form, problem, effort)
         return Proof(
             method=method,
@@ -219,19 +223,19 @@ def narrowed(problem: AlignmentProblem, proof: Proof) -> AlignmentProblem:
     return problem.of_source(proof.model, evidence)
 
 
-def _method(form: Reduced, problem: AlignmentProblem) -> tuple[str, str]:
+def _method(form: Reduced, problem: AlignmentProblem, seconds: float) -> tuple[str, str]:
     """Return what to prove with, and why."""
     duals = sum(
         2 * 8 * (c.target[..., 0].numel() * len(c.source) + _second(c)) for c in form.couples
     )
     gains = sum(c.target[..., 0].numel() * c.source[..., 0].numel() for c in form.couples)
-    free = free_bytes(problem.device)
+    free, rate = free_bytes(problem.device), _ON_HOST if problem.engine.waits else _ON_DEVICE
     bounded = f", {form.bounded} terms by a bound of theirs" if form.bounded else ""
-    if _COPIES * duals <= _SHARE * free and gains <= _MOST_GAINS:
+    if _COPIES * duals <= _SHARE * free and gains <= rate * seconds:
         return ASCENT, f"duals of {gains} pairs of pairs of units{bounded}"
     reason = (
-        f"{gains} pairs of pairs of units, of which {_MOST_GAINS} are gone through in a minute"
-        if gains > _MOST_GAINS
+        f"{gains} pairs of pairs of units, too many for {seconds:g} s"
+        if gains > rate * seconds
         else f"the duals take {_COPIES * duals >> 20} MiB, of which {free >> 20} MiB are free"
     )
     if all(w.shape[0] == w.shape[1] for w in form.gains.values()):

@@ -21,14 +21,7 @@ def bound_over_time(proof: ProofRecord) -> Figure:
         ("pairs of units left", [step.candidates for step in proof.history], STAGES[1]),
     )
     for axes, (title, values, color) in zip(panels, series, strict=True):
-        axes.step(
-            *(seconds, values),
-            where="post",
-            color=color,
-            linewidth=2,
-            marker=marker,
-            markersize=3.5,
-        )
+        axes.step(seconds, values, where="post", color=color, linewidth=2, marker=marker)
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("seconds")
         axes.ticklabel_format(axis="y", useOffset=False)
