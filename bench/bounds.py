@@ -41,12 +41,14 @@ def main() -> None:
     torch.set_num_threads(1)
     given = sys.argv[1:]
     seconds = float(given.pop(0)) if given and given[0].replace(".", "").isdigit() else 60.0
-    rows = [row_of(name, seconds) for name in given or NAMES]
+    rows = []
+    for name in given or NAMES:
+        rows.append(row_of(name, seconds))
+        record("bounds", rows)  # a long run leaves what it has
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()))
     Console(width=190).print(table)
-    record("bounds", rows)
 
 
 def row_of(name: str, seconds: float) -> dict:
