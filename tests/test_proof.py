@@ -15,6 +15,7 @@ from torch import Tensor
 from gpu_align import (
     AlignmentProblem,
     CheckpointError,
+    CoordinateDescent,
     GpuAlignError,
     InputError,
     Permutation,
@@ -24,8 +25,9 @@ from gpu_align import (
     check_proof,
     lower_bound,
     prove,
+    run_search,
 )
-from gpu_align._proof import _prove
+from gpu_align._proof import _effort, _prove
 
 
 def chain(*widths: int, depth: int = 1) -> PermutationSpec:
@@ -214,9 +216,9 @@ def test_any_stop_within_a_sweep_is_valid(monkeypatch: pytest.MonkeyPatch) -> No
 
         def heartbeat(effort: object, stop: int = stop, calls: itertools.count = calls) -> None:
             if next(calls) == stop:
-                raise _prove._OutOfTime
+                raise _effort.OutOfTime
 
-        monkeypatch.setattr(_prove._Effort, "heartbeat", heartbeat)
+        monkeypatch.setattr(_effort.Effort, "heartbeat", heartbeat)
         proof = prove(problem, best, seconds=SECONDS)
         assert proof.lower_bound <= distance
         assert check_proof(problem, proof) == pytest.approx(proof.lower_bound)
@@ -241,3 +243,64 @@ def test_wrong_arguments_say_what_is_expected() -> None:
             prove(problem, proof.permutation, **options)
     with pytest.raises(InputError, match="another spec"):
         prove(problem, Permutation.identity(KINDS["two"]))
+
+
+def test_pairs_are_excluded_by_supposing_them(tmp_path: Path) -> None:
+    """What sweeps alone leave open; the pair that a stage supposes is part of the proof."""
+    for seed in range(30):
+        problem, proof = case("two, equal", seed)
+        supposing = [stage for stage in proof.stages if getattr(stage, "given", None)]
+        if supposing:
+            break
+    else:
+        pytest.fail("every proof was found without supposing a pair")
+    assert proof.is_optimal
+    proof.save(tmp_path / "proof.safetensors")
+    again = Proof.load(tmp_path / "proof.safetensors")
+    assert [getattr(s, "given", None) for s in again.stages] == [
+        getattr(s, "given", None) for s in proof.stages
+    ]
+    check_proof(problem, again)
+    group, i, j = supposing[0].given
+    for pair_given in ((group, (i + 1) % 4, j), None):
+        forged = [replace(s, given=pair_given) if s is supposing[0] else s for s in proof.stages]
+        with pytest.raises(GpuAlignError, match=r"prove|exclude"):
+            check_proof(problem, replace(proof, stages=tuple(forged)).sealed())
+
+
+def test_the_convex_relaxation_takes_over_where_there_is_no_time() -> None:
+    networks = random_pair(chain(16, 24), 0)
+    problem = AlignmentProblem(networks.source, networks.target, networks.spec)
+    best = run_search(CoordinateDescent(starts=8, initial="random"), problem).best
+    proof = prove(problem, problem.permutation(best), seconds=0.03)
+    assert proof.method == "convex relaxation"
+    assert 0 < proof.lower_bound <= proof.distance
+    assert check_proof(problem, proof) == pytest.approx(proof.lower_bound)
+    point = next(iter(proof.stages[-1].tensors()))[1]
+    point[0, 0] += 10.0
+    with pytest.raises(GpuAlignError, match="its duals prove"):
+        check_proof(problem, proof.sealed())
+
+
+@pytest.mark.parametrize("kind", ["two", "two, equal", "three", "places"])
+def test_the_convex_relaxation_is_never_above_the_optimum(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_prove, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(_prove, "_MOST_STEPS", 60)
+    for seed in range(4):
+        networks = random_pair(KINDS[kind], seed)
+        problem = AlignmentProblem(networks.source, networks.target, networks.spec)
+        distance, best = optimum(kind, problem)
+        proof = prove(problem, best, seconds=SECONDS)
+        assert proof.method == "convex relaxation"
+        assert "MiB" in proof.note
+        assert 0 < proof.lower_bound <= distance
+        assert check_proof(problem, proof) == pytest.approx(proof.lower_bound)
+
+
+def test_signs_without_memory_leave_the_plain_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_prove, "free_bytes", lambda device: 0)
+    problem, proof = case("signs")
+    assert (proof.method, proof.lower_bound, proof.stages) == ("none", 0.0, ())
+    check_proof(problem, proof)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gpu_align._interrupt import uninterrupted
 from gpu_align._proof._duals import Duals, for_signs, over_signs
-from gpu_align._proof._reduced import Couple, Reduced, impossible
+from gpu_align._proof._reduced import Couple, Reduced, impossible, supposed
 from gpu_align._proof._stage import Stage
 
 _ON_HOST, _ON_DEVICE = 2**18, 2**25
@@ -75,6 +75,7 @@ class Ascent:
     def __init__(self, form: Reduced, best: Duals) -> None:
         """Begin with all duals 0, which proves nothing; `best` solves assignments."""
         self._form, self._best = form, best
+        self._given: tuple[str, int, int] | None = None
         self._couples = [(Side.of(couple, 0), Side.of(couple, 1)) for couple in form.couples]
         self._row = {group: gains.new_zeros(len(gains)) for group, gains in form.gains.items()}
         self._column = {group: gains.new_zeros(len(gains)) for group, gains in form.gains.items()}
@@ -100,6 +101,20 @@ class Ascent:
                 self._column[group] += column[0]
                 self._give_back(group, [side for side, _ in sides])
 
+    def supposing(self, group: str, i: int, j: int) -> "Ascent":
+        """Return an ascent from these duals over the permutations that have a pair."""
+        branch = Ascent(self._form, self._best)
+        for mine, theirs in zip(self._couples, branch._couples, strict=True):
+            for side, copy in zip(mine, theirs, strict=True):
+                copy.row.copy_(side.row)
+                copy.column.copy_(side.column)
+        for name in self.alive:
+            branch._row[name].copy_(self._row[name])
+            branch._column[name].copy_(self._column[name])
+        branch.alive = supposed(self.alive, group, i, j)
+        branch._given = group, i, j
+        return branch
+
     def stage(self) -> Stage:
         """Return the duals as they are, with those of every group's assignment."""
         columns = {}
@@ -109,7 +124,7 @@ class Ascent:
             (first.row.clone(), first.column.clone(), second.row.clone(), second.column.clone())
             for first, second in self._couples
         )
-        return Stage(columns, inner)
+        return Stage(columns, inner, self._given)
 
     def _sides(self, group: str) -> Iterator[tuple[Side, Side]]:
         for first, second in self._couples:

@@ -1,7 +1,7 @@
 """What stages prove one after another, and the check of a proof from its duals alone."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from gpu_align._process import full_precision, torch_threads
 from gpu_align._proof._convex import Convex, Majorant, judge_convex
 from gpu_align._proof._duals import Duals, best_duals
 from gpu_align._proof._proof import Proof
-from gpu_align._proof._reduced import Reduced, reduced
+from gpu_align._proof._reduced import Reduced, reduced, supposed
 from gpu_align._proof._stage import Stage, Verdict, judge
 from gpu_align._symmetry import Permutation
 
@@ -85,6 +85,23 @@ class Judge:
         return judge_convex(self._form, stage, alive, self._best, self.majorant)
 
 
+def advance(judged: Judge, known: Known, stage: Stage | Convex, threshold: float) -> Known:
+    """Return what is known after one more stage of a proof."""
+    if isinstance(stage, Convex) or stage.given is None:
+        return known.after(judged(stage, known.alive), threshold)
+    group, i, j = stage.given
+    if judged(stage, supposed(known.alive, group, i, j)).bound < threshold:
+        return known
+    return without(known, group, i, j)
+
+
+def without(known: Known, group: str, i: int, j: int) -> Known:
+    """Return what is known once a pair of a group is excluded."""
+    alive = known.alive[group].clone()
+    alive[i, j] = False
+    return replace(known, alive={**known.alive, group: alive})
+
+
 def objective_of(problem: AlignmentProblem, permutation: Permutation, model: int) -> float:
     """Return D, less twice its evidence, in the problem's own unit."""
     perms = problem.vectors(permutation)
@@ -128,8 +145,7 @@ def check_proof(problem: AlignmentProblem, proof: Proof) -> float:
             )
         known, judged = Known.nothing(form), Judge(form, best_duals(problem.engine))
         for stage in proof.stages:
-            moved = _fitting(form, stage)
-            known = known.after(judged(moved, known.alive), distance - rounding)
+            known = advance(judged, known, _fitting(form, stage), distance - rounding)
     bound = problem.unit * known.bound
     least = proof.distance - 2 * slack if proof.is_optimal else -torch.inf
     if not max(proof.lower_bound, least) <= bound + 1e-3 * slack:
@@ -158,6 +174,11 @@ def _fitting(form: Reduced, stage: Stage | Convex) -> Stage | Convex:
         raise GpuAlignError(
             "the proof has duals of other shapes; check it with the problem it was made for"
         )
+    if isinstance(stage, Stage) and stage.given is not None:
+        group, i, j = stage.given
+        units, columns = form.gains[group].shape if group in form.gains else (0, 0)
+        if not (0 <= i < units and 0 <= j < columns):
+            raise GpuAlignError(f"the proof supposes {stage.given}, a pair that there is not")
     if not all(
         tensor.dtype == torch.float64 and tensor.isfinite().all() for tensor in found.values()
     ):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +21,12 @@ from gpu_align._proof._stage import KINDS, Stage
 from gpu_align._symmetry import Permutation, PermutationSpec
 
 SCHEMA = "gpu-align/proof/1"
-_PERM, _SIGN, _ALIVE = "perm^", "sign^", "alive^"  # no group's name has this character
+_PERM, _SIGN, _ALIVE, _GIVEN = (
+    "perm^",
+    "sign^",
+    "alive^",
+    "given^",
+)  # no group's name has this character
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,6 +104,9 @@ class Proof(ProofRecord):
         found |= {_ALIVE + group: mask for group, mask in self.alive.items()}
         for number, stage in enumerate(self.stages):
             found |= {f"{number}^{name}": tensor for name, tensor in stage.tensors()}
+            if isinstance(stage, Stage) and stage.given is not None:
+                group, *pair = stage.given
+                found[f"{number}^{_GIVEN}{group}"] = torch.tensor(pair)
         return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
 
 
@@ -129,4 +138,5 @@ def _stage(kind: str, tensors: Mapping[str, Tensor]) -> Stage | Convex:
     inner = tuple(
         (rows[0][n], rows[1][n], rows[2][n], rows[3][n]) for n in map(str, range(len(rows[0])))
     )
-    return Stage(_named(tensors, "column^"), inner)
+    given = [(group, *pair.tolist()) for group, pair in _named(tensors, _GIVEN).items()]
+    return Stage(_named(tensors, "column^"), inner, given[0] if given else None)

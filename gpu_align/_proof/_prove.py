@@ -1,9 +1,10 @@
 """prove: how much closer than a permutation any other one could be, and whether at all."""
 
 import math
-import time
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from gpu_align._device import free_bytes
 from gpu_align._errors import InputError
@@ -11,14 +12,14 @@ from gpu_align._interrupt import uninterrupted
 from gpu_align._problem import AlignmentProblem, exact_match
 from gpu_align._process import full_precision, torch_threads
 from gpu_align._proof._ascent import Ascent
-from gpu_align._proof._check import Judge, Known, objective_of, rounding_of
+from gpu_align._proof._branches import exclude_pairs
+from gpu_align._proof._check import Judge, objective_of
 from gpu_align._proof._convex import Convex, toward_permutations
 from gpu_align._proof._duals import Duals, best_duals, in_two_passes
+from gpu_align._proof._effort import Effort, OutOfTime
 from gpu_align._proof._proof import Proof
-from gpu_align._proof._record import ProofStep
-from gpu_align._proof._reduced import Couple, Reduced, reduced
-from gpu_align._proof._stage import Stage
-from gpu_align._search import Progress, ProgressCallback
+from gpu_align._proof._reduced import Couple, Reduced, columns_of, reduced
+from gpu_align._search import ProgressCallback
 from gpu_align._status import Status
 from gpu_align._symmetry import Permutation
 
@@ -31,18 +32,12 @@ short is below that of the convex relaxation.
 
 _SHARE = 0.5  # of the free memory
 _COPIES = 4  # of the duals: those of the ascent, of its last stage, and of two that are kept
-_EXCLUDED = 0.1
-"""Share of the candidates that a stage excludes at least to be kept for that."""
-
 _CHEAP_DUALS: Duals = in_two_passes
 _CHEAP = 0.02
 """Share of the gap that a sweep of cheap duals closes at least to be followed by another one."""
 
 _SETTLED = 1e-3
 """Share of the gap that a sweep closes at least to be followed by another one."""
-
-_SILENCE = 1.0
-"""Seconds of silence after which progress is shown within a sweep."""
 
 _MOST_STEPS, _JUDGED = 500, 4
 """Steps of Frank-Wolfe, and how many of them are for one that is judged."""
@@ -55,89 +50,6 @@ _HOW = {
     Status.TIME_BUDGET: "the seconds were spent",
     Status.INTERRUPTED: "interrupted",
 }
-
-
-class _OutOfTime(Exception):
-    """The seconds are spent."""
-
-
-class _Effort:
-    """What is proved so far, and the stages that prove it.
-
-    Attributes:
-        judge: says what stages prove.
-        known: by the stages that are kept, whose excluded pairs are gone for good.
-        now: with the best stage since.
-        history: after every sweep.
-    """
-
-    def __init__(
-        self, problem: AlignmentProblem, form: Reduced, distance: float, judge: Judge
-    ) -> None:
-        self._unit, self._distance, self.judge = problem.unit, distance, judge
-        self.rounding = rounding_of(form)
-        self.known = self.now = Known.nothing(form)
-        self.stages: list[Stage | Convex] = []
-        self._last: Stage | Convex | None = None
-        self.history: list[ProofStep] = []
-        self._started = self._shown = time.perf_counter()
-        self.limit = math.inf
-        self.progress: ProgressCallback | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Time spent."""
-        return time.perf_counter() - self._started
-
-    @property
-    def gap(self) -> float:
-        """By how much a better permutation might be closer; none is left where it is 0."""
-        gap = self._distance - self.now.bound
-        return 0.0 if gap <= self.rounding else gap
-
-    def take(self, stage: Stage | Convex) -> None:
-        """Judge a stage; keep it if it is the best one or excludes many pairs."""
-        # Half of the rounding is left to a check, whose sums may differ.
-        threshold = self._distance - self.rounding / 2
-        found = self.known.after(self.judge(stage, self.known.alive), threshold)
-        few = (1 - _EXCLUDED) * self.known.candidates
-        if found.bound >= threshold or found.candidates <= few:
-            self.stages.append(stage)
-            self.known = self.now = found
-            self._last = None
-        elif found.bound > self.now.bound:
-            self.now, self._last = found, stage
-        self.history.append(
-            ProofStep(self.seconds, self._unit * self.now.bound, self.now.candidates)
-        )
-        self._show()
-
-    def heartbeat(self) -> None:
-        """Show progress after a silence.
-
-        Raises:
-            _OutOfTime: the seconds are spent.
-        """
-        if time.perf_counter() - self._shown >= _SILENCE:
-            self._show()
-        if self.seconds >= self.limit:
-            raise _OutOfTime
-
-    def all_stages(self) -> tuple[Stage | Convex, ...]:
-        """Return the stages in the order of their use."""
-        return (*self.stages, *([] if self._last is None else [self._last]))
-
-    def _show(self) -> None:
-        self._shown = time.perf_counter()
-        if self.progress is None:
-            return
-        bound, distance = self._unit * self.now.bound, self._unit * self._distance
-        share = 100 * self.gap / self._distance if self._distance > 0 else 0.0
-        part = f"bound {bound:.6g}, gap {share:.3g} %, {self.now.candidates} candidates left"
-        left = max(self.limit - self.seconds, 0.0)
-        self.progress(
-            Progress("Proof", len(self.history), None, distance, self.seconds, left, part)
-        )
 
 
 def prove(
@@ -182,10 +94,11 @@ def prove(
         problem = problem.in_float64()
         form, best = reduced(problem, model), best_duals(problem.engine)
         distance = objective_of(problem, incumbent, model)
-        effort = _Effort(problem, form, distance, Judge(form, best))
+        effort = Effort(problem, form, distance, Judge(form, best))
         effort.limit, effort.progress = seconds, progress
         method, note = _method(form, problem, seconds)
-        status = _run(method, form, problem, effort)
+        columns = columns_of(form, problem.vectors(incumbent))
+        status = _run(method, form, problem, effort, columns)
         return Proof(
             method=method,
             note=f"{note}; {_HOW[status]}",
@@ -249,30 +162,41 @@ def _second(couple: Couple) -> int:
     return units * others * couple.source.shape[1]
 
 
-def _run(method: str, form: Reduced, problem: AlignmentProblem, effort: _Effort) -> Status:
+def _run(
+    method: str,
+    form: Reduced,
+    problem: AlignmentProblem,
+    effort: Effort,
+    incumbent: Mapping[str, Tensor],
+) -> Status:
     """Prove until the end, and say how it ended."""
     try:
         if method == ASCENT:
-            _ascend(form, problem, effort)
+            _ascend(form, problem, effort, incumbent)
         elif method == CONVEX:
             _relax(form, problem, effort)
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
-    except _OutOfTime:
+    except OutOfTime:
         status = Status.TIME_BUDGET
     else:
         status = Status.COMPLETED
     return Status.PROVED_OPTIMAL if effort.gap == 0 else status
 
 
-def _ascend(form: Reduced, problem: AlignmentProblem, effort: _Effort) -> None:
-    """Sweep until no better permutation is left or the bound no longer rises."""
+def _ascend(
+    form: Reduced, problem: AlignmentProblem, effort: Effort, incumbent: Mapping[str, Tensor]
+) -> None:
+    """Sweep until no better permutation is left or the bound hardly rises; then suppose pairs.
+
+    That is for two groups: of more of them a pair says too little about the others.
+    """
     best = best_duals(problem.engine)
     ascent, duals = Ascent(form, best), _CHEAP_DUALS
     while before := effort.gap:
         try:
             ascent.sweep(duals, effort.heartbeat)
-        except (KeyboardInterrupt, _OutOfTime):
+        except (KeyboardInterrupt, OutOfTime):
             with uninterrupted():
                 effort.take(ascent.stage())
             raise
@@ -282,10 +206,17 @@ def _ascend(form: Reduced, problem: AlignmentProblem, effort: _Effort) -> None:
         if duals is _CHEAP_DUALS:
             duals = _CHEAP_DUALS if closed >= _CHEAP else best
         elif closed < _SETTLED:
+            break
+    groups = {group for couple in form.couples for group in couple.groups}
+    while effort.gap and 0 < len(groups) <= 2:
+        if not exclude_pairs(form, ascent, best, effort, incumbent):
             return
+        ascent.alive = effort.known.alive
+        ascent.sweep(best, effort.heartbeat)
+        effort.take(ascent.stage())
 
 
-def _relax(form: Reduced, problem: AlignmentProblem, effort: _Effort) -> None:
+def _relax(form: Reduced, problem: AlignmentProblem, effort: Effort) -> None:
     """Take steps of Frank-Wolfe, and judge some of the points."""
     point: Convex | None = Convex.empty(form)
     for number in range(_MOST_STEPS):

@@ -14,6 +14,7 @@ from gpu_align._problem import (
     Term,
     bounded_shares,
     exact_match,
+    index_of,
     is_signed,
     signed_matrix,
     unsigned,
@@ -132,3 +133,33 @@ def impossible(i: Tensor, j: Tensor, units: int, columns: int) -> Tensor:
     same_row = (rows == i[:, None])[:, :, None]
     same_unit = (places % units == j[:, None] % units)[:, None]
     return (same_row != same_unit) | (same_row & (places != j[:, None])[:, None])
+
+
+def supposed(alive: Mapping[str, Tensor], group: str, i: int, j: int) -> dict[str, Tensor]:
+    """Return the pairs that a permutation can have beside pair (i, j) of a group, and that one.
+
+    Args:
+        alive: group -> bool [n, p], of all permutations.
+        group, i, j: the pair.
+    """
+    units = len(alive[group])
+    kept = alive[group].clone()
+    kept[i] = False
+    kept[:, j % units :: units] = False
+    kept[i, j] = True
+    return {**alive, group: kept}
+
+
+def columns_of(form: Reduced, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the column of each unit of the target, group -> int64 [n].
+
+    Args:
+        form: the problem.
+        perms: variable -> int64 [1, n], signed where the problem is.
+    """
+    found = {}
+    for group, gains in form.gains.items():
+        perm = perms.get(signed_matrix(group), perms[group])[0]
+        is_doubled = gains.shape[1] > len(gains)
+        found[group] = index_of(perm) + len(gains) * ((perm < 0) & is_doubled)
+    return found

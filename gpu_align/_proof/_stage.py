@@ -29,10 +29,13 @@ class Stage:
         inner: for each couple of the reduced problem, with n and m units and p and q columns:
             [m, n, p] and [m, n, p], what a pair of the first group pays for each unit of the
             second one's target and source; [n, m, q] and [n, m, q] the other way round.
+        given: (group, i, j), a pair that a permutation is supposed to have: all that the stage can
+            exclude. None of a stage that holds for all permutations.
     """
 
     columns: Mapping[str, Tensor]
     inner: tuple[Inner, ...]
+    given: tuple[str, int, int] | None = None
 
     @classmethod
     def empty(cls, form: Reduced) -> "Stage":
@@ -50,7 +53,8 @@ class Stage:
         inner = tuple(
             (a.to(device), b.to(device), c.to(device), d.to(device)) for a, b, c, d in self.inner
         )
-        return Stage({group: dual.to(device) for group, dual in self.columns.items()}, inner)
+        columns = {group: dual.to(device) for group, dual in self.columns.items()}
+        return Stage(columns, inner, self.given)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield all duals with a name each."""
