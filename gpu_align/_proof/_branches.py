@@ -36,9 +36,9 @@ def exclude_pairs(
     """
     coupled = [group for couple in form.couples for group in couple.groups]
     group = min(coupled, key=lambda name: len(form.gains[name]))
-    costs = effort.judge(ascent.stage(), effort.known.alive).costs[group].clone()
-    costs.scatter_(1, incumbent[group][:, None], -torch.inf)
-    costs.masked_fill_(~effort.known.alive[group], -torch.inf)
+    costs = effort.judge(ascent.stage(), effort.known.alive).costs[group].cpu()
+    costs = costs.scatter(1, incumbent[group].cpu()[:, None], -torch.inf)
+    costs.masked_fill_(~effort.known.alive[group].cpu(), -torch.inf)
     failed, excluded = 0, False
     for number in costs.flatten().argsort(descending=True).tolist():
         i, j = divmod(number, costs.shape[1])
