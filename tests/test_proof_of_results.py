@@ -146,7 +146,9 @@ def test_the_command_proves_and_writes(files: tuple[str, str], tmp_path: Path) -
     assert data["status"] == "proved_optimal"
     assert data["proof"]["status"] == "proved_optimal"
     assert Proof.load(proof).is_optimal
-    assert "Proof" in render_report(data)
+    page = render_report(data)
+    assert "Optimal over all groups" in page
+    assert "Lower bound from" in page
 
 
 def test_the_command_wants_seconds_for_a_proof(files: tuple[str, str], tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ _PERM, _SIGN, _ALIVE, _GIVEN = (
 )  # no group's name has this character
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Proof(ProofRecord):
     """What was proved about a permutation, with the duals from which anyone can check it.
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gpu_align._status import Status
@@ -53,7 +53,7 @@ class ProofRecord:
     candidates: int
     seconds: float
     status: Status
-    history: tuple[ProofStep, ...]
+    history: tuple[ProofStep, ...] = field(repr=False)
 
     @property
     def is_optimal(self) -> bool:
