@@ -63,6 +63,7 @@ if typing.TYPE_CHECKING:
     )
     from gpu_align._network import TaskLoss
     from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
+    from gpu_align._proof import Proof, check_proof, prove
     from gpu_align._report import write_report as write_report
     from gpu_align._search import (
         Annealing,
@@ -125,6 +126,7 @@ __all__ = [
     "PermutationSpec",
     "Portfolio",
     "Progress",
+    "Proof",
     "Recombination",
     "RepairResult",
     "Rounding",
@@ -146,6 +148,7 @@ __all__ = [
     "barycentre",
     "canonicalize",
     "chain_spec",
+    "check_proof",
     "cycle_error",
     "discover",
     "load_checkpoint",
@@ -154,6 +157,7 @@ __all__ = [
     "merge",
     "merge_heads",
     "partial_merge",
+    "prove",
     "repair",
     "run_search",
     "save_checkpoint",
@@ -163,7 +167,7 @@ __all__ = [
 
 _ROOMS = (
     *("_status", "_errors", "_checkpoint", "_device", "_assignment", "_symmetry", "_problem"),
-    *("_network", "_search", "_align", "_merge"),
+    *("_network", "_search", "_proof", "_align", "_merge"),
 )
 """Where the names are, from the ground up, so that none loads more than what it stands on."""
 

@@ -15,6 +15,7 @@ class Status(Enum):
     INEXACT = "the solver's own certificate failed, which is a bug; choose ScipyAssignment()"
     WRONG_SIZE = "the problem's size isn't within 0 .. n; pad the cost matrices to the largest size"
     UNUSABLE = "the source cannot be read or used, so it was left out; its error says what to mend"
+    PROVED_OPTIMAL = "proved optimal: no permutation is closer, up to rounding"
     CONVERGED = "no better order of a group was found with the others fixed"
     COMPLETED = "the search has run its course"
     SWEEP_BUDGET = "the budget of sweeps was spent; allow more for a better optimum"

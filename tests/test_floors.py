@@ -13,6 +13,7 @@ FLOORS = (
     ("learn", "_zoo", "_report"),
     ("_merge",),
     ("_align",),
+    ("_proof",),
     ("_search",),
     ("_problem", "_network"),
     ("_symmetry",),

@@ -12,6 +12,7 @@ import torch
 from networks import Pair, pair
 from oracles import (
     Array,
+    Piece,
     assigned,
     assigned_family,
     form_gradient,
@@ -33,7 +34,9 @@ def shares(networks: Pair, only: str | None = None) -> tuple[dict[str, Array], d
     """Return what each pair of units gains alone, and its shares of the terms that couple groups.
 
     A term of k matrices is split evenly over them. Seen from one of them, the others can put its
-    weights in any order: at best both rows are sorted, for each fixed place by itself.
+    weights in any order: at best both rows are sorted, for each fixed place by itself. What couples
+    two matrices in several fixed places goes to the larger one: at best the other one's units are
+    assigned, for all fixed places at once.
 
     Args:
         networks: whose counted tensors are gone through.
@@ -43,6 +46,7 @@ def shares(networks: Pair, only: str | None = None) -> tuple[dict[str, Array], d
     sizes = {name: spec.units(name) for name in spec.groups}
     names = [*sizes, *(f"{name}±" for name, group in spec.groups.items() if group.signed)]
     alone, coupled = ({n: np.zeros([sizes[n.rstrip("±")]] * 2) for n in names} for _ in range(2))
+    couples: dict[tuple[str, ...], list[list[tuple[Array, Array]]]] = {}
     for name, tensor in spec.tensors.items():
         for piece in pieces(tensor) if tensor.counted and only in (None, name) else ():
             factors = piece.factors
@@ -50,13 +54,22 @@ def shares(networks: Pair, only: str | None = None) -> tuple[dict[str, Array], d
             above = {n: spec.groups[factors[n].group].parent for n in free}
             own = [n for n in free if factors[n].group not in above.values()]
             signed = any(spec.groups[factors[n].group].signed and factors[n].power for n in own)
+            if len(own) == 2 and (above[own[0]] is None or above[own[0]] != above[own[1]]):
+                own.sort(key=lambda n: list(spec.groups).index(factors[n].group))
+                groups = [spec.groups[factors[n].group] for n in own]
+                powers = [factors[n].power for n in own]
+                key = tuple(
+                    matrix_of(g, p, signs=True) for g, p in zip(groups, powers, strict=True)
+                )
+                sides = [([] if above[n] is None else [piece.find(above[n])]) + [n] for n in own]
+                couples.setdefault(key, []).append(
+                    [_pair_of_rows(networks, name, piece, side, free) for side in sides]
+                )
+                continue
             for n in own:
                 along = ([] if above[n] is None else [piece.find(above[n])]) + [n]
                 group = spec.groups[factors[n].group]
-                rows = [
-                    _rows(state[name].numpy().ravel()[piece.entry], along, free)
-                    for state in (networks.target, networks.source)
-                ]
+                rows = _pair_of_rows(networks, name, piece, along, free)
                 if len(own) == 1:
                     gain = np.einsum("ikd,jkd->ij", *rows)
                     alone[matrix_of(group, factors[n].power, signs=True)] += gain
@@ -64,7 +77,40 @@ def shares(networks: Pair, only: str | None = None) -> tuple[dict[str, Array], d
                     a, b = (np.sort(np.abs(r) if signed else r, axis=1) for r in rows)
                     # A bound holds for any sign, so it is not the sign's business.
                     coupled[group.name] += np.einsum("ikd,jkd->ij", a, b) / len(own)
+    for matrices, parts in couples.items():
+        _add_couple(
+            coupled, matrices, [list(zip(*side, strict=True)) for side in zip(*parts, strict=True)]
+        )
     return alone, coupled
+
+
+def _add_couple(
+    coupled: dict[str, Array], matrices: tuple[str, ...], sides: list[list[tuple[Array, ...]]]
+) -> None:
+    """Add the shares of what two matrices couple; both sides have target and source in pieces."""
+    signed = any(matrix.endswith("±") for matrix in matrices)
+    both = [[np.concatenate(parts, axis=2) for parts in side] for side in sides]
+    if both[0][0].shape[2] == 1:
+        for matrix, rows in zip(matrices, both, strict=True):
+            a, b = (np.sort(np.abs(r) if signed else r, axis=1)[:, :, 0] for r in rows)
+            coupled[matrix.rstrip("±")] += a @ b.T / 2
+        return
+    larger = int(len(both[1][0]) > len(both[0][0]))
+    gains = np.einsum("ikd,jld->ijkl", *both[larger])
+    gains = np.abs(gains) if signed else gains
+    values = [[assigned(gain)[1] for gain in row] for row in gains]
+    coupled[matrices[larger].rstrip("±")] += np.array(values)
+
+
+def _pair_of_rows(
+    networks: Pair, name: str, piece: Piece, along: list[int], free: list[int]
+) -> tuple[Array, Array]:
+    """Return the rows of the target and of the source; see `_rows`."""
+    a, b = (
+        _rows(state[name].numpy().ravel()[piece.entry], along, free)
+        for state in (networks.target, networks.source)
+    )
+    return a, b
 
 
 def _rows(weights: Array, along: list[int], free: list[int]) -> Array:

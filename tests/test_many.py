@@ -345,10 +345,10 @@ def test_a_batch_that_runs_out_of_memory_is_halved(monkeypatch: pytest.MonkeyPat
     spec, sources, target = zoo("mlp", 5)
     whole = align(sources, target, spec=spec, search=FORWARD)
 
-    def small(problem: AlignmentProblem, *args: object) -> object:
+    def small(problem: AlignmentProblem, *args: object, **options: object) -> object:
         if problem.models > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return certify(problem, *args)
+        return certify(problem, *args, **options)
 
     certify = many.certificates
     monkeypatch.setattr(many, "certificates", small)

@@ -14,7 +14,7 @@ from gpu_align._align._result import (
     ResultRecord,
     read_result,
 )
-from gpu_align._align._settings import Settings, checked_spec
+from gpu_align._align._settings import Settings, checked_seconds, checked_spec
 from gpu_align._align._summary import (
     change_in_words,
     evidence_in_words,
@@ -44,6 +44,7 @@ __all__ = [
     "canonical_form",
     "canonicalize",
     "change_in_words",
+    "checked_seconds",
     "checked_spec",
     "cycle_error",
     "evidence_in_words",

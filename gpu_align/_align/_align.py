@@ -50,6 +50,7 @@ def align(  # type: ignore[overload-overlap]
     evidence: str | None = None,
     data: object = None,
     alpha: float | None = None,
+    prove: float | None = None,
 ) -> AlignmentResult: ...
 
 
@@ -72,6 +73,7 @@ def align(  # type: ignore[overload-overlap]
     evidence: str | None = None,
     data: object = None,
     alpha: float | None = None,
+    prove: float | None = None,
 ) -> dict[Key, AlignmentResult | AlignmentFailure]: ...
 
 
@@ -94,6 +96,7 @@ def align(
     evidence: str | None = None,
     data: object = None,
     alpha: float | None = None,
+    prove: float | None = None,
 ) -> list[AlignmentResult | AlignmentFailure]: ...
 
 
@@ -115,6 +118,7 @@ def align(
     evidence: str | None = None,
     data: object = None,
     alpha: float | None = None,
+    prove: float | None = None,
 ) -> AlignmentResult | list[Aligned] | dict[Key, Aligned]:
     """Find the permutation of the source's units that brings it closest to the target.
 
@@ -148,6 +152,8 @@ def align(
         alpha: how much correlations count for "both", default 0.3. With 1 those of a group are
             worth in all what its weights are worth, in the order that the weights alone ask for.
             The best value depends on the networks: compare the losses of what is merged.
+        prove: seconds, for each source, to prove that what was found is optimal, or how much closer
+            another permutation could be at most; see `prove`. Default: the lower bound alone.
 
     Returns:
         The result; its `state_dict` computes the same function as the source, and shares no memory
@@ -161,7 +167,7 @@ def align(
     """
     sources = Sources.of(source, target)
     keys = checked_keys([*sources.networks, target], key, target_key)
-    settings = Settings.of(search, metric, device, seed, budget, progress)
+    settings = Settings.of(search, metric, device, seed, budget, progress, prove)
     looked_at = Evidence.of(evidence, data, alpha, settings.seed)
     if looked_at is not None:
         settings = replace(settings, evidence=looked_at.beside_weights)

@@ -1,5 +1,6 @@
 """Certificates: what is proved about a permutation that a search has found."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -115,12 +116,15 @@ class Certificate:
     groups: tuple[GroupReport, ...]
 
 
-def certificates(problem: AlignmentProblem, hypotheses: Hypotheses) -> list[Certificate]:
+def certificates(
+    problem: AlignmentProblem, hypotheses: Hypotheses, *, work: float = math.inf
+) -> list[Certificate]:
     """Certify a batch of hypotheses: the assignment of every group, the others fixed.
 
     Args:
         problem: built in float64, so that the certificates are.
         hypotheses: b of them, of any of the problem's models.
+        work: most multiply-adds for the lower bound of a model; see `lower_bound`.
 
     Returns:
         One certificate per hypothesis.
@@ -128,7 +132,7 @@ def certificates(problem: AlignmentProblem, hypotheses: Hypotheses) -> list[Cert
     model = hypotheses.model
     before = {name: d[model] for name, d in problem.each_tensor_distance().items()}
     after = problem.each_tensor_distance(hypotheses)
-    bounds = lower_bound(problem)[model]
+    bounds = lower_bound(problem, work=work)[model]
     reports = [
         _group_reports(problem, hypotheses, family, before, after)
         for family in problem.families.values()

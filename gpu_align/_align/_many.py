@@ -14,6 +14,7 @@ from gpu_align._align._batches import batch_ranges, bytes_per_model, largest_ele
 from gpu_align._align._certificate import certificates, cost_matrix
 from gpu_align._align._evidence import Correlations, guided
 from gpu_align._align._networks import Model
+from gpu_align._align._proving import proved, with_proof
 from gpu_align._align._result import PICTURED, AlignmentFailure, AlignmentResult
 from gpu_align._align._settings import Settings
 from gpu_align._device import CPU, free_bytes, versions
@@ -26,6 +27,7 @@ from gpu_align._problem import (
     unusable,
 )
 from gpu_align._process import full_precision, torch_threads
+from gpu_align._proof import Proof
 from gpu_align._search import (
     Budget,
     Outcome,
@@ -55,6 +57,7 @@ device it is all that counts.
 _CHECKED = "outputs of the source before and after, {precision}, on the example inputs"
 _NOT_CHECKED = "not checked: no model with example inputs was given"
 _WORK_OF_THREADS = 2**25  # multiply-adds of the largest similarity of one model
+_SWEEPS = 16  # of each hypothesis of a search, at least
 Aligned = AlignmentResult | AlignmentFailure
 
 
@@ -291,19 +294,24 @@ class _Task:
         most = _CERTIFIED_ON_HOST if on_host else _CERTIFIED_ON_DEVICE
         for start, stop in part_ranges(len(weights), largest_elements(self.spec), most):
             exact = self._problem(weights.part(start, stop), torch.float64)
-            for model, known in enumerate(self._certified(exact, outcome.best, start, stop)):
-                yield AlignmentResult(**known, **common, search=winners[start + model])
+            part = outcome.best.select(torch.arange(start, stop, device=outcome.best.model.device))
+            part = replace(part, model=part.model - start, models=stop - start)
+            proofs: list[Proof | None] = [None] * len(part)
+            if self.settings.prove is not None and outcome.status is not Status.INTERRUPTED:
+                part, proofs = proved(exact, part, self.settings)
+            certified = self._certified(exact, part, _work(search, exact))
+            for model, (known, proof) in enumerate(zip(certified, proofs, strict=True)):
+                result = AlignmentResult(**known, **common, search=winners[start + model])
+                yield result if proof is None else with_proof(result, proof)
 
     def _certified(
-        self, exact: AlignmentProblem, best: Hypotheses, start: int, stop: int
+        self, exact: AlignmentProblem, part: Hypotheses, work: float
     ) -> Iterator[dict[str, Any]]:
         """Yield what results say about the best hypotheses of some models of a batch."""
-        part = best.select(torch.arange(start, stop, device=best.model.device))
-        part = replace(part, model=part.model - start, models=stop - start)
         permutations = exact.permutations(part)
         moved = apply_permutations(exact.sources, *exact.group_vectors(part))
         pictured = len(self.sources) <= PICTURED
-        found = zip(permutations, moved, certificates(exact, part), strict=True)
+        found = zip(permutations, moved, certificates(exact, part, work=work), strict=True)
         for model, (permutation, state, certificate) in enumerate(found):
             groups = certificate.groups
             yield {
@@ -340,6 +348,15 @@ def _evidence_of(settings: Settings) -> dict[str, Any]:
     if evidence is None:
         return {"evidence": "weights"}
     return {"evidence": evidence.kind, "alpha": evidence.alpha if evidence.kind == "both" else None}
+
+
+def _work(search: Search, problem: AlignmentProblem) -> float:
+    """Return about how many multiply-adds a search spends on the assignments of a model.
+
+    The bound may cost as much: a cheap search keeps a cheap bound.
+    """
+    cubes = sum(size**3 for size in problem.sizes.values())
+    return _SWEEPS * search.hypotheses_per_model * cubes
 
 
 def _not_begun(number: int) -> AlignmentFailure:

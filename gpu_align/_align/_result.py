@@ -13,6 +13,7 @@ from gpu_align._align import _summary
 from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
 from gpu_align._checkpoint import atomic_write
 from gpu_align._errors import GpuAlignError, InputError
+from gpu_align._proof import ProofRecord
 from gpu_align._search import Progress
 from gpu_align._status import Status
 from gpu_align._symmetry import PRESERVED, Comparison, Outline, Permutation
@@ -54,6 +55,7 @@ class ResultRecord:
     splits: Mapping[str, str] = field(default_factory=dict)
     evidence: str = "weights"
     alpha: float | None = None
+    proof: ProofRecord | None = None
 
     def __repr__(self) -> str:
         return _summary.one_line(self)
@@ -85,6 +87,8 @@ class ResultRecord:
             "function_preserved": self.function_preserved,
             "status_note": _summary.status_in_words(self) or None,
         }
+        if self.proof is None:
+            del values["proof"]
         return derived | values
 
     @classmethod
@@ -143,6 +147,7 @@ class AlignmentResult(ResultRecord):
         evidence: what told which units are alike: "weights", "activations" or "both"; distances,
             bounds and gaps are those of the weights all the same.
         alpha: how much activations counted beside the weights; None if they did not.
+        proof: a `Proof` where one was asked for; a status PROVED_OPTIMAL rests on it.
     """
 
     ok: ClassVar[Literal[True]] = True
@@ -219,6 +224,8 @@ def _plain(value: Any) -> Any:
             return value if math.isfinite(value) else None
         case Status():
             return str(value)
+        case ProofRecord():
+            return value.to_json()
         case Progress():  # the history has whole steps only
             return {name: entry for name, entry in value.to_json().items() if name != "part"}
         case Mapping():
@@ -303,6 +310,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "outline": Outline.from_json,
     "history": lambda entries: tuple(map(_read_step, entries)),
     "cost_matrix": _read_matrix,
+    "proof": ProofRecord.from_json,
     **dict.fromkeys(("versions", "studies", "splits"), lambda entries: dict(entries.items())),
 }
 

@@ -1,7 +1,9 @@
 """What is the same for all networks of one call."""
 
+import math
 import operator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ class Settings:
         budget: of steps or seconds; several batches share the seconds.
         progress: called after every step of the search.
         evidence: what counts beside the weights; None for the weights alone.
+        prove: seconds for the proof of each source; None for no proof.
     """
 
     search: Search | None = None
@@ -36,6 +39,7 @@ class Settings:
     budget: Budget | None = None
     progress: ProgressCallback | None = None
     evidence: Evidence | None = None
+    prove: float | None = None
 
     @classmethod
     def of(
@@ -46,6 +50,7 @@ class Settings:
         seed: int,
         budget: Budget | None,
         progress: ProgressCallback | None,
+        prove: float | None = None,
     ) -> "Settings":
         """Make them of what a user passes to `align`.
 
@@ -68,8 +73,23 @@ class Settings:
                 f"expected a function that takes a Progress, or None, got progress="
                 f"{_shown(progress)}; pass for instance progress=print"
             )
-        engine = choose_engine(device)
-        return cls(_search(search), as_metric(metric), engine, _seed(seed), budget, progress)
+        rest = as_metric(metric), choose_engine(device), _seed(seed), budget, progress
+        return cls(_search(search), *rest, prove=checked_seconds(prove))
+
+
+def checked_seconds(prove: Any) -> float | None:
+    """Return the seconds for a proof that a user asks for.
+
+    Raises:
+        InputError: they are no finite number above 0.
+    """
+    is_number = isinstance(prove, Real) and not isinstance(prove, bool)
+    if prove is None or (is_number and 0 < prove < math.inf):
+        return prove
+    raise InputError(
+        f"expected a finite number of seconds above 0 or None, got prove={_shown(prove)}; write "
+        "prove=60, for instance"
+    )
 
 
 def checked_spec(spec: Any) -> PermutationSpec | None:

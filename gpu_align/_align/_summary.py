@@ -38,6 +38,7 @@ def rows(result: "ResultRecord") -> dict[str, str]:
         "distance before": f"{result.distance_before:.6g} ({result.metric})",
         "distance after": f"{result.distance:.6g} ({change_in_words(result)})",
         "lower bound": f"{result.lower_bound:.6g}",
+        "proof": "" if result.proof is None else result.proof.in_words(),
         "function": function_in_words(result),
         "evidence": evidence_in_words(result),
         "found by": result.search,

@@ -67,6 +67,14 @@ def align(
             metavar="FILE.html", rich_help_panel=OUTPUTS, help="Write a page with figures."
         ),
     ] = None,
+    proof: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.safetensors",
+            rich_help_panel=OUTPUTS,
+            help="Write the duals of --prove, from which `check_proof` proves the bound anew.",
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Annotated[
         bool,
@@ -168,6 +176,15 @@ def align(
             help="Most steps of the search. Unlike seconds, the same result each time.",
         ),
     ] = None,
+    prove: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            rich_help_panel=SEARCH,
+            help="Seconds to prove that what was found is optimal, or how much closer another "
+            "order could be at most.",
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -189,22 +206,28 @@ def align(
     then while it runs; the same command with --resume continues it, and ends as if it had never
     been interrupted. The file is removed once the outputs are written.
     """
-    from gpu_align._align import Evidence, Settings
+    from gpu_align._align import Evidence, Settings, checked_seconds
     from gpu_align._cli._keeping import make_store
     from gpu_align._cli._outputs import Outputs
     from gpu_align._cli._pair import Pair
     from gpu_align._cli._searches import make_search
     from gpu_align._device import choose_engine
+    from gpu_align._errors import InputError
     from gpu_align._problem import as_metric
     from gpu_align._search import Budget
 
-    outputs = Outputs(out=out, permutation=permutation, json_file=json_file, report=report)
+    if proof is not None and prove is None:
+        raise InputError("--proof: there is no proof to write without --prove SECONDS; add it")
+    outputs = Outputs(
+        out=out, permutation=permutation, json_file=json_file, report=report, proof=proof
+    )
     settings = Settings(
         make_search(search, width, starts),
         as_metric(metric),
         choose_engine(device),
         seed,
         Budget(steps=steps, seconds=seconds),
+        prove=checked_seconds(prove),
     )
     store = make_store(outputs, resume=resume)
     keys = (key, key if target_key is None else target_key)

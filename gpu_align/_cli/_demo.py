@@ -74,6 +74,7 @@ def _document(trial: "Trial") -> dict[str, Any]:
         "function_difference": trial.function_difference,
         "distance_before": trial.result.distance_before,
         "lower_bound": trial.result.lower_bound,
+        "proof": trial.result.proof and trial.result.proof.to_json(),
         "groups": [asdict(group) for group in trial.result.groups],
         **trial.result.studies,
     }
@@ -102,4 +103,6 @@ def _print_trial(trial: "Trial") -> None:
         f"function preserved by every search: outputs differ by at most "
         f"{trial.function_difference:.0e} relative (float64)"
     )
+    if proof := trial.result.proof:
+        print_line(f"proof of the last one in {proof.seconds:.0f} s: {proof.in_words()}")
     print_line()

@@ -15,6 +15,7 @@ from gpu_align._checkpoint import (
     save_checkpoint,
 )
 from gpu_align._errors import CheckpointError, GpuAlignError, InputError, bullet_list
+from gpu_align._proof import Proof
 from gpu_align._symmetry import Comparison
 
 _LONGEST_NAME = 255  # bytes, on nearly every file system
@@ -150,12 +151,14 @@ class Outputs:
         permutation: the index vectors and the spec, for `apply`.
         json_file: the result, for `report`.
         report: the page.
+        proof: its duals, of a proof that was asked for.
     """
 
     out: Path | None
     permutation: Path | None
     json_file: Path | None
     report: Path | None
+    proof: Path | None = None
 
     @property
     def state(self) -> Path | None:
@@ -214,6 +217,8 @@ class Outputs:
             check_file(self.json_file, [".json"], reads=reads)
         if self.report is not None:
             check_file(self.report, [".html", ".htm"], reads=reads)
+        if self.proof is not None:
+            check_file(self.proof, [".safetensors"], reads=reads)
         if self.state is not None:
             _check_overwrites_none(self.state, reads)
         self._check_apart()
@@ -281,6 +286,12 @@ class Outputs:
                 result.permutation.save(path)
             case "json_file":
                 result.save_json(path)
+            case "proof":
+                if not isinstance(result.proof, Proof):
+                    raise GpuAlignError(
+                        f"cannot write {path}: the search was interrupted before a proof was begun"
+                    )
+                result.proof.save(path)
             case "report":
                 # Figures are slow to import, and few runs want them.
                 from gpu_align._report import write_report

@@ -33,6 +33,7 @@ def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
                 "distance before": f"{number(result.distance_before)}  ({result.metric})",
                 "distance after": f"{number(result.distance)}  ({change_in_words(result)})",
                 "lower bound": f"{number(result.lower_bound)}  (no order of the units is closer)",
+                **_proof(result),
                 "function": function_in_words(result),
                 "evidence": evidence_in_words(result),
                 "found by": result.search,
@@ -54,6 +55,15 @@ def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
             print_line(
                 "indented: units inside each unit of the group above, reordered along with it"
             )
+
+
+def _proof(result: AlignmentResult) -> dict[str, str]:
+    proof = result.proof
+    if proof is None:
+        return {}
+    return {
+        "proof": f"{proof.in_words()} ({duration(proof.seconds)}, {proof.method}: {proof.note})"
+    }
 
 
 def _memory(result: AlignmentResult) -> dict[str, str]:

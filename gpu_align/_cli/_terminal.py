@@ -23,6 +23,7 @@ _OUTPUTS = {
     "permutation": "permutation",
     "json_file": "result",
     "report": "report",
+    "proof": "proof",
     "spec": "spec",
 }
 

@@ -1,8 +1,15 @@
 """The alignment problem: terms, objective, similarity, metrics and bound."""
 
-from gpu_align._problem._bound import add_bound, dual_match, exact_match, lower_bound, optimistic
+from gpu_align._problem._bound import (
+    add_bound,
+    bounded_shares,
+    dual_match,
+    exact_match,
+    lower_bound,
+    optimistic,
+)
 from gpu_align._problem._digest import hash_tensors
-from gpu_align._problem._family import Family, Member, families_of
+from gpu_align._problem._family import Family, Matcher, Member, families_of
 from gpu_align._problem._form import AnyTerm
 from gpu_align._problem._hypotheses import Hypotheses, concatenate, in_chunks
 from gpu_align._problem._metric import METRICS, Metric, as_metric
@@ -27,6 +34,7 @@ __all__ = [
     "AnyTerm",
     "Family",
     "Hypotheses",
+    "Matcher",
     "Member",
     "Metric",
     "SiblingTerm",
@@ -34,6 +42,7 @@ __all__ = [
     "Term",
     "add_bound",
     "as_metric",
+    "bounded_shares",
     "check_weights",
     "compute_dtype",
     "concatenate",

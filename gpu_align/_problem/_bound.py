@@ -1,6 +1,7 @@
 """A lower bound on the distance over all permutations, of Gilmore-Lawler form."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -10,19 +11,30 @@ from gpu_align._assignment import AssignmentProblem, exact_duals, solve
 from gpu_align._device import Engine
 from gpu_align._problem._family import Matcher
 from gpu_align._problem._form import AnyTerm
+from gpu_align._problem._inner import has_inner, inner_mode, inner_values, inner_work
 from gpu_align._problem._problem import AlignmentProblem
 from gpu_align._problem._signed import is_signed, unsigned
+from gpu_align._process import torch_threads
+
+_MOST_WORK = 2.0**33
+"""Multiply-adds of the inner assignments of a model: seconds on one core."""
 
 
-def lower_bound(problem: AlignmentProblem) -> Tensor:
+def lower_bound(problem: AlignmentProblem, *, work: float = _MOST_WORK) -> Tensor:
     """Return a bound that no permutation's objective can go below, for each source model.
 
     It is over all symmetries that the problem has matrices for.
     A term that couples matrices is split evenly over them. Seen from the rows of one, what the
-    others can contribute is at most `<b_j, P a_i> <= sorted(a_i) . sorted(b_j)`; one assignment
-    per family then bounds the sum from above. Its dual objective is used, and what rounding may
-    have added in the problem's dtype is taken off. With evidence it bounds the distance less twice
-    the evidence.
+    others can contribute is at most `<b_j, P a_i> <= sorted(a_i) . sorted(b_j)`. That sorts each
+    fixed place by itself; a term of two matrices with several is bounded by one assignment for all
+    of them instead, and goes to its larger group. One assignment per family then bounds the sum
+    from above. Its dual objective is used, and what rounding may have added in the problem's dtype
+    is taken off. With evidence it bounds the distance less twice the evidence.
+
+    Args:
+        problem: what no permutation solves better.
+        work: most multiply-adds that the inner assignments of a model may cost, seconds at most;
+            terms beyond it are sorted.
 
     Returns:
         float64 [m], at least 0 without evidence. Loose for large groups: it is a certificate, not
@@ -31,16 +43,42 @@ def lower_bound(problem: AlignmentProblem) -> Tensor:
     Source: Gilmore, "Optimal and suboptimal algorithms for the quadratic assignment problem"
     (1962); Lawler, "The quadratic assignment problem" (1963).
     """
-    inner = torch.zeros_like(problem.constant)
+    inner, match = torch.zeros_like(problem.constant), exact_match(problem.engine)
+    shares = bounded_shares(problem, problem.terms, match, work)
     for family in problem.families.values():
         similarity = {m: problem.unary[m].to(torch.float64) for m in family.variables}
-        for term in problem.family_terms(family.root.group):
-            for mode, variable in enumerate(term.variables):
-                if variable in similarity:
-                    add_bound(similarity, variable, optimistic(term, mode) / len(term.variables))
-        inner += family.bound(similarity, exact_match(problem.engine))
+        for variable in family.variables:
+            for share in shares[variable]:
+                add_bound(similarity, variable, share)
+        inner += family.bound(similarity, match)
     bound = problem.unit * (problem.constant - 2 * inner - _rounding(problem))
     return bound if problem.evidence else bound.clamp_min(0)
+
+
+def bounded_shares(
+    problem: AlignmentProblem, terms: Iterable[AnyTerm], match: Matcher, work: float = _MOST_WORK
+) -> dict[str, list[Tensor]]:
+    """Return bounds that stand for terms, variable -> those that its pairs of units are given.
+
+    Args:
+        problem: what the terms are of.
+        terms: that couple matrices.
+        match: solves assignments; its values are upper bounds.
+        work: see `lower_bound`.
+    """
+    left = min(work, _MOST_WORK)
+    shares: dict[str, list[Tensor]] = {variable: [] for variable in problem.sizes}
+    for term in terms:
+        if has_inner(term) and inner_work(term) <= left:
+            left -= inner_work(term)
+            mode = inner_mode(term)
+            with torch_threads.held(single=True):  # parts of it fit the cache of one core
+                share = torch.minimum(inner_values(term, match), optimistic(term, mode))
+            shares[term.variables[mode]].append(share)
+        else:
+            for mode, variable in enumerate(term.variables):
+                shares[variable].append(optimistic(term, mode) / len(term.variables))
+    return shares
 
 
 def _rounding(problem: AlignmentProblem) -> Tensor:

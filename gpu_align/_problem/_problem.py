@@ -185,6 +185,25 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
             total += term.squared_norms(0)
         return total
 
+    def in_float64(self) -> "AlignmentProblem":
+        """Return the problem computed in float64, in which bounds are proved."""
+        if self.dtype == torch.float64:
+            return self
+        problem = AlignmentProblem.__new__(type(self))
+        rest = (self.spec, self.metric, self.evidence, torch.float64, self.engine)
+        problem._build(self.sources, self._target, *rest)
+        return problem
+
+    def of_source(self, model: int, evidence: Mapping[str, Tensor]) -> "AlignmentProblem":
+        """Return the problem of one of the sources, with more evidence."""
+        problem = AlignmentProblem.__new__(type(self))
+        joined = {**self.evidence}
+        for group, extra in evidence.items():
+            joined[group] = joined[group] + extra.to(joined[group]) if group in joined else extra
+        rest = (self.spec, self.metric, joined, self.dtype, self.engine)
+        problem._build(self.sources.part(model, model + 1), self._target, *rest)
+        return problem
+
     def restricted(
         self, keep: Callable[[TensorSpec], bool], metric: str | Metric
     ) -> "AlignmentProblem":

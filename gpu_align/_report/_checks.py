@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpu_align._align import ResultRecord
+from gpu_align._proof import ProofRecord
 from gpu_align._report._format import number, percent, plural
 from gpu_align._report._parse import Entry
 from gpu_align._symmetry import PRESERVED
@@ -30,6 +31,8 @@ def checks(entry: Entry) -> list[Check]:
     """Return the certificate of a result."""
     result = entry.result
     lines = [_permutation(result), _function(result), _gaps(result)]
+    if result.proof is not None:
+        lines.append(_proof(result.proof))
     if entry.bound is not None:
         lines.append(_bound(result, entry.bound))
     return lines
@@ -80,6 +83,15 @@ def _gaps(result: ResultRecord) -> Check:
         "tensor the dual is a bound that may be loose."
     )
     return Check("open", title, answer, note)
+
+
+def _proof(proof: ProofRecord) -> Check:
+    title = "Optimal over all groups"
+    note = "By duals of all pairs of units at once, which can be checked without the search."
+    if proof.is_optimal:
+        return Check("yes", title, "yes, proved", note)
+    left = f"{proof.candidates} of {proof.pairs} pairs of units are left"
+    return Check("open", title, f"not shown; gap {percent(proof.gap, 2)}, {left}", note)
 
 
 def _bound(result: ResultRecord, bound: float) -> Check:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gpu_align._align import CostMatrix, GroupReport, ResultRecord
+from gpu_align._proof import ProofRecord
 from gpu_align._report._figures import (
     STYLE,
     beam_width,
@@ -21,6 +22,7 @@ from gpu_align._report._format import number, percent, plural
 from gpu_align._report._lane_chart import lane_chart
 from gpu_align._report._lanes import Layout, layout
 from gpu_align._report._parse import Entry, WidthRow
+from gpu_align._report._proof import alternative, bound_over_time, caption
 from gpu_align._symmetry import Outline
 
 MOST_BARS = 40
@@ -51,6 +53,7 @@ def pictures(entry: Entry) -> list[Picture]:
     with matplotlib.style.context(["default", STYLE]):
         return [
             *_convergence(result, entry.bound),
+            *_proof(result.proof),
             *_improvement(result.groups),
             *_cost_matrices(result.cost_matrix, result.groups),
             *_beam_width(entry.widths),
@@ -85,6 +88,13 @@ def _convergence(result: ResultRecord, bound: float | None) -> Iterator[Picture]
         "better, and a long flat end says that searching on in the same way finds nothing more."
         + shared,
     )
+
+
+def _proof(proof: ProofRecord | None) -> Iterator[Picture]:
+    if proof is None or not proof.history:
+        return
+    source = svg(bound_over_time(proof))
+    yield Picture("Proof", source, alternative(proof), caption(proof))
 
 
 def _improvement(groups: tuple[GroupReport, ...]) -> Iterator[Picture]:
