@@ -11,6 +11,7 @@ from networks import CNN, ResNet, mlp, randomised
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gpu_align._merge import _calibration
 from gpu_align._merge._calibration import METHODS, Calibration
 from gpu_align._network import Data, Examples, Traces
 
@@ -157,3 +158,16 @@ def test_what_is_given_is_not_changed_and_batches_say_the_same() -> None:
     Calibration(Traces(model), data.fit).merged([a, b], [0.5, 0.5], list(METHODS.values()))
     for state, before in zip((a, b), kept, strict=True):
         assert all(torch.equal(state[k], before[k]) for k in before)
+
+
+def test_no_more_examples_are_held_than_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = randomised(mlp([5, 100, 3]))
+    calibration = Calibration(Traces(model), Examples.of(draw(8, 1000, 5)))
+    assert calibration.fitting(3) is calibration
+    # Of an example at most 200 numbers of 8 bytes live at once, in each of 2 networks.
+    monkeypatch.setattr(_calibration, "free_bytes", lambda device: 4 * 2 * 200 * 8 * 60)
+    less = calibration.fitting(2)
+    assert len(less.examples) == 60
+    assert less.batch == 10
+    [found] = less.merged([model.state_dict()] * 2, [0.5, 0.5], [METHODS["refit"]])
+    torch.testing.assert_close(found["0.weight"], model.state_dict()["0.weight"])

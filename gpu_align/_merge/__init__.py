@@ -6,11 +6,12 @@ from gpu_align._merge._barrier_result import BarrierResult
 from gpu_align._merge._curve import LossCurve
 from gpu_align._merge._heads import HeadedMerge, SharedBody, merge_heads, shared_body
 from gpu_align._merge._judge import STATISTICS, Judge
-from gpu_align._merge._merge import WAYS, Task, merge
+from gpu_align._merge._merge import merge
 from gpu_align._merge._partial import PartialMerge, partial_merge
 from gpu_align._merge._plane import LossPlane
 from gpu_align._merge._repair import RepairResult, repair
 from gpu_align._merge._result import MergeResult, Trial
+from gpu_align._merge._task import WAYS, Task
 from gpu_align._merge._trio import Trio, aligned
 
 __all__ = [

@@ -1,13 +1,14 @@
 """Calibration: merged networks made of parents in one order of units, set right on data."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from gpu_align._device import free_bytes
 from gpu_align._merge._average import average
 from gpu_align._merge._recalibrate import Candidate, Method, Norms, Part, Refit, Repair, recalibrate
-from gpu_align._network import Examples, Traces, Walk
+from gpu_align._network import Examples, Traces, Walk, live_bytes
 from gpu_align._symmetry import Op, StateDict, TracedModel
 
 METHODS: dict[str, Method] = {
@@ -25,6 +26,9 @@ BATCH = 250
 _RIDGE_SHARE = 6
 """One of so many batches chooses the strength of the ridge."""
 
+_SHARE = 0.25
+"""Of the free memory, for the values of all examples; as much is needed beside them."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -32,13 +36,30 @@ class Calibration:
 
     Attributes:
         traces: of the model, on the device where it is run.
-        examples: what is measured and fitted on.
+        examples: what is measured and fitted on; all of them pass an op together.
+        batch: how many are run at once.
         progress: called with the number of ops done, and of all.
     """
 
     traces: Traces
     examples: Examples
+    batch: int = BATCH
     progress: Callable[[int, int], None] | None = None
+
+    def fitting(self, states: int) -> "Calibration":
+        """Return a calibration on no more examples than fit the memory.
+
+        Args:
+            states: how many networks are run beside each other.
+        """
+        first = next(self.traces.batches(self.examples, 2))
+        each = live_bytes(self.traces.of(first)[0]) / len(first)
+        room = free_bytes(self.traces.device) * _SHARE / max(each * states, 1)
+        if room >= len(self.examples):
+            return self
+        count = max(int(room), 2)
+        batch = max(min(self.batch, count // _RIDGE_SHARE), 1)
+        return replace(self, examples=self.examples.take(count), batch=batch)
 
     def merged(
         self, parents: Sequence[StateDict], weights: Sequence[float], methods: Sequence[Method]
@@ -64,7 +85,7 @@ class Calibration:
         methods: Sequence[Method],
     ) -> list[dict[str, Tensor]]:
         """Return networks that were merged already, each set right by its method; see `merged`."""
-        batches = list(self.traces.batches(self.examples, BATCH))
+        batches = list(self.traces.batches(self.examples, self.batch))
         models = [self.traces.of(batch)[0] for batch in batches]
         if all(isinstance(method, Norms) for method in methods):
             if not has_batch_norms(models[0]):

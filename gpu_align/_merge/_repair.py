@@ -13,7 +13,7 @@ from gpu_align._device import choose_engine
 from gpu_align._errors import InputError
 from gpu_align._merge._average import check_alike, shares_of
 from gpu_align._merge._calibration import METHODS, Calibration
-from gpu_align._merge._merge import FIT, HELD
+from gpu_align._merge._task import FIT, HELD
 from gpu_align._network import Data, Loss, Score, Traces, evaluate_many
 from gpu_align._symmetry import Kept, StateDict
 
@@ -92,7 +92,8 @@ def repair(
     inside = [rename(model.in_module(each), keys) for each in (state, *others)]
     shares = shares_of(weights, len(parents)) if parents else ()
     place = choose_engine(device).device
-    calibration = Calibration(Traces(model.network, model.outputs, place), known.fit.take(examples))
+    traces = Traces(model.network, model.outputs, place)
+    calibration = Calibration(traces, known.fit.take(examples)).fitting(1 + len(parents))
     [made] = calibration.mended(
         [inside[0].state], [each.state for each in inside[1:]], shares, [METHODS[method]]
     )

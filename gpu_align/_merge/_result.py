@@ -26,7 +26,8 @@ class Trial:
         accuracy, ece: likewise; None without classes.
         distance: squared distance of the networks to their mean, summed over networks and weights;
             None for a network.
-        examples: what the loss was measured on.
+        examples: how many the loss was measured on.
+        fitted: how many the mean was set right on.
     """
 
     order: str
@@ -36,6 +37,7 @@ class Trial:
     ece: float | None = None
     distance: float | None = None
     examples: int = 0
+    fitted: int = 0
 
     @property
     def is_merged(self) -> bool:

@@ -12,7 +12,7 @@ from gpu_align._network._own_code import call_named, first_line, named_object
 from gpu_align._network._sites import Site, find_sites, innermost, lineage, rows_of
 from gpu_align._network._sources import FORMS, read_source
 from gpu_align._network._task_loss import Norms, TaskLoss
-from gpu_align._network._walk import Step, Walk, run
+from gpu_align._network._walk import Step, Walk, live_bytes
 
 __all__ = [
     "BATCH_SIZE",
@@ -39,11 +39,11 @@ __all__ = [
     "fitted",
     "innermost",
     "lineage",
+    "live_bytes",
     "load_digits",
     "loss_function",
     "named_object",
     "read_source",
     "rows_of",
-    "run",
     "unit_statistics",
 ]

@@ -4,17 +4,17 @@ All batches pass an op before any passes the next one. So what is measured at an
 weights of that op, and of those after it, in one pass over the data.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from gpu_align._errors import InputError, ModelError
 from gpu_align._process import full_precision
-from gpu_align._symmetry import Op, StateDict, TracedModel, as_arguments
+from gpu_align._symmetry import Op, StateDict, TracedModel, as_arguments, extent
 
 
 @dataclass(frozen=True)
@@ -225,19 +225,19 @@ def _last_uses(model: TracedModel) -> Mapping[fx.Node, list[fx.Node]]:
     return done
 
 
-def run(
-    model: TracedModel, batch: object, state: StateDict, *, grad: bool = False
-) -> dict[str, Any]:
-    """Run a traced model and return its outputs by name.
+def live_bytes(model: TracedModel) -> int:
+    """Return the most bytes that the values of a walk take at once, for one state and batch."""
+    last = _last_uses(model)
+    sizes = {node: _bytes(node.meta.get("val")) for node in model.computed}
+    live = most = 0
+    for node in model.computed:
+        live += sizes[node]
+        most = max(most, live)
+        live -= sum(sizes[done] for done in last.get(node, ()))
+    return most
 
-    Args:
-        model: traced for the shape of the batch.
-        batch: what it is called with.
-        state: its tensors.
-        grad: whether gradients can be taken through it.
-    """
-    walk = Walk([model], [batch], [state])
-    with torch.set_grad_enabled(grad):
-        for _ in walk.steps():
-            pass
-        return walk.outputs()[0][0]
+
+def _bytes(value: Any) -> int:
+    """Return the size of a traced value; what others share is counted twice."""
+    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return sum(t.element_size() * math.prod(extent(n) or 0 for n in t.shape) for t in tensors)

@@ -7,7 +7,7 @@ from gpu_align._symmetry._gauge._balance import balance
 from gpu_align._symmetry._html import counted, html_table
 from gpu_align._symmetry._in_double import PRESERVED, double
 from gpu_align._symmetry._move import move, multiply, stack
-from gpu_align._symmetry._op import Op
+from gpu_align._symmetry._op import Op, extent
 from gpu_align._symmetry._outline import (
     Module,
     Outline,
@@ -63,6 +63,7 @@ __all__ = [
     "discover",
     "double",
     "evaluation_mode",
+    "extent",
     "html_table",
     "move",
     "multiply",
