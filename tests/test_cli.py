@@ -360,7 +360,7 @@ def test_env_names_remedies(cli: Cli) -> None:
 def test_version_and_help(cli: Cli) -> None:
     assert cli("--version").stdout.startswith("gpu-align ")
     listed = cli("--help").stdout
-    for command in ("align", "inspect", "apply", "report", "env", "demo"):
+    for command in ("align", "merge", "repair", "inspect", "apply", "report", "env", "demo"):
         assert command in listed
         assert cli(command, "--help").exit_code == 0
 

@@ -105,6 +105,15 @@ def number(value: float) -> str:
     return f"{value:.6g}"
 
 
+def score_cells(loss: float | None, accuracy: float | None, ece: float | None) -> list[str]:
+    """Return the cells of a score; empty where something is not known."""
+    return [
+        "" if loss is None else f"{loss:.4f}",
+        "" if accuracy is None else f"{100 * accuracy:.2f} %",
+        "" if ece is None else f"{ece:.3f}",
+    ]
+
+
 def duration(seconds: float) -> str:
     """Format a time: 0.5 s, 12 s, 3:05 min, 1:02:03 h."""
     if seconds < 10:
