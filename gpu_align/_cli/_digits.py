@@ -1,7 +1,8 @@
 """The demo: pairs of digit classifiers, trained here, aligned by every search.
 
 The digits are the 8 x 8 images that come with scikit-learn. Each architecture is trained twice,
-from different seeds; then one network is aligned to the other, and their average is tried.
+from different seeds; then one network is aligned to the other, and their average is tried; and both
+are merged on the training images.
 """
 
 import copy
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from gpu_align._align import AlignmentResult, align
 from gpu_align._checkpoint import save_checkpoint
 from gpu_align._errors import GpuAlignError, InputError
+from gpu_align._merge import MergeResult, merge
 from gpu_align._network import Digits, load_digits
 from gpu_align._problem import AlignmentProblem
 from gpu_align._process import torch_threads
@@ -111,6 +113,8 @@ class Trial:
             and accuracy_after (of the average with the target, on the test images), seconds.
         result: the portfolio's, with the comparison and the beam-width study.
         function_difference: the largest relative one of the outputs over all searches.
+        merged: both merged, in the way that is best on held-back training images.
+        merged_accuracy: of the merged network on the test images.
     """
 
     name: str
@@ -119,6 +123,8 @@ class Trial:
     rows: list[dict[str, Any]]
     result: AlignmentResult
     function_difference: float
+    merged: MergeResult
+    merged_accuracy: float
 
 
 def run_demo(setting: Setting) -> tuple[list[Trial], list[Path]]:
@@ -231,6 +237,9 @@ def _try_all(
     setting.progress(f"widening the beam on {name}")
     width_rows = _width_study(AlignmentProblem(moving, stay, spec), setting)
     studies = {"comparison": _with_gaps(rows), "beam_width": width_rows}
+    merged = _merge(name, source, target, digits, setting)
+    network = copy.deepcopy(target)
+    network.load_state_dict(dict(merged.state_dict))
     # The portfolio comes last in `searches`, so `result` is its result.
     return Trial(
         name=name,
@@ -239,6 +248,25 @@ def _try_all(
         rows=studies["comparison"],
         result=replace(result, studies=studies),
         function_difference=difference,
+        merged=merged,
+        merged_accuracy=accuracy(network, digits),
+    )
+
+
+def _merge(
+    name: str, source: nn.Module, target: nn.Module, digits: Digits, setting: Setting
+) -> MergeResult:
+    """Merge one pair in the order of the target's units."""
+
+    def tell(words: str) -> None:
+        setting.progress(f"merging {name}_0 and {name}_1: {words}")
+
+    return merge(
+        [target, source],
+        (digits.train_images, digits.train_labels),
+        seed=setting.seed,
+        device=setting.device,
+        progress=tell,
     )
 
 
@@ -292,6 +320,7 @@ def _write(folder: Path, trial: Trial, source: nn.Module, target: nn.Module) -> 
         f"{name}_0.safetensors": target.state_dict(),
         f"{name}_1.safetensors": source.state_dict(),
         f"{name}_1_aligned.safetensors": result.state_dict,
+        f"{name}_merged.safetensors": trial.merged.state_dict,
     }
     for file, state in states.items():
         save_checkpoint(folder / file, state)
