@@ -397,6 +397,7 @@ def test_demo_and_the_commands_it_names(
         assert all(row["distance"] < model["distance_before"] for row in rows)
         best = min(rows, key=lambda row: row["distance"])
         assert best["accuracy_after"] > best["accuracy_before"]
+        assert 0 <= model["barrier"] < model["barrier_before"]
         chosen, trials = model["merge"]["chosen"], model["merge"]["trials"]
         assert chosen["loss"] == min(trial["loss"] for trial in trials if trial["method"])
         assert model["merge"]["test_accuracy"] > best["accuracy_before"]

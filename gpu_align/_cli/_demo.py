@@ -80,6 +80,8 @@ def _document(trial: "Trial") -> dict[str, Any]:
         "proof": trial.result.proof and trial.result.proof.to_json(),
         "groups": [asdict(group) for group in trial.result.groups],
         **trial.result.studies,
+        "barrier_before": trial.barrier.barrier_before,
+        "barrier": trial.barrier.barrier,
         "merge": {**trial.merged.to_json(), "test_accuracy": trial.merged_accuracy},
     }
 
@@ -109,6 +111,10 @@ def _print_trial(trial: "Trial") -> None:
     )
     if proof := trial.result.proof:
         print_line(f"proof of the last one in {proof.seconds:.0f} s: {proof.in_words()}")
+    print_line(
+        f"barrier on the test images: {trial.barrier.barrier_before:.3g}, aligned "
+        f"{trial.barrier.barrier:.3g}"
+    )
     _print_merge(trial)
 
 
