@@ -77,10 +77,13 @@ def test_what_is_written_has_the_loss_that_is_told(cli: Cli, folder: Path, name:
     assert document["written"] == {"out": "out.safetensors"}
     assert [trial["order"] for trial in trials[:2]] == list(pair(name))
     assert chosen["loss"] == min(trial["loss"] for trial in trials if trial["method"])
-    held = Data.of("digits").held
-    score = evaluate(nets()[name](), tensors("out.safetensors"), held, device="cpu")
-    assert score.loss == pytest.approx(chosen["loss"], rel=1e-5)
-    assert score.accuracy == pytest.approx(chosen["accuracy"])
+    data = Data.of("digits")
+    assert data.test is not None
+    assert [row["network"] for row in document["test"]] == [*pair(name), "merged"]
+    for part, told in ((data.held, chosen), (data.test, document["test"][-1])):
+        score = evaluate(nets()[name](), tensors("out.safetensors"), part, device="cpu")
+        assert score.loss == pytest.approx(told["loss"], rel=1e-5)
+        assert score.accuracy == pytest.approx(told["accuracy"])
     assert {file: Path(file).read_bytes() for file in pair(name)} == inputs
 
 
@@ -95,6 +98,7 @@ def test_table_marks_the_chosen_way_and_the_result_is_kept(cli: Cli, folder: Pat
     for trial in document["trials"]:
         assert f"{trial['loss']:.4f}" in found.stdout
     assert f"{chosen['examples']} held-back examples" in found.stdout
+    assert "on 450 test examples" in found.stdout
     assert "wrote merged checkpoint: out.pt" in found.stdout
     assert torch.load("out.pt").keys() == tensors("cnn0.safetensors").keys()
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -21,11 +22,13 @@ from gpu_align._cli._terminal import (
     print_json,
     print_line,
     score_cells,
+    score_titles,
     warn,
 )
 from gpu_align._errors import InputError
 from gpu_align._interrupt import uninterrupted
 from gpu_align._merge import MergeResult, Task
+from gpu_align._network import Score, evaluate_many
 
 UNCHECKED = (
     "no model was given, so the names were read as a plain chain of layers. If the model has skip "
@@ -42,11 +45,13 @@ class Done:
         result: what was found.
         written: option -> path of what was written.
         warnings: what is to be known of it.
+        tested: the networks, then the merged one, on test data; nothing without such data.
     """
 
     result: MergeResult
     written: dict[str, str]
     warnings: list[str]
+    tested: Sequence[Score]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +88,26 @@ class Merging:
         self._check_outputs(networks)
         task, warnings = self._task(networks, settings, screen)
         result = task.run(method)
+        screen.stage("measuring the networks on test data")
+        tested = _tested(task, result)
         screen.stage("writing")
         written = self._write(result, networks[0])
-        return Done(result, written, [*networks[0].warnings, *warnings, *result.notes])
+        warnings = [*networks[0].warnings, *warnings, *result.notes]
+        return Done(result, written, warnings, tested)
 
     def tell(self, done: Done, *, as_json: bool, quiet: bool) -> None:
         """Print what came of it."""
         for warning in done.warnings:
             warn(warning)
+        names = [str(path) for path in self.paths]
         if as_json:
-            about = {"networks": [str(path) for path in self.paths], "warnings": done.warnings}
+            rows = zip([*names, "merged"], done.tested, strict=bool(done.tested))
+            test = [{"network": name, **_plain(score)} for name, score in rows]
+            about = {"networks": names, "test": test, "warnings": done.warnings}
             print_json({**done.result.to_json(), **about, "written": done.written})
         elif not quiet:
-            _print_summary(done.result, self.paths)
+            _print_summary(done.result, names)
+            _print_tested(done.tested, names)
             print_line(f"wrote merged checkpoint: {self.out}")
             if self.json_file is not None:
                 print_line(f"wrote result: {self.json_file}")
@@ -152,10 +164,35 @@ class Merging:
         return written
 
 
-def _print_summary(result: MergeResult, paths: Sequence[Path]) -> None:
+def _tested(task: Task, result: MergeResult) -> list[Score]:
+    """Return the scores of the networks and of the merged one on test data, which chose nothing."""
+    if task.data is None or task.data.test is None or not task.data.test.have_targets:
+        return []
+    assert task.model is not None
+    states = [task.model.in_module(state) for state in (*task.given, result.state_dict)]
+    device = task.settings.engine.device
+    return evaluate_many(task.model.module, states, task.data.test, task.loss, device=device)
+
+
+def _plain(score: Score) -> dict[str, Any]:
+    return {name: getattr(score, name) for name in ("loss", "accuracy", "ece", "examples")}
+
+
+def _print_tested(tested: Sequence[Score], names: Sequence[str]) -> None:
+    if not tested:
+        return
+    titles = score_titles(tested[-1])
+    table = columns("  network", *titles, numbers=titles)
+    for name, score in zip([*names, "merged"], tested, strict=True):
+        table.add_row(f"  {name}", *score_cells(score)[: len(titles)])
+    print_line(f"on {tested[-1].examples} test examples, which nothing was chosen on:")
+    console().print(table)
+
+
+def _print_summary(result: MergeResult, names: Sequence[str]) -> None:
     """Print what was tried, and what was chosen."""
     print_line()
-    print_line(f"merged {', '.join(map(str, paths))}")
+    print_line(f"merged {', '.join(names)}")
     console().print(merge_table(result))
     chosen = result.chosen
     moved = [sum(each.moved().values()) for each in result.permutations[1:]]
@@ -174,8 +211,7 @@ def _print_summary(result: MergeResult, paths: Sequence[Path]) -> None:
 def merge_table(result: MergeResult) -> Table:
     """Return a table of what was tried; the chosen way is marked by a star."""
     chosen = result.chosen
-    titles = [] if chosen.loss is None else ["loss"]
-    titles += [] if chosen.accuracy is None else ["accuracy", "ECE"]
+    titles = score_titles(chosen)
     numbers = [*titles, "distance"]
     table = columns("  order of units", "set right by", *numbers, numbers=numbers)
     for trial in result.trials:
@@ -183,7 +219,7 @@ def merge_table(result: MergeResult) -> Table:
         table.add_row(
             f"{'*' if is_chosen else ' '} {trial.order}",
             trial.method or "not merged",
-            *score_cells(trial.loss, trial.accuracy, trial.ece)[: len(titles)],
+            *score_cells(trial)[: len(titles)],
             "" if trial.distance is None else number(trial.distance),
             style="bold" if is_chosen else None if trial.is_merged else "dim",
         )

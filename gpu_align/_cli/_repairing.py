@@ -16,6 +16,7 @@ from gpu_align._cli._terminal import (
     print_json,
     print_line,
     score_cells,
+    score_titles,
     warn,
 )
 from gpu_align._errors import InputError
@@ -115,9 +116,9 @@ def _print_scores(result: RepairResult) -> None:
     if result.before is None or result.after is None:
         print_line("the data have no targets, so nothing is known of the loss")
         return
-    titles = ["loss", *([] if result.after.accuracy is None else ["accuracy", "ECE"])]
+    titles = score_titles(result.after)
     table = columns("", *titles, numbers=titles)
     for name, score in (("before", result.before), ("after", result.after)):
-        table.add_row(name, *score_cells(score.loss, score.accuracy, score.ece)[: len(titles)])
+        table.add_row(name, *score_cells(score)[: len(titles)])
     console().print(table)
     print_line(f"measured on {result.after.examples} held-back examples")
