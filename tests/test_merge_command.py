@@ -162,6 +162,19 @@ def test_without_data_a_warning_is_given(cli: Cli, folder: Path) -> None:
     assert len(document["warnings"]) == 2
 
 
+def test_networks_are_called_by_their_files_where_these_differ(cli: Cli, folder: Path) -> None:
+    Path("a").mkdir()
+    permuted_copy("mlp0", "a/mlp1.safetensors")
+    options = ("--json", "-o", "out.pt", *MLP, *DIGITS, "--method", "naive")
+    for paths, names in (
+        (("mlp0.safetensors", "a/mlp1.safetensors"), ["mlp0.safetensors", "mlp1.safetensors"]),
+        (("mlp1.safetensors", "a/mlp1.safetensors"), ["mlp1.safetensors", "a/mlp1.safetensors"]),
+    ):
+        document = json.loads(cli(*paths, *options).stdout)
+        assert [trial["order"] for trial in document["trials"][:2]] == names
+        assert document["networks"] == list(paths)
+
+
 def test_three_networks_share_one_order(cli: Cli, folder: Path) -> None:
     permuted_copy("mlp1", "copy.safetensors")
     found = cli(*pair("mlp"), "copy.safetensors", "-o", "out.pt", *MLP, *DIGITS, *FEW, "--json")

@@ -99,18 +99,24 @@ class Merging:
         """Print what came of it."""
         for warning in done.warnings:
             warn(warning)
-        names = [str(path) for path in self.paths]
         if as_json:
-            rows = zip([*names, "merged"], done.tested, strict=bool(done.tested))
+            rows = zip([*self._names, "merged"], done.tested, strict=bool(done.tested))
             test = [{"network": name, **_plain(score)} for name, score in rows]
-            about = {"networks": names, "test": test, "warnings": done.warnings}
+            paths = [str(path) for path in self.paths]
+            about = {"networks": paths, "test": test, "warnings": done.warnings}
             print_json({**done.result.to_json(), **about, "written": done.written})
         elif not quiet:
-            _print_summary(done.result, names)
-            _print_tested(done.tested, names)
+            _print_summary(done.result, self._names)
+            _print_tested(done.tested, self._names)
             print_line(f"wrote merged checkpoint: {self.out}")
             if self.json_file is not None:
                 print_line(f"wrote result: {self.json_file}")
+
+    @property
+    def _names(self) -> list[str]:
+        """The names of the networks: of their files where these differ, else the whole paths."""
+        short = [path.name for path in self.paths]
+        return short if len(set(short)) == len(short) else [str(path) for path in self.paths]
 
     def _check_outputs(self, networks: Sequence[Checkpoint]) -> None:
         """Check that outputs can be written, and overwrite none of the networks, the first too."""
@@ -143,7 +149,7 @@ class Merging:
             model,
             read_spec(self.spec, model),
             data,
-            names=[str(path) for path in self.paths],
+            names=self._names,
             weights=self.weights,
             loss=read_loss(self.loss),
             examples=self.examples,
