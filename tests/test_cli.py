@@ -360,7 +360,7 @@ def test_env_names_remedies(cli: Cli) -> None:
 def test_version_and_help(cli: Cli) -> None:
     assert cli("--version").stdout.startswith("gpu-align ")
     listed = cli("--help").stdout
-    for command in ("align", "inspect", "apply", "report", "env", "demo"):
+    for command in ("align", "merge", "repair", "inspect", "apply", "report", "env", "demo"):
         assert command in listed
         assert cli(command, "--help").exit_code == 0
 
@@ -397,9 +397,16 @@ def test_demo_and_the_commands_it_names(
         assert all(row["distance"] < model["distance_before"] for row in rows)
         best = min(rows, key=lambda row: row["distance"])
         assert best["accuracy_after"] > best["accuracy_before"]
+        assert 0 <= model["barrier"] < model["barrier_before"]
+        chosen, trials = model["merge"]["chosen"], model["merge"]["trials"]
+        assert chosen["loss"] == min(trial["loss"] for trial in trials if trial["method"])
+        assert model["merge"]["test_accuracy"] > best["accuracy_before"]
+        assert load_checkpoint(f"made/{model['name']}_merged.safetensors").tensors
     assert all(os.path.getsize(path) for path in document["written"])
     for command in document["next"]:
-        assert cli(*shlex.split(command)[1:], "--sweeps", "5").exit_code == 0
+        _, name, *words = shlex.split(command)
+        few = ("--sweeps", "5") if name == "align" else ("--search", "descent")
+        assert cli(name, *words, *few).exit_code == 0
 
 
 def test_a_search_that_was_split_says_so(

@@ -76,7 +76,10 @@ def loaded_by(code: str, before: str = "", **environment: str) -> set[str]:
     return set(run.stderr.split())
 
 
-COMMANDS = ("align", "inspect", "apply", "canonicalize", "report", "demo", "env")
+COMMANDS = (
+    *("align", "barrier", "merge", "repair", "inspect", "apply", "canonicalize", "report", "demo"),
+    "env",
+)
 HEAVY = {"torch", "scipy", "numpy", "triton", "cupy", "matplotlib", "sklearn", "jinja2"}
 COMMAND = "sys.argv = ['gpu-align', {}]; from gpu_align._cli import main; main()"
 

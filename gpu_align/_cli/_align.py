@@ -20,8 +20,10 @@ from gpu_align._cli._options import (
     InputShape,
     Json,
     Key,
+    Log,
     Model,
     Output,
+    Quiet,
     Seed,
     SpecFile,
 )
@@ -76,20 +78,8 @@ def align(
         ),
     ] = None,
     as_json: Json = False,
-    quiet: Annotated[
-        bool,
-        typer.Option(
-            *("--quiet", "-q"), rich_help_panel=OUTPUTS, help="Print warnings and errors only."
-        ),
-    ] = False,
-    log: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.log",
-            rich_help_panel=OUTPUTS,
-            help="Append what is done and said, with the time, for instance in a batch job.",
-        ),
-    ] = None,
+    quiet: Quiet = False,
+    log: Log = None,
     key: Key = None,
     target_key: Annotated[
         str | None,

@@ -25,7 +25,7 @@ def demo(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Train pairs of digit classifiers, align them by every search, and compare.
+    """Train pairs of digit classifiers, align them by every search, compare, and merge them.
 
     Needs scikit-learn for its 8 x 8 digits; nothing is downloaded.
     """
@@ -56,9 +56,12 @@ def next_commands(folder: Path) -> list[str]:
         for name in ("mlp", "cnn")
     )
     model = "--model gpu_align._cli._digits:cnn --input-shape 2,1,8,8"
+    both = f"{_quoted(folder, 'cnn_0.safetensors')} {_quoted(folder, 'cnn_1.safetensors')}"
+    new = _quoted(folder, "cnn_new.safetensors")
     return [
         f"gpu-align align {mlp} -o {_quoted(folder, 'mlp_new.safetensors')}",
         f"gpu-align align {cnn} {model} --search annealing --report {_quoted(folder, 'cnn.html')}",
+        f"gpu-align merge {both} -o {new} --data digits {model}",
     ]
 
 
@@ -77,6 +80,9 @@ def _document(trial: "Trial") -> dict[str, Any]:
         "proof": trial.result.proof and trial.result.proof.to_json(),
         "groups": [asdict(group) for group in trial.result.groups],
         **trial.result.studies,
+        "barrier_before": trial.barrier.barrier_before,
+        "barrier": trial.barrier.barrier,
+        "merge": {**trial.merged.to_json(), "test_accuracy": trial.merged_accuracy},
     }
 
 
@@ -105,4 +111,24 @@ def _print_trial(trial: "Trial") -> None:
     )
     if proof := trial.result.proof:
         print_line(f"proof of the last one in {proof.seconds:.0f} s: {proof.in_words()}")
+    print_line(
+        f"barrier on the test images: {trial.barrier.barrier_before:.3g}, aligned "
+        f"{trial.barrier.barrier:.3g}"
+    )
+    _print_merge(trial)
+
+
+def _print_merge(trial: "Trial") -> None:
+    from gpu_align._cli._merging import merge_table
+
+    merged = trial.merged
+    print_line()
+    print_line(f"{trial.name}_0 (network 0) and {trial.name}_1 (network 1) merged on digits:")
+    console().print(merge_table(merged))
+    print_line(
+        f"measured on {merged.chosen.examples} held-back training images; test accuracy of the "
+        f"merged network: {100 * trial.merged_accuracy:.1f} %"
+    )
+    for sentence in merged.notes:
+        print_line(sentence)
     print_line()

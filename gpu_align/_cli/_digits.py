@@ -1,7 +1,8 @@
 """The demo: pairs of digit classifiers, trained here, aligned by every search.
 
 The digits are the 8 x 8 images that come with scikit-learn. Each architecture is trained twice,
-from different seeds; then one network is aligned to the other, and their average is tried.
+from different seeds; then one network is aligned to the other, and their average is tried; the loss
+between them is measured; and both are merged on the training images.
 """
 
 import copy
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from gpu_align._align import AlignmentResult, align
 from gpu_align._checkpoint import save_checkpoint
 from gpu_align._errors import GpuAlignError, InputError
-from gpu_align._network import Digits, load_digits
+from gpu_align._merge import BarrierResult, MergeResult, barrier, merge
+from gpu_align._network import Data, Digits, load_digits
 from gpu_align._problem import AlignmentProblem
 from gpu_align._process import torch_threads
 from gpu_align._search import (
@@ -38,6 +40,7 @@ _EPOCHS = {False: 15, True: 3}
 _BATCH = 64
 _PROVED = "mlp"  # small enough to see a proof at work
 _PROOF_SECONDS = {False: 10.0, True: 1.0}
+_POINTS = 13
 _WIDTHS = {False: (1, 2, 5, 10, 20), True: (1, 2, 5)}
 
 
@@ -111,6 +114,10 @@ class Trial:
             and accuracy_after (of the average with the target, on the test images), seconds.
         result: the portfolio's, with the comparison and the beam-width study.
         function_difference: the largest relative one of the outputs over all searches.
+        merged: both merged, in the way that is best on held-back training images.
+        merged_accuracy: of the merged network on the test images.
+        barrier: the loss between the two on the test images, before alignment and after that of
+            `result`.
     """
 
     name: str
@@ -119,6 +126,9 @@ class Trial:
     rows: list[dict[str, Any]]
     result: AlignmentResult
     function_difference: float
+    merged: MergeResult
+    merged_accuracy: float
+    barrier: BarrierResult
 
 
 def run_demo(setting: Setting) -> tuple[list[Trial], list[Path]]:
@@ -231,6 +241,12 @@ def _try_all(
     setting.progress(f"widening the beam on {name}")
     width_rows = _width_study(AlignmentProblem(moving, stay, spec), setting)
     studies = {"comparison": _with_gaps(rows), "beam_width": width_rows}
+    setting.progress(f"measuring the loss between {name}_0 and {name}_1")
+    data = Data.of("digits", seed=setting.seed)
+    between = barrier(target, source, data, align=result, points=_POINTS, device=setting.device)
+    merged = _merge(name, [target, source], data, setting)
+    network = copy.deepcopy(target)
+    network.load_state_dict(dict(merged.state_dict))
     # The portfolio comes last in `searches`, so `result` is its result.
     return Trial(
         name=name,
@@ -239,7 +255,19 @@ def _try_all(
         rows=studies["comparison"],
         result=replace(result, studies=studies),
         function_difference=difference,
+        merged=merged,
+        merged_accuracy=accuracy(network, digits),
+        barrier=between,
     )
+
+
+def _merge(name: str, pair: list[nn.Module], data: Data, setting: Setting) -> MergeResult:
+    """Merge one pair in the order of the units of its first network."""
+
+    def tell(words: str) -> None:
+        setting.progress(f"merging {name}_0 and {name}_1: {words}")
+
+    return merge(pair, data, seed=setting.seed, device=setting.device, progress=tell)
 
 
 def _check(result: AlignmentResult, label: str) -> None:
@@ -286,19 +314,22 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write(folder: Path, trial: Trial, source: nn.Module, target: nn.Module) -> list[Path]:
-    """Write checkpoints, permutation and result, and return their paths."""
+    """Write checkpoints, permutation, result and the page of the barrier; return their paths."""
     name, result = trial.name, trial.result
     states = {
         f"{name}_0.safetensors": target.state_dict(),
         f"{name}_1.safetensors": source.state_dict(),
         f"{name}_1_aligned.safetensors": result.state_dict,
+        f"{name}_merged.safetensors": trial.merged.state_dict,
     }
     for file, state in states.items():
         save_checkpoint(folder / file, state)
     permutation, document = folder / f"{name}_permutation.safetensors", folder / f"{name}.json"
     result.permutation.save(permutation)
     result.save_json(document)
-    return [*(folder / file for file in states), permutation, document]
+    page = folder / f"{name}_barrier.html"
+    trial.barrier.write_report(page, title=f"Loss between {name}_0 and {name}_1: {trial.title}")
+    return [*(folder / file for file in states), permutation, document, page]
 
 
 def _write_report(folder: Path, trials: list[Trial]) -> Path:

@@ -21,6 +21,8 @@ from gpu_align._cli._env import env
 from gpu_align._cli._failure import BAD_INPUT, Failure
 from gpu_align._cli._inspect import inspect
 from gpu_align._cli._log import logging_to
+from gpu_align._cli._merge import merge
+from gpu_align._cli._repair import repair
 from gpu_align._cli._report import report
 from gpu_align._cli._terminal import print_json, warn
 from gpu_align._errors import GpuAlignError
@@ -113,5 +115,5 @@ def options(
     """
 
 
-for _command in (align, barrier, inspect, apply, canonicalize, report, demo, env):
+for _command in (align, barrier, merge, repair, inspect, apply, canonicalize, report, demo, env):
     app.command()(reported(_command))

@@ -19,11 +19,15 @@ WIDTHS = "layerwise 4, beam 4, recombination 16"
 STARTS = "descent 1, frank-wolfe 1, annealing 4"
 EVIDENCE = ("weights", "activations", "both")
 METRICS = ("l2", "normalized", "standardized", "row")
+PLAIN = ("auto", "naive", "average", "slerp")
+MENDING = ("norms", "repair", "rescale", "refit", "refit-parents")
+EXAMPLES = 1500
 
 # Titles of groups of options in the help.
 SYMMETRIES = "Symmetries"
 OUTPUTS = "Outputs"
 DATA = "Data"
+MERGING = "Merging"
 SEARCH = "Search"
 
 Model = Annotated[
@@ -80,4 +84,44 @@ Seed = Annotated[
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="What to compute on.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        *("--quiet", "-q"), rich_help_panel=OUTPUTS, help="Print warnings and errors only."
+    ),
+]
+Log = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.log",
+        rich_help_panel=OUTPUTS,
+        help="Append what is done and said, with the time, for instance in a batch job.",
+    ),
+]
+DATA_HELP = (
+    "Training data that the networks are run on, in the model: digits, mnist:FOLDER, "
+    "cifar10:FOLDER, FILE.npz (x and y), package.module:loader or path/file.py:loader. A part is "
+    "held back to compare on."
+)
+Loss = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=DATA,
+        help="What is compared: auto (by the targets), cross_entropy, mse, or "
+        "package.module:function of outputs and targets.",
+    ),
+]
+Examples = Annotated[
+    int,
+    typer.Option(metavar="N", min=1, rich_help_panel=DATA, help="How many examples are fitted on."),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="W,W",
+        rich_help_panel=MERGING,
+        help="How much each network counts in the mean, such as 1,2; by default all alike.",
+    ),
 ]

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -76,6 +77,25 @@ def check_unchanged(digests: Mapping[Path, str]) -> None:
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let what a library raises while a file is written be an error that names the file.
+
+    Raises:
+        GpuAlignError: it could not be written.
+    """
+    try:
+        yield
+    except GpuAlignError:
+        raise
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        # Libraries that write have classes of their own for a full disk.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise GpuAlignError(
+            f"cannot write {path}: {reason}; check free space and memory"
+        ) from error
 
 
 def joined(failures: Sequence[GpuAlignError]) -> GpuAlignError | None:
@@ -260,16 +280,11 @@ class Outputs:
             if path is None or field.name in but:
                 continue
             try:
-                self._write_one(field.name, path, result, source, title)
+                with writing(path):
+                    self._write_one(field.name, path, result, source, title)
                 written[field.name] = str(path)
             except GpuAlignError as error:
                 failures.append(error)
-            except (OSError, RuntimeError, ValueError, MemoryError) as error:
-                # Libraries that write have classes of their own for a full disk.
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                failures.append(
-                    GpuAlignError(f"cannot write {path}: {reason}; check free space and memory")
-                )
         return written, failures
 
     def digests(self, source: Checkpoint) -> dict[Path, str]:

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 from rich import box
@@ -103,6 +103,37 @@ def columns(*titles: str, numbers: Sequence[str] = (), title: str | None = None)
 def number(value: float) -> str:
     """Format a distance."""
     return f"{value:.6g}"
+
+
+class Scored(Protocol):
+    """What has a loss, and where there are classes an accuracy and a calibration error."""
+
+    @property
+    def loss(self) -> float | None:
+        """See `Score`."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """See `Score`."""
+
+    @property
+    def ece(self) -> float | None:
+        """See `Score`."""
+
+
+def score_titles(score: Scored) -> list[str]:
+    """Return the titles of what is known of a score."""
+    titles = [] if score.loss is None else ["loss"]
+    return titles + ([] if score.accuracy is None else ["accuracy", "ECE"])
+
+
+def score_cells(score: Scored) -> list[str]:
+    """Return the cells of a score; empty where something is not known."""
+    return [
+        "" if score.loss is None else f"{score.loss:.4f}",
+        "" if score.accuracy is None else f"{100 * score.accuracy:.2f} %",
+        "" if score.ece is None else f"{score.ece:.3f}",
+    ]
 
 
 def duration(seconds: float) -> str:
