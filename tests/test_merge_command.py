@@ -17,7 +17,7 @@ from gpu_align import Permutation, chain_spec, load_checkpoint, save_checkpoint
 from gpu_align._cli import _options
 from gpu_align._cli._main import app
 from gpu_align._merge import WAYS
-from gpu_align._merge._merge import FIT
+from gpu_align._merge._task import FIT
 from gpu_align._network import Data, evaluate
 
 Cli = Callable[..., Result]
@@ -239,7 +239,7 @@ def test_bad_input_ends_with_2_and_writes_nothing(
 
 
 @pytest.mark.parametrize(
-    "step", ["gpu_align._merge._merge.average", "gpu_align._cli._merging.save_checkpoint"]
+    "step", ["gpu_align._merge._task.average", "gpu_align._cli._merging.save_checkpoint"]
 )
 def test_ctrl_c_ends_with_1_and_writes_nothing(
     cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch, step: str

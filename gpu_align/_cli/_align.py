@@ -200,9 +200,10 @@ def align(
     from gpu_align._cli._keeping import make_store
     from gpu_align._cli._outputs import Outputs
     from gpu_align._cli._pair import Pair
-    from gpu_align._cli._searches import make_search
+    from gpu_align._cli._searches import follows_loss, make_search
     from gpu_align._device import choose_engine
     from gpu_align._errors import InputError
+    from gpu_align._network import Data
     from gpu_align._problem import as_metric
     from gpu_align._search import Budget
 
@@ -211,8 +212,9 @@ def align(
     outputs = Outputs(
         out=out, permutation=permutation, json_file=json_file, report=report, proof=proof
     )
+    is_late = data is not None and follows_loss(search)  # made when the model is at hand
     settings = Settings(
-        make_search(search, width, starts),
+        None if is_late else make_search(search, width, starts),
         as_metric(metric),
         choose_engine(device),
         seed,
@@ -223,9 +225,13 @@ def align(
     keys = (key, key if target_key is None else target_key)
     pair = Pair(source, target, keys, spec, model, input_shape, output, outputs, store)
     with display(quiet=quiet) as screen, stdout_to_stderr():
+        known = None
         if data is not None:
             screen.stage("reading data")
-        found = Evidence.of(evidence, data, alpha, seed)
+            known = Data.of(data, seed=seed)
+        if is_late and known is not None:
+            pair = replace(pair, following=(search, known))
+        found = Evidence.of(evidence, known, alpha, seed)
         if found is not None:
             found = replace(found, progress=screen.examples).beside_weights
         done = pair.align(replace(settings, evidence=found), screen)

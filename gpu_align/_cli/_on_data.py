@@ -33,7 +33,15 @@ def read_data(text: str, model: Model, seed: int) -> Data:
     Raises:
         InputError: they cannot be read, or do not fit.
     """
-    data = Data.of(text, seed=seed)
+    return fitted_to(Data.of(text, seed=seed), model)
+
+
+def fitted_to(data: Data, model: Model) -> Data:
+    """Return data with images of the shape that a model takes, if that takes one tensor.
+
+    Raises:
+        InputError: they do not fit.
+    """
     args, kwargs = as_arguments(model.inputs)
     if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
         return data.fitted(args[0].shape[1:])

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import typer
 
-from gpu_align._align import AlignmentResult, Settings, align_networks
+from gpu_align._align import AlignmentResult, Model, Settings, align_networks
 from gpu_align._checkpoint import Checkpoint, load_checkpoint
 from gpu_align._cli._failure import Failure
 from gpu_align._cli._keeping import keeping, tell_how_to_continue, write_and_discard
 from gpu_align._cli._model import load_model, read_spec
+from gpu_align._cli._on_data import NO_MODEL, fitted_to
 from gpu_align._cli._outputs import Outputs, check_preserved
+from gpu_align._cli._searches import make_search
 from gpu_align._cli._summary import print_summary
 from gpu_align._cli._terminal import Display, print_json, print_written, warn
-from gpu_align._errors import GpuAlignError
+from gpu_align._errors import GpuAlignError, InputError
+from gpu_align._network import Data, TaskLoss
 from gpu_align._problem import AlignmentProblem, Metric
-from gpu_align._search import SearchStore
+from gpu_align._search import Search, SearchStore
 from gpu_align._status import Status
 
 UNCHECKED = (
@@ -47,7 +50,8 @@ class Done:
 class Pair:
     """Two checkpoints and what goes with them, as they are named on the command line.
 
-    `keys` lead to the tensors of the source and of the target in their files.
+    `keys` lead to the tensors of the source and of the target in their files; `following` is the
+    name of a search that follows the loss on data, and these.
     """
 
     source: Path
@@ -59,6 +63,7 @@ class Pair:
     output: Sequence[str] | None
     outputs: Outputs
     store: SearchStore | None
+    following: tuple[str, Data] | None = None
 
     def align(self, settings: Settings, screen: Display) -> Done:
         """Read the checkpoints, align them and write the outputs.
@@ -82,6 +87,8 @@ class Pair:
         )
         spec = read_spec(self.spec, model)
         settings = replace(settings, progress=screen.search)
+        if self.following is not None:
+            settings = replace(settings, search=_following(*self.following, model, settings.seed))
         with keeping(self.store):
             [outcome] = align_networks(
                 *([source.tensors], target.tensors, settings),
@@ -130,6 +137,18 @@ class Pair:
             raise failure.tell(as_json=False)
         if interrupted:
             raise typer.Exit(1)
+
+
+def _following(name: str, data: Data, model: Model | None, seed: int) -> Search | None:
+    """Return a search that follows the loss on data.
+
+    Raises:
+        InputError: there is no model that can be run on them, or they do not fit it.
+    """
+    if model is None:
+        raise InputError(NO_MODEL)
+    loss = TaskLoss(model.module, fitted_to(data, model), seed=seed)
+    return make_search(name, None, None, loss)
 
 
 def _with_beam_widths(

@@ -7,6 +7,11 @@ from gpu_align._search import SEARCHES, Search
 NAMES = tuple(SEARCHES)
 
 
+def follows_loss(name: str) -> bool:
+    """Whether a search of this name, if there is one, follows a loss on data."""
+    return name in SEARCHES and SEARCHES[name].needs_data
+
+
 def make_search(
     name: str, width: int | None, starts: int | None, loss: TaskLoss | None = None
 ) -> Search | None:
@@ -36,7 +41,7 @@ def make_search(
         return entry.make(*chosen.values())
     if loss is None:
         raise InputError(
-            f"--search {name} follows the loss of the networks on data, and needs these; from "
-            f"Python call align(search={entry.kind.__name__}(TaskLoss(module, data)))"
+            f"--search {name} follows the loss of the networks on data, and needs these; add "
+            "--data, --model and --input-shape, or choose another search"
         )
     return entry.make(loss)
