@@ -13,7 +13,16 @@ import importlib.metadata
 import typing
 
 if typing.TYPE_CHECKING:
-    from gpu_align._align import AlignmentFailure, AlignmentResult, align, canonicalize
+    from gpu_align._align import (
+        AlignmentFailure,
+        AlignmentResult,
+        Barycentre,
+        activation_evidence,
+        align,
+        barycentre,
+        canonicalize,
+        cycle_error,
+    )
     from gpu_align._assignment import (
         AssignmentProblem,
         AssignmentSolution,
@@ -33,6 +42,26 @@ if typing.TYPE_CHECKING:
         SpecError,
         UnavailableError,
     )
+    from gpu_align._merge import (
+        BarrierResult,
+        HeadedMerge,
+        LossCurve,
+        LossPlane,
+        MergeResult,
+        PartialMerge,
+        RepairResult,
+        SharedBody,
+        average,
+        barrier,
+        loss_plane,
+        merge,
+        merge_heads,
+        partial_merge,
+        repair,
+        shared_body,
+        slerp,
+    )
+    from gpu_align._network import TaskLoss
     from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
     from gpu_align._proof import Proof, check_proof, prove
     from gpu_align._report import write_report as write_report
@@ -51,6 +80,8 @@ if typing.TYPE_CHECKING:
         Rounding,
         Search,
         SearchStore,
+        Sinkhorn,
+        StraightThrough,
         run_search,
     )
     from gpu_align._status import Status
@@ -70,6 +101,8 @@ __all__ = [
     "AuctionAssignment",
     "AutoAssignment",
     "Backend",
+    "BarrierResult",
+    "Barycentre",
     "BeamDescent",
     "Budget",
     "Checkpoint",
@@ -77,42 +110,64 @@ __all__ = [
     "CoordinateDescent",
     "FrankWolfe",
     "GpuAlignError",
+    "HeadedMerge",
     "InputError",
     "KBest",
     "LapxAssignment",
     "LayerwiseBeam",
+    "LossCurve",
+    "LossPlane",
+    "MergeResult",
     "Metric",
     "ModelError",
     "Noise",
+    "PartialMerge",
     "Permutation",
     "PermutationSpec",
     "Portfolio",
     "Progress",
     "Proof",
     "Recombination",
+    "RepairResult",
     "Rounding",
     "ScipyAssignment",
     "Search",
     "SearchStore",
+    "SharedBody",
+    "Sinkhorn",
     "SpecError",
     "Status",
+    "StraightThrough",
+    "TaskLoss",
     "UnavailableError",
+    "activation_evidence",
     "align",
+    "average",
     "backends",
+    "barrier",
+    "barycentre",
     "canonicalize",
     "chain_spec",
     "check_proof",
+    "cycle_error",
     "discover",
     "load_checkpoint",
+    "loss_plane",
     "lower_bound",
+    "merge",
+    "merge_heads",
+    "partial_merge",
     "prove",
+    "repair",
     "run_search",
     "save_checkpoint",
+    "shared_body",
+    "slerp",
 ]
 
 _ROOMS = (
     *("_status", "_errors", "_checkpoint", "_device", "_assignment", "_symmetry", "_problem"),
-    *("_search", "_proof", "_align"),
+    *("_network", "_search", "_proof", "_align", "_merge"),
 )
 """Where the names are, from the ground up, so that none loads more than what it stands on."""
 

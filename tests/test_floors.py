@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "gpu_align"
 FLOORS = (
     ("_cli",),
     ("learn", "_zoo", "_report"),
-    ("_align", "_merge"),
+    ("_merge",),
+    ("_align",),
     ("_proof",),
     ("_search",),
     ("_problem", "_network"),

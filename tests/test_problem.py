@@ -41,9 +41,11 @@ from gpu_align._problem import (
     _sibling_term,
     _terms,
     concatenate,
+    index_of,
     is_signed,
     picked,
     to_matrix,
+    unsigned,
 )
 
 MODEL = torch.zeros(5, dtype=torch.int64)
@@ -249,20 +251,59 @@ def test_evidence_enters_linearly(generator: torch.Generator, stream: RandomStre
 
 @pytest.mark.parametrize(
     "evidence",
-    [{"2": torch.zeros(4, 4)}, {"nope": torch.zeros(5, 5)}, {"2": torch.zeros(5)}],
-    ids=["size", "name", "rank"],
+    [
+        {"2": torch.zeros(4, 4)},
+        {"nope": torch.zeros(5, 5)},
+        {"2": torch.zeros(5)},
+        {"2": torch.full((5, 5), torch.nan)},
+    ],
+    ids=["size", "name", "rank", "not a number"],
 )
 def test_evidence_that_does_not_fit_is_refused(evidence: dict[str, Tensor]) -> None:
     with pytest.raises(InputError, match="evidence"):
         problem_of(pair("mlp"), evidence=evidence)
 
 
-def test_evidence_for_the_signed_matrix_of_a_group_is_refused() -> None:
-    sizes = problem_of(pair("signed")).sizes
-    variable = next(filter(is_signed, sizes))
-    evidence = torch.zeros(sizes[variable], sizes[variable])
-    with pytest.raises(InputError, match="one of the groups"):
-        problem_of(pair("signed"), evidence={variable: evidence})
+def test_evidence_for_a_signed_matrix_counts_with_the_signs(stream: RandomStream) -> None:
+    plain = problem_of(pair("signed"))
+    variable = next(filter(is_signed, plain.sizes))
+    evidence = torch.rand(plain.sizes[variable], plain.sizes[variable], dtype=torch.float64)
+    batch = plain.random(5, stream)
+    problem = problem_of(pair("signed"), evidence={variable: evidence})
+    change = problem.objective(batch.perms, MODEL) - plain.objective(batch.perms, MODEL)
+    for index, vector in enumerate(batch.perms[variable]):
+        entries = evidence[torch.arange(len(vector)), index_of(vector)]
+        extra = float((torch.where(vector < 0, -1.0, 1.0) * entries).sum())
+        assert float(change[index]) == pytest.approx(-2 * extra)
+
+
+def test_signed_evidence_counts_as_it_is_where_signs_stay(stream: RandomStream) -> None:
+    variable = next(filter(is_signed, problem_of(pair("signed")).sizes))
+    size = problem_of(pair("signed")).sizes[variable]
+    evidence = torch.rand(size, size)
+    found = (
+        problem_of(pair("signed"), metric="standardized", evidence={name: evidence})
+        for name in (variable, unsigned(variable))
+    )
+    first, second = (problem.unary[unsigned(variable)] for problem in found)
+    assert torch.equal(first, second)
+
+
+def test_each_source_has_its_own_evidence() -> None:
+    networks = pair("mlp")
+    evidence = torch.rand(2, 5, 5, dtype=torch.float64)
+    sources = [networks.source, networks.source]
+    both = AlignmentProblem(sources, networks.target, networks.spec, evidence={"2": evidence})
+    for model in range(2):
+        alone = problem_of(networks, evidence={"2": evidence[model]})
+        assert torch.allclose(both.unary["2"][model], alone.unary["2"][0])
+
+
+def test_other_evidence_takes_the_place_of_the_former() -> None:
+    networks, evidence = pair("mlp"), {"2": torch.rand(5, 5)}
+    changed = problem_of(networks, evidence={"2": torch.ones(5, 5)}).with_evidence(evidence)
+    expected = problem_of(networks, evidence=evidence)
+    assert torch.equal(changed.unary["2"], expected.unary["2"])
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """From networks to results: align one or many, certify, bring into one form."""
 
 from gpu_align._align._align import align, align_networks
+from gpu_align._align._barycentre import Barycentre, barycentre, cycle_error
 from gpu_align._align._canonical import CanonicalForm, canonical_form, canonicalize
 from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
+from gpu_align._align._evidence import KINDS, Evidence, activation_evidence
 from gpu_align._align._hugging_face import model_beside
-from gpu_align._align._networks import Model
+from gpu_align._align._networks import Model, Network, state_of
 from gpu_align._align._result import (
     SCHEMA,
     AlignmentFailure,
@@ -12,28 +14,43 @@ from gpu_align._align._result import (
     ResultRecord,
     read_result,
 )
-from gpu_align._align._settings import Settings, checked_seconds
-from gpu_align._align._summary import change_in_words, function_in_words, status_in_words
+from gpu_align._align._settings import Settings, checked_seconds, checked_spec
+from gpu_align._align._summary import (
+    change_in_words,
+    evidence_in_words,
+    function_in_words,
+    status_in_words,
+)
 
 __all__ = [
+    "KINDS",
     "SCHEMA",
     "AlignmentFailure",
     "AlignmentResult",
+    "Barycentre",
     "CanonicalForm",
     "CostMatrix",
+    "Evidence",
     "GroupReport",
     "Inside",
     "Model",
+    "Network",
     "ResultRecord",
     "Settings",
+    "activation_evidence",
     "align",
     "align_networks",
+    "barycentre",
     "canonical_form",
     "canonicalize",
     "change_in_words",
     "checked_seconds",
+    "checked_spec",
+    "cycle_error",
+    "evidence_in_words",
     "function_in_words",
     "model_beside",
     "read_result",
+    "state_of",
     "status_in_words",
 ]

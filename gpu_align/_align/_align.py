@@ -4,11 +4,12 @@ import itertools
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import nn
 
+from gpu_align._align._evidence import Correlations, Correlator, Evidence
 from gpu_align._align._hugging_face import model_beside
 from gpu_align._align._many import Aligned, align_state_dicts
 from gpu_align._align._networks import Model, Network, check_ties, checked_keys, state_of
@@ -18,7 +19,7 @@ from gpu_align._align._sources import Sources
 from gpu_align._align._tensors import separate
 from gpu_align._checkpoint import rename
 from gpu_align._errors import InputError, ModelError, SpecError
-from gpu_align._problem import Metric
+from gpu_align._problem import Metric, check_weights
 from gpu_align._search import Budget, ProgressCallback, Search, SearchStore
 from gpu_align._status import Status
 from gpu_align._symmetry import Kept, PermutationSpec, StateDict, chain_spec
@@ -46,6 +47,9 @@ def align(  # type: ignore[overload-overlap]
     seed: int = 0,
     budget: Budget | None = None,
     progress: ProgressCallback | None = None,
+    evidence: str | None = None,
+    data: object = None,
+    alpha: float | None = None,
     prove: float | None = None,
 ) -> AlignmentResult: ...
 
@@ -66,6 +70,9 @@ def align(  # type: ignore[overload-overlap]
     seed: int = 0,
     budget: Budget | None = None,
     progress: ProgressCallback | None = None,
+    evidence: str | None = None,
+    data: object = None,
+    alpha: float | None = None,
     prove: float | None = None,
 ) -> dict[Key, AlignmentResult | AlignmentFailure]: ...
 
@@ -86,6 +93,9 @@ def align(
     seed: int = 0,
     budget: Budget | None = None,
     progress: ProgressCallback | None = None,
+    evidence: str | None = None,
+    data: object = None,
+    alpha: float | None = None,
     prove: float | None = None,
 ) -> list[AlignmentResult | AlignmentFailure]: ...
 
@@ -105,6 +115,9 @@ def align(
     seed: int = 0,
     budget: Budget | None = None,
     progress: ProgressCallback | None = None,
+    evidence: str | None = None,
+    data: object = None,
+    alpha: float | None = None,
     prove: float | None = None,
 ) -> AlignmentResult | list[Aligned] | dict[Key, Aligned]:
     """Find the permutation of the source's units that brings it closest to the target.
@@ -131,6 +144,14 @@ def align(
         seed: of the search; same seed, same result, unless a budget of seconds ends it.
         budget: of steps or seconds; several batches share the seconds.
         progress: called after every step of the search; of several batches its stage says which.
+        evidence: what tells which units are alike: "weights"; "activations", the correlations of
+            the units on data, with the weights only for units that these do not tell apart; "both".
+            Default: "both" if there are data. Distances and certificate are those of the weights.
+        data: see `Data.of`, for instance a DataLoader of training data; of the part that is not
+            held back the first 2000 examples are run, in a module among the networks.
+        alpha: how much correlations count for "both", default 0.3. With 1 those of a group are
+            worth in all what its weights are worth, in the order that the weights alone ask for.
+            The best value depends on the networks: compare the losses of what is merged.
         prove: seconds, for each source, to prove that what was found is optimal, or how much closer
             another permutation could be at most; see `prove`. Default: the lower bound alone.
 
@@ -147,6 +168,10 @@ def align(
     sources = Sources.of(source, target)
     keys = checked_keys([*sources.networks, target], key, target_key)
     settings = Settings.of(search, metric, device, seed, budget, progress, prove)
+    looked_at = Evidence.of(evidence, data, alpha, settings.seed)
+    if looked_at is not None:
+        settings = replace(settings, evidence=looked_at.beside_weights)
+        example_inputs = looked_at.first_inputs if example_inputs is None else example_inputs
     found = align_networks(
         sources.networks,
         target,
@@ -201,16 +226,24 @@ def align_networks(
     check_ties(target, spec)
     untied, tied = _attempt(partial(check_ties, spec=spec), readable, throw=throw)
     renamed = {index: rename(states[index], spec.keys) for index in untied}
+    named_target = rename(target_state, spec.keys).state
+    measured, unlike = _correlations(
+        {index: renamed[index].state for index in untied},
+        *(named_target, spec, model, settings),
+        throw=throw,
+    )
+    aligned = [index for index in untied if index not in unlike]
     outcomes = align_state_dicts(
-        [renamed[index].state for index in untied],
-        rename(target_state, spec.keys).state,
+        [renamed[index].state for index in aligned],
+        named_target,
         spec,
         settings,
-        models=[_model_of(networks[index], model) for index in untied],
+        models=[_model_of(networks[index], model) for index in aligned],
+        correlations=None if measured is None else [measured[index] for index in aligned],
         store=store,
     )
-    found: dict[int, Aligned] = {**unread, **tied}
-    for index, outcome in zip(untied, outcomes, strict=True):
+    found: dict[int, Aligned] = {**unread, **tied, **unlike}
+    for index, outcome in zip(aligned, outcomes, strict=True):
         if isinstance(outcome, AlignmentResult):
             state = separate(renamed[index].restore(outcome.state_dict), states[index])
             outcome = replace(outcome, state_dict=state)
@@ -218,8 +251,28 @@ def align_networks(
     return [replace(found[index], index=index, name=names[index]) for index in networks]
 
 
+def _correlations(
+    states: Mapping[int, StateDict],
+    target: StateDict,
+    spec: PermutationSpec,
+    model: Model | None,
+    settings: Settings,
+    *,
+    throw: bool,
+) -> tuple[dict[int, Correlations] | None, dict[int, AlignmentFailure]]:
+    """Return how the units of each source correlate with the target's; None without evidence."""
+    evidence = settings.evidence
+    if evidence is None:
+        return None, {}
+    spec.validate(target, "target")
+    check_weights(spec, target, "target")
+    device = settings.engine.device
+    correlator = Correlator(model, spec, target, evidence.examples, device, evidence.progress)
+    return _attempt(correlator.of, states, throw=throw)
+
+
 def _attempt(
-    function: Callable[[Network], T], networks: Mapping[int, Network], *, throw: bool
+    function: Callable[[Any], T], networks: Mapping[int, Network], *, throw: bool
 ) -> tuple[dict[int, T], dict[int, AlignmentFailure]]:
     """Apply a function to each source; return its values, and the failures of the others."""
     values: dict[int, T] = {}

@@ -12,6 +12,7 @@ import torch
 
 from gpu_align._align._batches import batch_ranges, bytes_per_model, largest_elements
 from gpu_align._align._certificate import certificates, cost_matrix
+from gpu_align._align._evidence import Correlations, guided
 from gpu_align._align._networks import Model
 from gpu_align._align._proving import proved, with_proof
 from gpu_align._align._result import PICTURED, AlignmentFailure, AlignmentResult
@@ -67,11 +68,13 @@ def align_state_dicts(
     settings: Settings,
     *,
     models: Sequence[Model | None],
+    correlations: Sequence[Correlations] | None = None,
     store: SearchStore | None = None,
 ) -> list[Aligned]:
     """Align state dicts whose spec is known; the outputs of `models` are compared with each.
 
-    The search of a single source may be kept in a `store`, and resumed from it.
+    The search of a single source may be kept in a `store`, and resumed from it. Where the settings
+    name evidence, each source has its `correlations`.
 
     A source that cannot be aligned gives a failure in its place; what is wrong with the target or
     with an argument is raised.
@@ -91,6 +94,7 @@ def align_state_dicts(
                 spec,
                 settings,
                 [models[number] for number in usable],
+                None if correlations is None else [correlations[number] for number in usable],
                 store if len(sources) == 1 else None,
             )
             for index, outcome in task.run().items():
@@ -141,6 +145,7 @@ class _Task:
     spec: PermutationSpec
     settings: Settings
     models: Sequence[Model | None]
+    correlations: Sequence[Correlations] | None
     store: SearchStore | None
 
     @cached_property
@@ -215,7 +220,7 @@ class _Task:
 
     def _align(self, batch: range, search: Search | None) -> dict[int, Aligned]:
         weights = Weights(self.spec, [self.sources[n] for n in batch], self.settings.engine.device)
-        problem = self._problem(weights, self.dtype)
+        problem = self._searched(batch, weights)
         search = search or self._default_search(problem)
         outcome = run_search(
             search,
@@ -229,6 +234,15 @@ class _Task:
         with _collector_paused():
             results = list(self._results(search, outcome, weights))
         return dict(zip(batch, map(self._checked, batch, results), strict=True))
+
+    def _searched(self, batch: range, weights: Weights) -> AlignmentProblem:
+        """Return what is minimised: the distance of the weights, less twice the evidence."""
+        problem, evidence = self._problem(weights, self.dtype), self.settings.evidence
+        if evidence is None or self.correlations is None:
+            return problem
+        correlations = [self.correlations[number] for number in batch]
+        seed, progress = self.settings.seed, self._named(batch)
+        return guided(problem, evidence, correlations, seed=seed, progress=progress)
 
     def _share(self, batch: range) -> Budget | None:
         """Return the budget, of its seconds the batch's share."""
@@ -260,6 +274,7 @@ class _Task:
         winners = _winners(search, outcome)
         common: dict[str, Any] = {
             "metric": self.settings.metric.name,
+            **_evidence_of(self.settings),
             "function_difference": None,
             "function_note": _NOT_CHECKED,
             "history": outcome.history,
@@ -327,6 +342,14 @@ class _Task:
         )
 
 
+def _evidence_of(settings: Settings) -> dict[str, Any]:
+    """Return what results say about it."""
+    evidence = settings.evidence
+    if evidence is None:
+        return {"evidence": "weights"}
+    return {"evidence": evidence.kind, "alpha": evidence.alpha if evidence.kind == "both" else None}
+
+
 def _work(search: Search, problem: AlignmentProblem) -> float:
     """Return about how many multiply-adds a search spends on the assignments of a model.
 
@@ -349,5 +372,6 @@ def _winners(search: Search, outcome: Outcome) -> list[str]:
     if len(origins) > 1:
         return origins  # the history is that of all models together
     origin, best = origins[0], outcome.history[-1].best_distance
-    last = next((e.stage for e in outcome.history if e.best_distance <= best * (1 + 1e-6)), origin)
+    near = best + 1e-6 * abs(best)
+    last = next((e.stage for e in outcome.history if e.best_distance <= near), origin)
     return [origin if last in (origin, search.name) else f"{origin}, refined by {last}"]

@@ -67,10 +67,11 @@ class Model:
 
     def compare(self, before: StateDict, after: StateDict) -> Comparison:
         """Compare its outputs under two state dicts, see `compare_outputs`."""
-        states = map(self._in_module, (before, after))
+        states = map(self.in_module, (before, after))
         return compare_outputs(self.module, self.inputs, *states, outputs=self.outputs)
 
-    def _in_module(self, state: StateDict) -> StateDict:
+    def in_module(self, state: StateDict) -> StateDict:
+        """Return the tensors of a checkpoint under the names of the module."""
         back = {name: own for own, name in self.names.items()}
         return {back.get(n, n): tensor for n, tensor in state.items() if n not in self.unused}
 

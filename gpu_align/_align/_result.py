@@ -53,6 +53,8 @@ class ResultRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     studies: Mapping[str, Any] = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)
+    evidence: str = "weights"
+    alpha: float | None = None
     proof: ProofRecord | None = None
 
     def __repr__(self) -> str:
@@ -142,6 +144,9 @@ class AlignmentResult(ResultRecord):
         index: place of the source among several, 0 for a single one.
         name: of the source in a mapping, else its path, None if it was not a file.
         splits: what of the search did not fit into memory at once -> in what parts it was computed.
+        evidence: what told which units are alike: "weights", "activations" or "both"; distances,
+            bounds and gaps are those of the weights all the same.
+        alpha: how much activations counted beside the weights; None if they did not.
         proof: a `Proof` where one was asked for; a status PROVED_OPTIMAL rests on it.
     """
 
@@ -294,10 +299,11 @@ _NUMBERS = (
     "function_difference",
     "function_limit",
     "seconds",
+    "alpha",
 )
 _READERS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys((*_NUMBERS, "log10_symmetries"), _number),
-    **dict.fromkeys(("metric", "function_note", "search", "device", "origin"), _text),
+    **dict.fromkeys(("metric", "function_note", "search", "device", "origin", "evidence"), _text),
     **dict.fromkeys(("assignments", "seed", "batch_size"), _whole),
     "status": lambda name: Status[name.upper()],
     "groups": lambda entries: tuple(map(_read_group, entries)),

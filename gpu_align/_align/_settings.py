@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch._guards import active_fake_mode
 
+from gpu_align._align._evidence import Evidence
 from gpu_align._device import CPU, Engine, choose_engine
 from gpu_align._errors import InputError
 from gpu_align._problem import METRICS, Metric, as_metric
@@ -27,6 +28,7 @@ class Settings:
         seed: of the search.
         budget: of steps or seconds; several batches share the seconds.
         progress: called after every step of the search.
+        evidence: what counts beside the weights; None for the weights alone.
         prove: seconds for the proof of each source; None for no proof.
     """
 
@@ -36,6 +38,7 @@ class Settings:
     seed: int = 0
     budget: Budget | None = None
     progress: ProgressCallback | None = None
+    evidence: Evidence | None = None
     prove: float | None = None
 
     @classmethod
@@ -71,7 +74,7 @@ class Settings:
                 f"{_shown(progress)}; pass for instance progress=print"
             )
         rest = as_metric(metric), choose_engine(device), _seed(seed), budget, progress
-        return cls(_search(search), *rest, checked_seconds(prove))
+        return cls(_search(search), *rest, prove=checked_seconds(prove))
 
 
 def checked_seconds(prove: Any) -> float | None:
@@ -108,7 +111,13 @@ def _search(search: Any) -> Search | None:
         return search
     if isinstance(search, str):
         if search in SEARCHES:
-            return SEARCHES[search].make()
+            entry = SEARCHES[search]
+            if entry.needs_data:
+                raise InputError(
+                    f"search={search!r} needs a loss on data; pass "
+                    f"search={entry.kind.__name__}(TaskLoss(module, data))"
+                )
+            return entry.make()
         raise InputError(
             f"expected a search among {', '.join(SEARCHES)}, or an object such as "
             f"CoordinateDescent(), got search={search!r}"

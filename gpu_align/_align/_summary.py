@@ -11,6 +11,8 @@ from gpu_align._symmetry import PRESERVED, counted, html_table
 if TYPE_CHECKING:
     from gpu_align._align._result import ResultRecord
 
+UNSEEN = "without data a lower distance can be a worse merge"
+
 _SHOWN = 8
 """Groups that are named."""
 
@@ -38,6 +40,7 @@ def rows(result: "ResultRecord") -> dict[str, str]:
         "lower bound": f"{result.lower_bound:.6g}",
         "proof": "" if result.proof is None else result.proof.in_words(),
         "function": function_in_words(result),
+        "evidence": evidence_in_words(result),
         "found by": result.search,
         "status": status_in_words(result),
         "seconds": "" if math.isnan(result.seconds) else f"{result.seconds:.3g}",
@@ -79,6 +82,14 @@ def status_in_words(result: "ResultRecord") -> str:
         f"{result.status.value}; another one of {widest.name} alone could take at most "
         f"{2 * widest.gap:.3g} off the distance"
     )
+
+
+def evidence_in_words(result: "ResultRecord") -> str:
+    """Say what told which units are alike."""
+    if result.evidence == "weights":
+        return f"weights alone; {UNSEEN}"
+    alpha = "" if result.alpha is None else f", alpha {result.alpha:g}"
+    return f"{'weights and activations' if alpha else 'activations'}{alpha}"
 
 
 def function_in_words(result: "ResultRecord") -> str:

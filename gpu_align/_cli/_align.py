@@ -1,5 +1,6 @@
 """`gpu-align align`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,8 @@ import typer
 
 from gpu_align._cli._options import (
     CHECKPOINT_HELP,
+    DATA,
+    EVIDENCE,
     METRICS,
     OUTPUTS,
     SEARCH,
@@ -96,6 +99,33 @@ def align(
     input_shape: InputShape = None,
     output: Output = None,
     spec: SpecFile = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            rich_help_panel=DATA,
+            help="Training data that both networks are run on, in the model: digits, mnist:FOLDER, "
+            "cifar10:FOLDER, FILE.npz (x and y), package.module:loader or path/file.py:loader.",
+        ),
+    ] = None,
+    evidence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=DATA,
+            help=f"What tells which units are alike: {', '.join(EVIDENCE)}; by default both with "
+            "--data. The distance is that of the weights.",
+        ),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            metavar="A",
+            rich_help_panel=DATA,
+            help="How much activations count beside weights, by default 0.3; with 1 they are worth "
+            "as much in all.",
+        ),
+    ] = None,
     search: Annotated[
         str,
         typer.Option(
@@ -176,7 +206,7 @@ def align(
     then while it runs; the same command with --resume continues it, and ends as if it had never
     been interrupted. The file is removed once the outputs are written.
     """
-    from gpu_align._align import Settings, checked_seconds
+    from gpu_align._align import Evidence, Settings, checked_seconds
     from gpu_align._cli._keeping import make_store
     from gpu_align._cli._outputs import Outputs
     from gpu_align._cli._pair import Pair
@@ -203,5 +233,10 @@ def align(
     keys = (key, key if target_key is None else target_key)
     pair = Pair(source, target, keys, spec, model, input_shape, output, outputs, store)
     with display(quiet=quiet) as screen, stdout_to_stderr():
-        done = pair.align(settings, screen)
+        if data is not None:
+            screen.stage("reading data")
+        found = Evidence.of(evidence, data, alpha, seed)
+        if found is not None:
+            found = replace(found, progress=screen.examples).beside_weights
+        done = pair.align(replace(settings, evidence=found), screen)
     pair.tell(done, as_json=as_json, quiet=quiet)

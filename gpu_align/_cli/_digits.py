@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from gpu_align._align import AlignmentResult, align
 from gpu_align._checkpoint import save_checkpoint
-from gpu_align._errors import GpuAlignError, InputError, UnavailableError
+from gpu_align._errors import GpuAlignError, InputError
+from gpu_align._network import Digits, load_digits
 from gpu_align._problem import AlignmentProblem
 from gpu_align._process import torch_threads
 from gpu_align._search import (
@@ -33,7 +34,6 @@ from gpu_align._search import (
 from gpu_align._status import Status
 from gpu_align._symmetry import discover
 
-_TEST_SHARE = 4  # every 4th image is for testing
 _EPOCHS = {False: 15, True: 3}
 _BATCH = 64
 _PROVED = "mlp"  # small enough to see a proof at work
@@ -78,16 +78,6 @@ def searches(*, quick: bool) -> dict[str, Search | None]:
         "Recombination": Recombination(generations=patience),
         "Portfolio": portfolio,
     }
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Images [n, 1, 8, 8] in [0, 1] and labels [n], for training and for testing."""
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -159,26 +149,6 @@ def run_demo(setting: Setting) -> tuple[list[Trial], list[Path]]:
     setting.progress("drawing the report")
     written.append(_write_report(setting.folder, trials))
     return trials, written
-
-
-def load_digits() -> Digits:
-    """Return scikit-learn's digits; every 4th image is for testing.
-
-    Raises:
-        UnavailableError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits as load
-    except ImportError as error:
-        raise UnavailableError(
-            "the demo needs scikit-learn for its images; install it with: "
-            "pip install 'gpu-align[demo]'"
-        ) from error
-    data = load()
-    images = torch.from_numpy(data.images).float()[:, None] / 16
-    labels = torch.from_numpy(data.target).long()
-    test = torch.arange(len(labels), device="cpu") % _TEST_SHARE == 0
-    return Digits(images[~test], labels[~test], images[test], labels[test])
 
 
 def train(name: str, digits: Digits, *, seed: int, quick: bool) -> nn.Module:

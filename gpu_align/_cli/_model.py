@@ -1,15 +1,10 @@
 """Models and example inputs named on the command line."""
 
 import importlib
-import importlib.util
 import logging
 import os
-import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +13,7 @@ from torch.export import ExportedProgram
 from gpu_align._align import Model, model_beside
 from gpu_align._cli._example_inputs import example_inputs
 from gpu_align._errors import InputError, ModelError, SpecError, UnavailableError
+from gpu_align._network import call_named, first_line, named_object
 from gpu_align._symmetry import PermutationSpec, StateDict, chain_spec
 
 _FORM = (
@@ -124,7 +120,7 @@ def _load_program(path: str) -> ExportedProgram:
         return torch.export.load(path)
     except Exception as error:
         raise ModelError(
-            f"cannot read {path} as an exported program: {_first_line(error)}; write it with "
+            f"cannot read {path} as an exported program: {first_line(error)}; write it with "
             "torch.export.save and the same version of torch"
         ) from error
     finally:
@@ -132,22 +128,15 @@ def _load_program(path: str) -> ExportedProgram:
 
 
 def _call_factory(reference: str) -> nn.Module:
-    module_name, _, attribute = reference.rpartition(":")
-    if not module_name or not attribute:
-        raise ModelError(f"{_FORM}, got {reference!r}")
-    if module_name in _ZOOS:
-        return _from_zoo(module_name, attribute)
-    found: Any = _import(module_name)
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            public = [name for name in vars(found) if not name.startswith("_")]
-            raise ModelError(
-                f"{module_name!r} has no {attribute!r}; it has: {', '.join(public[:20]) or 'none'}"
-            )
-        found = getattr(found, part)
+    zoo, _, name = reference.rpartition(":")
+    if zoo in _ZOOS and name:
+        return _from_zoo(zoo, name)
+    found = named_object(reference, _FORM, ModelError)
     if not callable(found):
         raise ModelError(f"{reference} is not a function or class that makes a model; {_FORM}")
-    model = found if isinstance(found, nn.Module) else _make(reference, found)
+    if isinstance(found, nn.Module):
+        return found
+    model = call_named(reference, found, "the model", ModelError)
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"expected {reference} to return a torch.nn.Module, got {type(model).__name__}; "
@@ -162,7 +151,7 @@ def _from_zoo(zoo: str, name: str) -> nn.Module:
         package = importlib.import_module(_ZOOS[zoo])
     except ImportError as error:
         raise UnavailableError(
-            f"--model {zoo}:{name} needs {zoo}, which cannot be imported ({_first_line(error)}); "
+            f"--model {zoo}:{name} needs {zoo}, which cannot be imported ({first_line(error)}); "
             f"run `pip install {zoo}`"
         ) from error
     try:
@@ -171,59 +160,6 @@ def _from_zoo(zoo: str, name: str) -> nn.Module:
         return package.get_model(name, weights=None)
     except Exception as error:
         raise ModelError(
-            f"{zoo} cannot make a model {name!r}: {_first_line(error)}; see `{_ZOOS[zoo]}."
+            f"{zoo} cannot make a model {name!r}: {first_line(error)}; see `{_ZOOS[zoo]}."
             "list_models()`, or write a function that makes it"
         ) from error
-
-
-def _make(reference: str, factory: Any) -> object:
-    try:
-        return factory()
-    except (Exception, SystemExit) as error:
-        raise ModelError(
-            f"{reference} fails when called without arguments: {_where(error)}; write a function "
-            "without arguments that returns the model"
-        ) from error
-
-
-def _import(name: str) -> ModuleType:
-    file = Path(name)
-    is_file = name.endswith(".py")
-    if is_file and not file.is_file():
-        raise ModelError(f"cannot read {name}: no such file; check the path")
-    folder = os.path.abspath(file.parent) if is_file else os.getcwd()
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        return _import_file(file) if is_file else importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        raise ModelError(
-            f"cannot import {name!r}: {_where(error)}; name a module that can be imported from "
-            "here, or a file such as path/models.py"
-        ) from error
-
-
-def _import_file(path: Path) -> ModuleType:
-    # A name of its own, so that a file called like an installed package is no danger.
-    name = f"_gpu_align_model_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickling look their module up by its name.
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _where(error: BaseException) -> str:
-    """Say what was raised and in which line of the user's code."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    is_theirs = last.filename != __file__ and not last.filename.startswith("<")
-    place = f" ({last.filename}, line {last.lineno})" if is_theirs else ""
-    return f"{_first_line(error)}{place}"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -13,14 +13,17 @@ CHECKPOINT_HELP = (
 # Named here too, as the help needs no torch; a test compares them with what there is.
 SEARCHES = (
     *("portfolio", "layerwise", "beam", "recombination", "descent", "frank-wolfe", "annealing"),
+    *("ste", "sinkhorn"),
 )
 WIDTHS = "layerwise 4, beam 4, recombination 16"
 STARTS = "descent 1, frank-wolfe 1, annealing 4"
+EVIDENCE = ("weights", "activations", "both")
 METRICS = ("l2", "normalized", "standardized", "row")
 
 # Titles of groups of options in the help.
 SYMMETRIES = "Symmetries"
 OUTPUTS = "Outputs"
+DATA = "Data"
 SEARCH = "Search"
 
 Model = Annotated[

@@ -8,6 +8,7 @@ from gpu_align._align import (
     AlignmentResult,
     GroupReport,
     change_in_words,
+    evidence_in_words,
     function_in_words,
     status_in_words,
 )
@@ -34,6 +35,7 @@ def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
                 "lower bound": f"{number(result.lower_bound)}  (no order of the units is closer)",
                 **_proof(result),
                 "function": function_in_words(result),
+                "evidence": evidence_in_words(result),
                 "found by": result.search,
                 "status": status_in_words(result),
                 "time": f"{duration(result.seconds)}, {result.assignments} assignments, "

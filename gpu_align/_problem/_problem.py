@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from gpu_align._device import CPU, Engine, RandomStream
-from gpu_align._errors import InputError
 from gpu_align._problem._coupling import Coupling
+from gpu_align._problem._evidence import scaled_evidence
 from gpu_align._problem._exact import ExactEvaluation
 from gpu_align._problem._family import families_of, value_increase
 from gpu_align._problem._form import AnyTerm, build_form, safe_exponent
 from gpu_align._problem._hypotheses import Hypotheses
 from gpu_align._problem._kernel_similarity import KernelSimilarity
-from gpu_align._problem._metric import Metric, as_metric, times_power_of_two
+from gpu_align._problem._metric import Metric, as_metric
 from gpu_align._problem._renamed import Renamed
 from gpu_align._problem._sibling_term import SiblingTerm
-from gpu_align._problem._signed import is_signed, picked, unsigned
+from gpu_align._problem._signed import picked, unsigned
 from gpu_align._problem._soft import SoftEvaluation
 from gpu_align._problem._stack import check_weights, compute_dtype, unusable
 from gpu_align._problem._terms import Term
@@ -51,7 +51,8 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
         sources: their weights.
         constant: float64 [m].
         unary: variable -> [m, n, n], similarity that depends on no other matrix.
-        evidence: group -> [n, n], what was given.
+        evidence: group or matrix -> [n, n] or [m, n, n], what was given.
+        magnitude: float64 [m], the size of objectives, of which rounding noise is a share.
         terms: terms that couple two or more matrices.
 
     Source: Ainsworth et al., Git Re-Basin (ICLR 2023), section 3.2, equation 1; the sum of
@@ -84,8 +85,10 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
                 change: they must stay as they are while the problem is used.
             spec: the symmetries of both.
             metric: a name of `METRICS` or a Metric.
-            evidence: group -> [n, n], extra similarity of target unit i and source unit j, for
-                instance a correlation of activations.
+            evidence: group -> [n, n], extra similarity of target unit i and source unit j, see
+                `activation_evidence`; or one for each source, [m, n, n]. Under the name of a
+                group's signed matrix (a key of `sizes`) it counts with the sign of j; where signs
+                stay as they are, it counts as it is.
             dtype: of the computation; default float64 if any counted tensor has it, else float32.
             engine: what computes; terms and hypotheses lie on its device.
 
@@ -158,16 +161,12 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
         self._kernels = KernelSimilarity(self.unary, self.terms) if by_kernels else None
 
     def _add_evidence(self) -> None:
-        groups = {name: size for name, size in self.sizes.items() if not is_signed(name)}
-        for name, extra in self.evidence.items():
-            size = groups.get(name)
-            if size is None or extra.shape != (size, size):
-                raise InputError(
-                    f"evidence for {name!r} has shape {list(extra.shape)}, expected [n, n] for one "
-                    f"of the groups {groups}"
-                )
-            scaled = times_power_of_two(extra.to(torch.float64), -2 * self.metric.exponent)
-            self.unary[name] = self.unary[name] + scaled.to(self.device, self.dtype)
+        given = (self.evidence, self.sizes, self.models, self.metric.exponent)
+        strength = torch.zeros_like(self.constant)
+        for variable, extra in scaled_evidence(*given):
+            self.unary[variable] = self.unary[variable] + extra.to(self.device, self.dtype)
+            strength += 2 * extra.abs().amax(-1).sum(-1).to(self.device)
+        self.magnitude = torch.maximum(self.constant.abs(), strength)
 
     def _unary(self, variable: str) -> Tensor:
         size = self.sizes[variable]
@@ -216,6 +215,13 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
         spec, problem = replace(self.spec, tensors=tensors), AlignmentProblem.__new__(type(self))
         rest = (as_metric(metric), self.evidence, self.dtype, self.engine)
         problem._build(self.sources, self._target, spec, *rest)
+        return problem
+
+    def with_evidence(self, evidence: Mapping[str, Tensor]) -> "AlignmentProblem":
+        """Return the problem with other evidence, given as to `__init__`."""
+        problem = AlignmentProblem.__new__(type(self))
+        parts = (self.sources, self._target, self.spec, self.metric)
+        problem._build(*parts, evidence, self.dtype, self.engine)
         return problem
 
     # Hard permutations

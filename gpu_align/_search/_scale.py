@@ -9,7 +9,7 @@ from gpu_align._problem import AlignmentProblem
 def tolerance(problem: AlignmentProblem, model: Tensor) -> Tensor:
     """Return the decrease of D below which a move is rounding noise, int64 [b] -> float64 [b]."""
     relative = 1e-7 if problem.dtype == torch.float32 else 1e-13
-    return relative * problem.constant[model].abs()
+    return relative * problem.magnitude[model]
 
 
 def deviation(matrices: Tensor) -> Tensor:

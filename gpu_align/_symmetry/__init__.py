@@ -1,12 +1,13 @@
 """Symmetries: what a spec says, and how it is discovered."""
 
-from gpu_align._symmetry._axis import Factor
+from gpu_align._symmetry._axis import Axis, Factor
 from gpu_align._symmetry._chain import chain_spec
 from gpu_align._symmetry._gauge._apply import rescale
 from gpu_align._symmetry._gauge._balance import balance
 from gpu_align._symmetry._html import counted, html_table
-from gpu_align._symmetry._in_double import PRESERVED
+from gpu_align._symmetry._in_double import PRESERVED, double
 from gpu_align._symmetry._move import move, multiply, stack
+from gpu_align._symmetry._op import Op
 from gpu_align._symmetry._outline import (
     Module,
     Outline,
@@ -19,31 +20,37 @@ from gpu_align._symmetry._outline import (
 )
 from gpu_align._symmetry._outputs import Kept, output_tensors
 from gpu_align._symmetry._permutation import Permutation
+from gpu_align._symmetry._reference import Reference, tied_names
 from gpu_align._symmetry._rename import spec_of_file
 from gpu_align._symmetry._reorder import apply_permutations
-from gpu_align._symmetry._running import as_arguments, evaluation_mode
+from gpu_align._symmetry._running import as_arguments, evaluation_mode, same_noise
 from gpu_align._symmetry._spec import PermutationSpec, Pin, StateDict
 from gpu_align._symmetry._stacks import stack_size, unstacked
 from gpu_align._symmetry._tensor_spec import Block, TensorSpec
 from gpu_align._symmetry._trace import discover
-from gpu_align._symmetry._verify import Comparison, compare_outputs, tied_names
+from gpu_align._symmetry._traced_model import TracedModel, trace_model
+from gpu_align._symmetry._verify import Comparison, compare_outputs
 from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of
 from gpu_align._symmetry._wrappers import unwrapped
 
 __all__ = [
     "PRESERVED",
+    "Axis",
     "Block",
     "Comparison",
     "Factor",
     "Kept",
     "Module",
+    "Op",
     "Outline",
     "Permutation",
     "PermutationSpec",
     "Pin",
+    "Reference",
     "Span",
     "StateDict",
     "TensorSpec",
+    "TracedModel",
     "Weights",
     "apply_permutations",
     "as_arguments",
@@ -54,6 +61,7 @@ __all__ = [
     "compare_outputs",
     "counted",
     "discover",
+    "double",
     "evaluation_mode",
     "html_table",
     "move",
@@ -65,11 +73,13 @@ __all__ = [
     "part_ranges",
     "pins_by_reason",
     "rescale",
+    "same_noise",
     "spec_of_file",
     "stack",
     "stack_size",
     "tensors_of",
     "tied_names",
+    "trace_model",
     "unstacked",
     "unwrapped",
 ]

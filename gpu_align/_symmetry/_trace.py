@@ -1,11 +1,11 @@
 """discover: find the permutation symmetries of a model by tracing it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from gpu_align._errors import folded
@@ -14,7 +14,7 @@ from gpu_align._symmetry._classes import AxisClass
 from gpu_align._symmetry._cuts import pin_cut_axes, pin_cut_off
 from gpu_align._symmetry._export import export
 from gpu_align._symmetry._flat_graph import Program, flat_graph
-from gpu_align._symmetry._gauge._find import with_gauges
+from gpu_align._symmetry._gauge._find import Layouts, with_gauges
 from gpu_align._symmetry._gauge._norm_scale import find_norm_scales
 from gpu_align._symmetry._in_double import PRESERVED
 from gpu_align._symmetry._layout import layout, name_groups
@@ -93,13 +93,13 @@ def _discover(
         (program, ignored), module, held = export(model, example_inputs), model, model.state_dict()
         origin += f" without its output {folded(ignored, 3)}" if ignored else ""
     state = {name: tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
-    spec = _build(program, state, origin, outputs)
+    spec = find_symmetries(program, state, origin, outputs).spec
     if not verify:
         return spec
     try:
         return _verified(spec, module, example_inputs, outputs)
     except SizeError:
-        spec = _build(program, state, origin, outputs, pin_cuts=True)
+        spec = find_symmetries(program, state, origin, outputs, pin_cuts=True).spec
         return _verified(spec, module, example_inputs, outputs)
 
 
@@ -113,14 +113,32 @@ def _verified(
     return replace(spec, origin=f"{spec.origin}, {note}") if note else spec
 
 
-def _build(
+@dataclass(frozen=True)
+class Symmetries:
+    """What was found in a program.
+
+    Attributes:
+        spec: the symmetries.
+        graph: the ops, flat.
+        outputs: the values that must stay as they are, and the name of each; those written into
+            buffers have none.
+        layouts: where the units of groups are in the values of the graph.
+    """
+
+    spec: PermutationSpec
+    graph: fx.Graph
+    outputs: Sequence[tuple[fx.Node, str]]
+    layouts: Layouts
+
+
+def find_symmetries(
     program: Program,
     state: Mapping[str, Tensor],
     origin: str,
     outputs: Kept | None,
     *,
     pin_cuts: bool = False,
-) -> PermutationSpec:
+) -> Symmetries:
     """Find the symmetries in a program; `pin_cuts` leaves every axis fixed that it cuts."""
     tensors, ties = _fresh_axes(state)
     graph = flat_graph(program)
@@ -148,7 +166,8 @@ def _build(
         outputs=_held(reasons, tensors) if len(kept) > 1 else {},
         partial_pins=tuple(_pins(tensors, partial=True)),
     )
-    return with_gauges(spec, traced, names, state)
+    spec, layouts = with_gauges(spec, traced, names, state)
+    return Symmetries(spec, graph, kept, layouts)
 
 
 def _fresh_axes(state: Mapping[str, Tensor]) -> tuple[dict[str, TensorAxes], dict[str, str]]:

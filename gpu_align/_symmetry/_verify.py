@@ -12,21 +12,14 @@ from gpu_align._checkpoint import rename
 from gpu_align._errors import ModelError, SpecError
 from gpu_align._process import MODULES
 from gpu_align._symmetry._gauge._apply import rescale
-from gpu_align._symmetry._in_double import PRESERVED, SHORT_TOLERANCE, InDouble, double
+from gpu_align._symmetry._in_double import PRESERVED, SHORT_TOLERANCE, double
 from gpu_align._symmetry._memory import memory_of
-from gpu_align._symmetry._outputs import Kept, choose_outputs, output_tensors
-from gpu_align._symmetry._running import (
-    Arguments,
-    as_arguments,
-    copied,
-    evaluation_mode,
-    run,
-    same_noise,
-)
+from gpu_align._symmetry._outputs import Kept
+from gpu_align._symmetry._reference import Reference
+from gpu_align._symmetry._running import Arguments, as_arguments
 from gpu_align._symmetry._sizes import try_other_sizes
 from gpu_align._symmetry._spec import PermutationSpec, StateDict
-from gpu_align._symmetry._untouched import untouched
-from gpu_align._symmetry._wrappers import uncompiled, unwrapped
+from gpu_align._symmetry._wrappers import unwrapped
 
 if TYPE_CHECKING:
     from gpu_align._symmetry._permutation import Permutation
@@ -79,93 +72,11 @@ def compare_outputs(
         names = inner.state_dict().keys()
         if not first.keys() <= names:
             first, second = (rename(state, names).state for state in (first, second))
-        reference = _Reference(inner, as_arguments(example_inputs), kept=outputs)
+        reference = Reference(inner, as_arguments(example_inputs), kept=outputs)
         difference = _difference(reference.outputs(first), reference.outputs(second))
         if not reference.shortened:
             return Comparison(difference)
         return Comparison(difference, SHORT_TOLERANCE, f"float64, but {reference.short_ops()}")
-
-
-class _Reference:
-    """A model, to be run in float64 under several state dicts.
-
-    Args:
-        model: it is run in evaluation mode and left as it was.
-        arguments: positional and keyword arguments.
-        device: where it is run; by default its tensors stay where they are.
-        kept: the outputs that are looked at; all by default.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        arguments: Arguments,
-        device: torch.device | None = None,
-        kept: Kept | None = None,
-    ) -> None:
-        self.model, self.kept = model, kept
-        self.own = {
-            name: double(tensor.detach()).to(device or tensor.device)
-            for name, tensor in (
-                *model.named_parameters(remove_duplicate=False),
-                *model.named_buffers(remove_duplicate=False),
-            )
-        }
-        self.ties = tied_names(model)
-        self.places = _places(model)
-        self.arguments = tree_map(double, arguments)
-        self.written: set[str] | None = None
-        self.shortened: set[str] = set()
-
-    def outputs(self, state: StateDict, arguments: Arguments | None = None) -> list[Tensor]:
-        """Run the model under a state dict and return its tensor outputs."""
-        long = {
-            name: double(tensor.to(self.own[name].device) if name in self.own else tensor)
-            for name, tensor in state.items()
-        }
-        for names in self.ties:
-            # A checkpoint may hold a shared tensor once, under any of its names.
-            held = next((long[name] for name in names if name in long), None)
-            long |= {name: held for name in names if held is not None and name not in long}
-        # A place named twice would be given back what it was given first.
-        given = {k: t for k, t in (self.own | long).items() if self.places.get(k, k) == k}
-        run_on = {k: t.clone() if self._may_write(k) else t for k, t in given.items()}
-        try:
-            with (
-                untouched(self.model, weights=False),
-                evaluation_mode(self.model),
-                uncompiled(self.model),
-                same_noise({tensor.device for tensor in self.own.values()}),
-                InDouble(self.shortened),
-            ):
-                result, _ = run(lambda: self._call(run_on, arguments or self.arguments))
-        except Exception as error:
-            raise ModelError(
-                f"the model's forward fails in float64: {type(error).__name__}: {error}"
-            ) from error
-        if self.written is None:
-            buffers = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
-            self.written = buffers | {k for k, t in given.items() if not torch.equal(t, run_on[k])}
-        outputs = output_tensors(result)
-        if not outputs:
-            raise ModelError(
-                f"the model returns no tensors that can be compared, but {type(result).__name__}; "
-                "return tensors, or register the type with torch.utils._pytree"
-            )
-        return [outputs[name].detach() for name in choose_outputs(list(outputs), self.kept)]
-
-    def _call(self, state: dict[str, Tensor], arguments: Arguments) -> object:
-        args, kwargs = copied(arguments)
-        return torch.func.functional_call(self.model, state, args, kwargs, tie_weights=False)
-
-    def short_ops(self) -> str:
-        """Say which ops were run in float32."""
-        ops = ", ".join(sorted(self.shortened))
-        return f"{ops} in float32, for want of a float64 kernel"
-
-    def _may_write(self, name: str) -> bool:
-        """Whether forward may write into a tensor: it did, or it has not been run yet."""
-        return self.written is None or name in self.written
 
 
 def _difference(first: list[Tensor], second: list[Tensor]) -> float:
@@ -193,7 +104,7 @@ def verify_spec(
         model = unwrapped(model)
     generator = torch.Generator().manual_seed(seed)
     arguments = as_arguments(example_inputs)
-    reference = _Reference(model, arguments, kept=outputs)
+    reference = Reference(model, arguments, kept=outputs)
     state = {k: t for k, t in model.state_dict().items() if k in spec.keys}
     as_it_is = reference.outputs(state)
     if _difference(as_it_is, reference.outputs(state)) > 0:
@@ -245,17 +156,17 @@ def _without_kept_beginnings(permutation: "Permutation") -> "Permutation":
     return replace(permutation, perms=perms)
 
 
-def _on_host(reference: _Reference, arguments: Arguments) -> _Reference:
+def _on_host(reference: Reference, arguments: Arguments) -> Reference:
     """Return the model to be run on the CPU: an index beyond a table would end a CUDA context."""
     if all(tensor.device.type == "cpu" for tensor in reference.own.values()):
         return reference
     cpu = torch.device("cpu")
     moved = tree_map(lambda x: x.to(cpu) if isinstance(x, Tensor) else x, arguments)
-    return _Reference(reference.model, moved, cpu, reference.kept)
+    return Reference(reference.model, moved, cpu, reference.kept)
 
 
 def _verify_other_sizes(
-    reference: _Reference, before: StateDict, after: StateDict, tolerance: float
+    reference: Reference, before: StateDict, after: StateDict, tolerance: float
 ) -> None:
     """Check one symmetry on inputs of other sizes, as far as the model takes them.
 
@@ -336,30 +247,6 @@ def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
     draw = draw.to(tensor.device, wide)
     added = draw[1].abs() if bool((tensor >= 0).all()) else draw[1]
     return tensor.to(wide) * torch.exp(0.1 * draw[0]) + 0.1 * added
-
-
-def tied_names(model: nn.Module) -> list[list[str]]:
-    """Return the state-dict names of each tensor that a module holds under several names."""
-    names: dict[object, list[str]] = {}
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            names.setdefault(memory_of(tensor), []).append(name)
-    return [tied for tied in names.values() if len(tied) > 1]
-
-
-def _places(model: nn.Module) -> dict[str, str]:
-    """Return for each name of a parameter or buffer the first name of its place.
-
-    A submodule with two names gives each of its places two.
-    """
-    first: dict[tuple[int, str], str] = {}
-    places = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        for attribute, _ in held:
-            name = f"{prefix}.{attribute}" if prefix else attribute
-            places[name] = first.setdefault((id(module), attribute), name)
-    return places
 
 
 def _relative(a: Tensor, b: Tensor) -> float:

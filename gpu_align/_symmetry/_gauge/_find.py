@@ -6,7 +6,7 @@ One walk through the graph after the axes are known; `_power` says what is propa
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,13 +36,17 @@ Names = Mapping[AxisClass, str]
 _LOOKS_AT_SHAPES = ("sym_", "_assert")
 
 
+Layouts = Callable[[fx.Node], tuple[Axis, ...] | None]
+"""Returns how the units of groups are laid out along the axes of a value; None without a tensor."""
+
+
 def with_gauges(
     spec: PermutationSpec,
     traced: Traced,
     names: Names,
     state: Mapping[str, Tensor],
-) -> PermutationSpec:
-    """Return a spec with the signs and scales of its groups.
+) -> tuple[PermutationSpec, Layouts]:
+    """Return a spec with the signs and scales of its groups, and the layouts of all values.
 
     Of the powers of a group that are tied to each other, those on most tensors are kept. A group
     gets none if the units inside it have all that it could do.
@@ -77,7 +81,16 @@ def with_gauges(
             for name, tensor in spec.tensors.items()
         },
     )
-    return _without(with_all, [name for name in with_all.groups if _is_implied(name, with_all)])
+    implied = [name for name in with_all.groups if _is_implied(name, with_all)]
+    kept = {leaf: gauges[name] for leaf, name in free.items() if name not in implied}
+
+    def axes_of(node: fx.Node) -> tuple[Axis, ...] | None:
+        powers = walk.found.get(node)
+        if not isinstance(powers, TensorPowers):
+            return None
+        return tuple(_axis_of_value(along, names, kept, fixed) for along in powers)
+
+    return _without(with_all, implied), axes_of
 
 
 class _PowerWalk:
@@ -185,11 +198,26 @@ class _Occurrence:
 
 @dataclass(frozen=True)
 class _Gauge:
-    """Signs or scales of one group, and where they are seen: id of a Power -> 1 or -1."""
+    """Signs or scales of one group.
+
+    Attributes:
+        signed, scaled: which of them it has.
+        turns: where they are seen: id of a Power -> 1 or -1.
+        first: the power where the units are made; None without signs and scales.
+    """
 
     signed: bool
     scaled: bool
     turns: Mapping[int, int]
+    first: Power | None = None
+
+    def turn(self, power: Power) -> int:
+        """Return the power that a value has of this group's signs, or scales if it has no signs."""
+        if self.first is None:
+            return 0
+        if self.signed:
+            return int(not power.sign.zero and power.sign.relative_to(self.first.sign) is not None)
+        return 0 if power.scale.zero else power.scale.relative_to(self.first.scale) or 0
 
 
 def _choose(occurrences: Sequence[_Occurrence]) -> _Gauge:
@@ -215,6 +243,7 @@ def _choose(occurrences: Sequence[_Occurrence]) -> _Gauge:
         signed="sign" in kinds[best],
         scaled="scale" in kinds[best],
         turns={id(power): power.scale.relative_to(first) or 1 for power in powers},
+        first=powers[0],
     )
 
 
@@ -237,6 +266,15 @@ def _with_turns(
         found = [turns.get(id(power), 0) for power in along.powers]
         axes.append(_written(axis, along, found, fixed) if any(found) else axis)
     return replace(tensor, axes=tuple(axes))
+
+
+def _axis_of_value(
+    along: AxisPowers, names: Names, gauges: Mapping[AxisClass, _Gauge], fixed: Set[AxisClass]
+) -> Axis:
+    """Return the layout of one axis of a value, with the powers that its units have there."""
+    axis = layout(along.axis, names)
+    found = [gauges[p.leaf].turn(p) if p.leaf in gauges else 0 for p in along.powers]
+    return _written(axis, along, found, fixed) if any(found) else axis
 
 
 def _written(axis: Axis, along: AxisPowers, powers: Sequence[int], fixed: Set[AxisClass]) -> Axis:

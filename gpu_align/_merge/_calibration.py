@@ -1,0 +1,117 @@
+"""Calibration: merged networks made of parents in one order of units, set right on data."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gpu_align._merge._average import average
+from gpu_align._merge._recalibrate import Candidate, Method, Norms, Part, Refit, Repair, recalibrate
+from gpu_align._network import Examples, Traces, Walk
+from gpu_align._symmetry import Op, StateDict, TracedModel
+
+METHODS: dict[str, Method] = {
+    "norms": Norms(),
+    "repair": Repair(),
+    "rescale": Repair(means=False),
+    "refit": Refit(),
+    "refit-parents": Refit(through=False),
+}
+"""How a merged network is set right, by the names of the command line."""
+
+BATCH = 250
+"""Examples of a batch of a walk."""
+
+_RIDGE_SHARE = 6
+"""One of so many batches chooses the strength of the ridge."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What merged networks are set right with.
+
+    Attributes:
+        traces: of the model, on the device where it is run.
+        examples: what is measured and fitted on.
+        progress: called with the number of ops done, and of all.
+    """
+
+    traces: Traces
+    examples: Examples
+    progress: Callable[[int, int], None] | None = None
+
+    def merged(
+        self, parents: Sequence[StateDict], weights: Sequence[float], methods: Sequence[Method]
+    ) -> list[dict[str, Tensor]]:
+        """Return the mean of networks, set right by each of some methods; all in one walk.
+
+        Args:
+            parents: state dicts of the model, their units in one order.
+            weights: of the parents, summing to 1.
+            methods: what is done.
+
+        Raises:
+            InputError: there are too few examples; ModelError: the model fails on them.
+        """
+        start = average(parents, weights)
+        return self.mended([start] * len(methods), parents, weights, methods)
+
+    def mended(
+        self,
+        starts: Sequence[StateDict],
+        parents: Sequence[StateDict],
+        weights: Sequence[float],
+        methods: Sequence[Method],
+    ) -> list[dict[str, Tensor]]:
+        """Return networks that were merged already, each set right by its method; see `merged`."""
+        batches = list(self.traces.batches(self.examples, BATCH))
+        models = [self.traces.of(batch)[0] for batch in batches]
+        if all(isinstance(method, Norms) for method in methods):
+            if not has_batch_norms(models[0]):
+                return [dict(start) for start in starts]
+            parents, weights = (), ()
+        own = [_copied(self.traces.placed(start)) for start in starts]
+        walk = Walk(
+            models,
+            [batch.inputs for batch in batches],
+            [*map(self.traces.placed, parents), *own],
+        )
+        numbers = range(len(parents))
+        candidates = [
+            Candidate(len(parents) + number, numbers, weights, method)
+            for number, method in enumerate(methods)
+        ]
+        recalibrate(walk, candidates, _part(len(batches)), self.progress)
+        return [
+            _like(start, walk.states[one.state])
+            for one, start in zip(candidates, starts, strict=True)
+        ]
+
+
+def has_batch_norms(model: TracedModel) -> bool:
+    """Whether a traced model has running statistics."""
+    return any(Op(node).name == "batch_norm" for node in model.computed)
+
+
+def _part(batches: int) -> Part:
+    """Return which batches are fitted, and which choose the strength of a ridge."""
+    held = range(0, batches, _RIDGE_SHARE) if batches > 1 else range(1)
+    fit = [number for number in range(batches) if number not in held] or [0]
+    return Part(fit, held)
+
+
+def _copied(state: StateDict) -> dict[str, Tensor]:
+    """Return a state dict in memory of its own; names that share a tensor share the copy."""
+    copies: dict[object, Tensor] = {}
+    for tensor in state.values():
+        copies.setdefault(_memory(tensor), tensor.clone())
+    return {name: copies[_memory(tensor)] for name, tensor in state.items()}
+
+
+def _memory(tensor: Tensor) -> object:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _like(start: StateDict, state: StateDict) -> dict[str, Tensor]:
+    """Return the tensors of a state dict in the dtypes and on the devices of another one."""
+    return {name: state[name].to(own) if name in state else own for name, own in start.items()}

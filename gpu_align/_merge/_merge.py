@@ -1,0 +1,409 @@
+"""merge: one network out of several, in the way that is best on held-back data."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from gpu_align._align import (
+    Evidence,
+    Model,
+    Network,
+    Settings,
+    align_networks,
+    barycentre,
+    checked_spec,
+    model_beside,
+    state_of,
+)
+from gpu_align._checkpoint import Renamed, rename
+from gpu_align._errors import InputError
+from gpu_align._merge._average import average, check_alike, shares_of, slerp
+from gpu_align._merge._calibration import METHODS, Calibration
+from gpu_align._merge._result import MergeResult, Trial
+from gpu_align._network import Data, Examples, Loss, Score, Traces, evaluate_many
+from gpu_align._problem import Metric
+from gpu_align._search import Annealing, CoordinateDescent, Search
+from gpu_align._status import Status
+from gpu_align._symmetry import Kept, Permutation, PermutationSpec, StateDict, chain_spec
+
+PLAIN = ("naive", "average", "slerp")
+"""Ways that need no data; with data the statistics of batch norms are measured anew."""
+WAYS = ("auto", *PLAIN, *METHODS)
+ALPHAS = (0.3, 1.0)
+"""How much activations count beside weights, as "auto" tries it."""
+FIT, HELD = 1500, 750
+"""Examples that are fitted on by default, and that choose."""
+EVIDENCE = 1000
+"""Examples that correlations are taken over."""
+_FIRST = 500
+"""Examples that the order of the units is chosen on."""
+_WIDE = 256
+"""Units of a group from which annealing costs more than it gains."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Networks whose units were brought into one order.
+
+    Attributes:
+        name: how.
+        states: of the networks.
+        permutations: what brought them there.
+        cycle_error: see `MergeResult`.
+    """
+
+    name: str
+    states: Sequence[StateDict]
+    permutations: Sequence[Permutation]
+    cycle_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged network under the names of the spec, and what is known of it."""
+
+    state: StateDict
+    order: Order
+    trial: Trial
+
+
+def merge(
+    networks: Sequence[Network],
+    data: object = None,
+    *,
+    method: str = "auto",
+    weights: Sequence[float] | None = None,
+    spec: PermutationSpec | None = None,
+    example_inputs: object = None,
+    outputs: Kept | None = None,
+    loss: str | Loss = "auto",
+    search: Search | str | None = None,
+    metric: str | Metric = "l2",
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    examples: int = FIT,
+    progress: Callable[[str], None] | None = None,
+) -> MergeResult:
+    """Merge networks of one architecture into one.
+
+    The units are brought into the order of the first network, and the parameters averaged. What
+    the mean has lost is set right on data: "norms" measures the statistics of batch norms anew,
+    "repair" gives every unit the mean and deviation of its parents (REPAIR), "rescale" the
+    deviation alone, "refit" fits every layer to the mean of what its parents give by least squares,
+    on the inputs that the merged network has; "refit-parents" on those that the parents have
+    (PLeaS). "naive" averages without aligning, "average" and "slerp" align first.
+
+    With data, "auto" tries the units as given, aligned by the weights, and by weights and
+    activations; then repairs and fits the best of these; and chooses by the loss on the part of the
+    data that is held back. So it is no worse there than any of what it tried. Without data it is
+    "average": then a lower distance need not be a lower loss.
+
+    Args:
+        networks: two or more modules, state dicts or paths of checkpoints.
+        data: training data, see `Data.of`; test data in it are not looked at.
+        method: "auto", or one of the above.
+        weights: of the networks in the mean; default all alike.
+        spec: the symmetries of all; default as for `align`.
+        example_inputs, outputs: as for `align`; by default two examples of the data.
+        loss: what is compared, see `loss_function`.
+        search: for the permutations. Default: annealing, coordinate descent for wide networks.
+        metric, device, seed: as for `align`.
+        examples: how many examples are fitted on; they are held in memory with all values of
+            one op.
+        progress: called with a few words before each part of the work.
+
+    Returns:
+        The merged network and what was tried; nothing of the networks is changed.
+
+    Raises:
+        InputError: the networks are not of one architecture, or an argument cannot be used.
+        KeyboardInterrupt: Ctrl-C.
+
+    Source: Ainsworth et al., Git Re-Basin (ICLR 2023); Jordan et al., REPAIR (ICLR 2023); Nasery
+    et al., PLeaS (2024).
+    """
+    settings = Settings.of(search, metric, device, seed, None, None)
+    known = None if data is None else Data.of(data, seed=settings.seed)
+    if example_inputs is None and known is not None:
+        example_inputs = known.fit.lots[0][:2].inputs
+    module = next((each for each in networks if isinstance(each, nn.Module)), None)
+    model = None if module is None else Model(module, example_inputs, outputs)
+    states = [state_of(network) for network in networks]
+    if model is None and states:
+        model = model_beside(networks, states[0], example_inputs, outputs)
+    task = Task(
+        states,
+        settings,
+        model,
+        checked_spec(spec),
+        known,
+        names=[f"network {number}" for number in range(len(states))],
+        weights=weights,
+        loss=loss,
+        examples=examples,
+        tell=progress or _silent,
+    )
+    return task.run(method)
+
+
+def _silent(words: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Networks that are merged, and with what; see `merge`.
+
+    Attributes:
+        given: their state dicts.
+        model: what is run; None if there is none.
+        known_spec: the symmetries; None to find them.
+        names: of the networks.
+    """
+
+    given: Sequence[StateDict]
+    settings: Settings
+    model: Model | None
+    known_spec: PermutationSpec | None
+    data: Data | None
+    names: Sequence[str]
+    weights: Sequence[float] | None
+    loss: str | Loss
+    examples: int
+    tell: Callable[[str], None] = field(default=_silent)
+
+    def run(self, method: str) -> MergeResult:
+        """Merge.
+
+        Raises:
+            InputError, KeyboardInterrupt: see `merge`.
+        """
+        began = time.perf_counter()
+        self._check(method)
+        trials: list[Trial] = []
+        if self.data is not None:
+            self.tell("measuring the networks")
+            scores = self._scores(self.states, self._held)
+            trials += [
+                _trial(name, "", score, None)
+                for name, score in zip(self.names, scores, strict=True)
+            ]
+        found = self._auto() if method == "auto" else self._one(method)
+        best = min(found, key=_loss_of)
+        trials += [one.trial for one in found]
+        return MergeResult(
+            state_dict=self._renamed[0].restore(dict(best.state)),
+            chosen=best.trial,
+            trials=tuple(trials),
+            permutations=tuple(best.order.permutations),
+            cycle_error=best.order.cycle_error,
+            weights=tuple(self.shares),
+            notes=tuple(self._notes(best.trial, trials)),
+            seconds=time.perf_counter() - began,
+            seed=self.settings.seed,
+        )
+
+    @cached_property
+    def spec(self) -> PermutationSpec:
+        """The symmetries of the networks."""
+        if self.known_spec is not None:
+            return self.known_spec
+        return chain_spec(self.given[0]) if self.model is None else self.model.find_spec()
+
+    @cached_property
+    def states(self) -> list[StateDict]:
+        """The state dicts under the names of the spec."""
+        return [each.state for each in self._renamed]
+
+    @cached_property
+    def shares(self) -> list[float]:
+        """The weights, summing to 1."""
+        return shares_of(self.weights, len(self.given))
+
+    @cached_property
+    def _renamed(self) -> list[Renamed]:
+        return [rename(state, self.spec.keys) for state in self.given]
+
+    @cached_property
+    def _held(self) -> Examples:
+        assert self.data is not None
+        return self.data.held.take(HELD)
+
+    @cached_property
+    def _traces(self) -> Traces:
+        assert self.model is not None
+        return Traces(self.model.network, self.model.outputs, self.settings.engine.device)
+
+    def _check(self, method: str) -> None:
+        if method not in WAYS:
+            raise InputError(f"expected a method among {', '.join(WAYS)}, got {method!r}")
+        if len(self.given) < 2:
+            raise InputError(
+                f"expected at least two networks to merge, got {len(self.given)}; pass a list"
+            )
+        check_alike(self.given)
+        if method == "slerp" and len(self.given) > 2:
+            raise InputError(f"slerp lies between two networks, got {len(self.given)}")
+        if self.data is None and method in METHODS:
+            raise InputError(
+                f"method={method!r} measures the networks on data, and none were given; pass data, "
+                f"or a method among auto, {', '.join(PLAIN)}"
+            )
+        if self.data is not None and self.model is None:
+            raise InputError(
+                "data are of use only with a model that is run on them, and none was given; pass "
+                "a module among the networks, or leave data out"
+            )
+
+    def _one(self, method: str) -> list[Merged]:
+        """Merge in one way."""
+        if method == "naive":
+            order = self._as_given()
+        else:
+            by_data = self.data is not None and len(self.given) == 2
+            order = self._aligned(ALPHAS[0] if by_data else None)
+        start = (
+            slerp(order.states[0], order.states[1], self.shares[1], self.spec)
+            if method == "slerp"
+            else None
+        )
+        finish = "norms" if method in PLAIN else method
+        return self._set_right(order, [finish], self.examples, start)
+
+    def _auto(self) -> list[Merged]:
+        """Merge in several ways: first for the order of the units, then to set the mean right."""
+        if self.data is None:
+            return self._one("average")
+        orders = [self._as_given(), self._aligned(None)]
+        if len(self.given) == 2:
+            orders += map(self._aligned, ALPHAS)
+        found = [one for order in orders for one in self._set_right(order, ["norms"], _FIRST)]
+        best = min(found, key=_loss_of)
+        ways = ["repair", "refit", "refit-parents"]
+        better = self._set_right(best.order, ways, self.examples)
+        return [*found, *better, self._between(*better[1:])]
+
+    def _between(self, first: Merged, second: Merged) -> Merged:
+        """Return the mean of two merged networks, whose units are in one order."""
+        state = average([first.state, second.state], spec=self.spec)
+        [score] = self._scores([state], self._held)
+        return Merged(state, first.order, _trial(first.order.name, "refit, mean", score, None))
+
+    def _as_given(self) -> Order:
+        still = [Permutation.identity(self.spec) for _ in self.states]
+        return Order("as given", self.states, still)
+
+    def _aligned(self, alpha: float | None) -> Order:
+        """Align to the first network; by weights alone without an alpha."""
+        name = "weights" if alpha is None else f"weights and data, {alpha:g}"
+        self.tell(f"aligning by {name}")
+        settings = replace(self.settings, search=self._search)
+        if len(self.states) > 2:
+            return self._in_one_frame(name, settings)
+        if alpha is not None:
+            assert self.data is not None
+            settings = replace(settings, evidence=Evidence("both", alpha, self._fit(EVIDENCE)))
+        first, second = self.states
+        [found] = align_networks(
+            [second], first, settings, spec=self.spec, model=self.model, throw=True
+        )
+        result = found.unwrap()
+        if result.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        still = Permutation.identity(self.spec)
+        return Order(name, [first, result.state_dict], [still, result.permutation])
+
+    def _in_one_frame(self, name: str, settings: Settings) -> Order:
+        found = barycentre(
+            self.states,
+            self.spec,
+            method="one_by_one",
+            start=None,
+            frame=0,
+            search=settings.search,
+            device=settings.engine.device,
+            seed=settings.seed,
+        )
+        if found.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        return Order(name, found.state_dicts, found.permutations, found.cycle_error())
+
+    @property
+    def _search(self) -> Search:
+        if self.settings.search is not None:
+            return self.settings.search
+        widest = max(map(self.spec.units, self.spec.groups), default=0)
+        alone = len(self.states) == 2 and widest <= _WIDE
+        return Annealing() if alone else CoordinateDescent()
+
+    def _fit(self, count: int) -> Examples:
+        assert self.data is not None
+        return self.data.fit.take(count)
+
+    def _set_right(
+        self, order: Order, methods: Sequence[str], examples: int, start: StateDict | None = None
+    ) -> list[Merged]:
+        """Average networks, set the mean right by each method, and measure what comes out."""
+        mean = average(order.states, self.shares, self.spec) if start is None else start
+        distance = self._distance(order, mean)
+        if self.data is None or self.model is None:
+            return [Merged(mean, order, Trial(order.name, "none", distance=distance))]
+        self.tell(f"{order.name}: {', '.join(methods)}")
+        calibration = Calibration(self._traces, self._fit(examples))
+        inside = [self.model.in_module(state) for state in (mean, *order.states)]
+        made = calibration.mended(
+            [inside[0]] * len(methods), inside[1:], self.shares, [METHODS[m] for m in methods]
+        )
+        back = {own: name for own, name in self.model.names.items()}
+        states = [{**mean, **{back.get(n, n): t for n, t in one.items()}} for one in made]
+        scores = self._scores(states, self._held)
+        return [
+            Merged(state, order, _trial(order.name, method, score, distance))
+            for state, method, score in zip(states, methods, scores, strict=True)
+        ]
+
+    def _scores(self, states: Sequence[StateDict], examples: Examples) -> list[Score]:
+        assert self.model is not None
+        return evaluate_many(
+            *(self.model.module, list(map(self.model.in_module, states)), examples, self.loss),
+            device=self.settings.engine.device,
+        )
+
+    def _distance(self, order: Order, mean: StateDict) -> float:
+        """Return the squared distance of the networks to their mean, of what counts in it."""
+        counted = [name for name, tensor in self.spec.tensors.items() if tensor.counted]
+        total = 0.0
+        for share, state in zip(self.shares, order.states, strict=True):
+            for name in counted:
+                pair = (self.spec.tensor_of(name, each).double() for each in (state, mean))
+                a, b = pair
+                total += share * float((a - b.to(a.device)).square().sum())
+        return total
+
+    def _notes(self, chosen: Trial, trials: Sequence[Trial]) -> Iterator[str]:
+        if chosen.loss is None:
+            yield (
+                "no data were given: the loss of the merged network is not known, and a lower "
+                "distance can be a higher loss"
+            )
+            return
+        parents = [one for one in trials if not one.is_merged and one.loss is not None]
+        better = min(parents, key=lambda one: one.loss or 0.0)
+        if chosen.loss > (better.loss or 0.0):
+            yield (
+                f"the merged network is worse than {better.order} on the held-back data: loss "
+                f"{chosen.loss:.4g} against {better.loss:.4g}"
+            )
+
+
+def _loss_of(one: Merged) -> float:
+    return math.inf if one.trial.loss is None or math.isnan(one.trial.loss) else one.trial.loss
+
+
+def _trial(order: str, method: str, score: Score, distance: float | None) -> Trial:
+    return Trial(order, method, score.loss, score.accuracy, score.ece, distance, score.examples)

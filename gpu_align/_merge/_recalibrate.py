@@ -1,0 +1,306 @@
+"""Recalibration: weights and statistics of merged networks set right on data, op after op.
+
+One walk does it, in which parents and merged networks pass each op together: what is measured
+there corrects the op before anything after it is run.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor, fx
+
+from gpu_align._merge._layers import Affine, Arguments, Layer, layer_of
+from gpu_align._merge._regression import Normal, ridge_fit
+from gpu_align._network import Step, Walk
+from gpu_align._symmetry import Op, TracedModel
+
+_ENTRIES = 2**22
+"""Most entries of the inputs of a layer that are laid out at once."""
+
+_ROWS = 2**17
+"""Most places that a layer is fitted on; neighbours in a map say nearly the same."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The batches of a walk.
+
+    Attributes:
+        fit: numbers of those that statistics and weights are fitted on.
+        held: of those on which the strength of a ridge is chosen.
+    """
+
+    fit: Sequence[int]
+    held: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A merged network among the states of a walk.
+
+    Attributes:
+        state: its number.
+        parents: numbers of the states that it is made of, in one order of units.
+        weights: of the parents, summing to 1.
+        method: what is done to its layers.
+    """
+
+    state: int
+    parents: Sequence[int]
+    weights: Sequence[float]
+    method: "Method"
+
+    def goal(self, step: Step, batch: int) -> Tensor:
+        """Return the mean of what the parents have."""
+        total = self.weights[0] * step.values[self.parents[0]][batch]
+        for parent, weight in zip(self.parents[1:], self.weights[1:], strict=True):
+            total = total + weight * step.values[parent][batch]
+        return total
+
+
+class Method(ABC):
+    """What is done to a layer of a merged network."""
+
+    @abstractmethod
+    def mend(self, step: Step, layer: Layer, one: Candidate, part: Part) -> bool:
+        """Change the weights; say whether they were changed."""
+
+
+class Norms(Method):
+    """Nothing but what `recalibrate` does to batch norms: their statistics are measured anew."""
+
+    def mend(self, step: Step, layer: Layer, one: Candidate, part: Part) -> bool:
+        """See `Method.mend`."""
+        return False
+
+
+@dataclass(frozen=True)
+class Repair(Method):
+    """Give every unit the mean and the deviation that its parents have on average.
+
+    Source: Jordan et al., REPAIR (ICLR 2023), section 4; without the means, RESCALE.
+    """
+
+    means: bool = True
+
+    def mend(self, step: Step, layer: Layer, one: Candidate, part: Part) -> bool:
+        """See `Method.mend`."""
+        if _goes_to_norm(step.node) or (isinstance(layer, Affine) and layer.norm != "batch_norm"):
+            return False
+        own_mean, own_deviation = _moments(step, layer, one.state, part)
+        mean, deviation = torch.zeros_like(own_mean), torch.zeros_like(own_mean)
+        for parent, weight in zip(one.parents, one.weights, strict=True):
+            its_mean, its_deviation = _moments(step, layer, parent, part)
+            mean += weight * its_mean
+            deviation += weight * its_deviation
+        known = own_deviation > 1e-6 * own_mean.abs()
+        scale = torch.where(known, deviation / own_deviation, 1.0)
+        shift = (mean if self.means else own_mean) - own_mean * scale
+        layer.scale_outputs(scale, shift)
+        return True
+
+
+def _moments(step: Step, layer: Layer, state: int, part: Part) -> tuple[Tensor, Tensor]:
+    """Return the mean and the deviation of each output of a layer, float64 [blocks, n] each."""
+    rows = (layer.outputs(step.values[state][batch]) for batch in part.fit)
+    mean, variance, _ = _mean_and_variance(rows, 1)
+    return mean, variance.sqrt()
+
+
+def _mean_and_variance(
+    parts: Iterable[Tensor], axes: int | tuple[int, ...]
+) -> tuple[Tensor, Tensor, int]:
+    """Return the mean and the variance over some axes, float64, and the number of samples.
+
+    Args:
+        parts: samples, cut along the axes.
+        axes: over which they are taken.
+    """
+    total: tuple[Tensor, Tensor, int] | None = None
+    for part in parts:
+        variance, mean = torch.var_mean(part, axes, correction=0)
+        count = part.numel() // mean.numel()
+        own = mean.to(torch.float64), variance.to(torch.float64), count
+        total = own if total is None else _joined(total, own)
+    assert total is not None
+    return total
+
+
+def _joined(
+    a: tuple[Tensor, Tensor, int], b: tuple[Tensor, Tensor, int]
+) -> tuple[Tensor, Tensor, int]:
+    """Join means and variances of two lots of samples; see `Moments`."""
+    count = a[2] + b[2]
+    share = b[2] / count
+    gap = b[0] - a[0]
+    variance = (1 - share) * a[1] + share * b[1] + share * (1 - share) * gap.square()
+    return a[0] + share * gap, variance, count
+
+
+@dataclass(frozen=True)
+class Refit(Method):
+    """Fit every layer by least squares to what its parents give on average.
+
+    A ridge pulls towards the averaged weights; its strength is chosen on held-back data, layer by
+    layer.
+
+    Attributes:
+        through: the inputs are those of the merged network itself, whose earlier layers are fitted
+            already, so that what these have lost is made good; else the mean of its parents'.
+
+    Source: Nasery et al., PLeaS (2024), section 3.2, which is the latter.
+    """
+
+    through: bool = True
+
+    def mend(self, step: Step, layer: Layer, one: Candidate, part: Part) -> bool:
+        """See `Method.mend`."""
+        first = part.fit[0]
+        goal = one.goal(step, first)
+        missing = (goal - step.values[one.state][first]).square().sum()
+        if bool(missing <= _NOTHING * goal.square().sum()):
+            return False
+        fit = self._sums(step, layer, one, part.fit)
+        found = ridge_fit(fit, self._sums(step, layer, one, part.held), bias=layer.bias is not None)
+        shift = None
+        if layer.bias is not None:
+            shift = layer.bias.detach().reshape(found.shift.shape) + found.shift
+        layer.write(layer.matrix() + found.weight, shift)
+        return True
+
+    def _sums(self, step: Step, layer: Layer, one: Candidate, batches: Sequence[int]) -> Normal:
+        most = max(_ROWS // len(batches), 1)
+        return reduce(
+            Normal.merged,
+            (
+                Normal.of(x, r)
+                for batch in batches
+                for x, r in self._rows(step, layer, one, batch, most)
+            ),
+        )
+
+    def _rows(
+        self, step: Step, layer: Layer, one: Candidate, batch: int, most: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and residuals of a layer, part by part, on at most `most` places."""
+        goal = one.goal(step, batch)
+        states = [one.state] if self.through else one.parents
+        weights = [1.0] if self.through else one.weights
+        calls = [step.arguments(state, batch) for state in states]
+        for some in _slices(layer, calls[0], goal, most):
+            x = layer.mean_inputs(
+                [{**call, layer.source: call[layer.source][some]} for call in calls], weights
+            )
+            wanted = layer.outputs(goal[some])
+            if self.through:
+                yield x, wanted - layer.outputs(step.values[one.state][batch][some])
+            else:
+                yield x, wanted - layer.apply(x)
+
+
+_NOTHING = 1e-12
+"""Share of the goal's square below which there is rounding alone, and nothing to fit."""
+
+
+def _slices(layer: Layer, call: Arguments, goal: Tensor, most: int) -> Iterator[slice]:
+    """Cut a batch into parts of examples whose inputs are laid out at once."""
+    if goal.ndim < 2 or not layer.is_batched(call):
+        yield slice(None)
+        return
+    examples, rows = len(goal), layer.outputs(goal).shape[1]
+    step = max(-(-rows // most), 1)
+    width = layer.matrix().shape[0] * layer.matrix().shape[1]
+    size = max(_ENTRIES * examples // max(rows * width, 1), 1) * step
+    for start in range(0, examples, size):
+        yield slice(start, start + size, step)
+
+
+def recalibrate(
+    walk: Walk,
+    candidates: Sequence[Candidate],
+    part: Part,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Set merged networks right in the states of a walk.
+
+    Batch norms get the mean and the variance of what they are given, whatever the method.
+
+    Args:
+        walk: of the parents and of the merged networks, whose tensors are changed in place.
+        candidates: the merged networks.
+        part: which batches are fitted on.
+        progress: called with the number of ops done, and of all.
+    """
+    users = _users(walk.models[0])
+    owners = {one.state: _owners(walk, one.state, users) for one in candidates}
+    with torch.no_grad():
+        for step in walk.steps():
+            for one in candidates:
+                _mend(step, one, part, owners[one.state])
+            if progress is not None:
+                progress(step.number + 1, len(walk))
+
+
+def _mend(step: Step, one: Candidate, part: Part, owners: Mapping[int, set[fx.Node]]) -> None:
+    op = Op(step.node).name
+    if op == "batch_norm" and _measure(step, one.state, part):
+        step.run_again(one.state)
+    call = step.arguments(one.state, 0)
+    layer = layer_of(op, call, step.values[one.state][0])
+    if layer is None or not _is_own(layer, step.node, owners):
+        return
+    if one.method.mend(step, layer, one, part):
+        step.run_again(one.state)
+
+
+def _measure(step: Step, state: int, part: Part) -> bool:
+    """Give a batch norm the mean and the variance of its inputs; False if it has none."""
+    calls = [step.arguments(state, batch) for batch in part.fit]
+    mean, variance = calls[0]["running_mean"], calls[0]["running_var"]
+    if mean is None:
+        return False
+    axes = tuple(axis for axis in range(calls[0]["input"].ndim) if axis != 1)
+    found, spread, count = _mean_and_variance((call["input"] for call in calls), axes)
+    mean.copy_(found)
+    variance.copy_(spread * count / max(count - 1, 1))
+    return True
+
+
+def _goes_to_norm(node: fx.Node) -> bool:
+    """Whether nothing but batch norms reads a value."""
+    return bool(node.users) and all(Op(user).name == "batch_norm" for user in node.users)
+
+
+def _users(model: TracedModel) -> dict[str, set[fx.Node]]:
+    """Return for each stored tensor the ops that use it, tied names as one."""
+    computed = set(model.computed)
+    users: dict[str, set[fx.Node]] = {}
+    for place, name in model.stored.items():
+        found = users.setdefault(model.spec.ties.get(name, name), set())
+        pending = list(place.users)
+        while pending:
+            node = pending.pop()
+            if node in computed:
+                found.add(node)
+            else:
+                pending += node.users
+    return users
+
+
+def _owners(walk: Walk, state: int, users: Mapping[str, set[fx.Node]]) -> dict[int, set[fx.Node]]:
+    """Return for each memory that a state's tensors lie in the ops that use it."""
+    ties = walk.models[0].spec.ties
+    owners: dict[int, set[fx.Node]] = {}
+    for name, tensor in walk.states[state].items():
+        place = tensor.untyped_storage().data_ptr()
+        owners.setdefault(place, set()).update(users.get(ties.get(name, name), ()))
+    return owners
+
+
+def _is_own(layer: Layer, node: fx.Node, owners: Mapping[int, set[fx.Node]]) -> bool:
+    """Whether the weights of a layer are stored, and no other op uses them."""
+    used = [tensor for tensor in (layer.weight, layer.bias) if tensor is not None]
+    return all(owners.get(tensor.untyped_storage().data_ptr()) == {node} for tensor in used)

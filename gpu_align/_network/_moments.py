@@ -1,0 +1,81 @@
+"""Moments: means, deviations and products of two networks' units, streamed and merged exactly."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over the samples of two networks, float64.
+
+    Attributes:
+        count: number of samples.
+        mean_a, mean_b: [n], means of the units.
+        square_a, square_b: [n], sums of squared deviations from the mean.
+        cross: [n, n], sums of products of deviations; unit of a, unit of b.
+
+    Source: Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances" (1979).
+    """
+
+    count: int
+    mean_a: Tensor
+    mean_b: Tensor
+    square_a: Tensor
+    square_b: Tensor
+    cross: Tensor
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor) -> "Moments":
+        """Return those of samples, [n, samples] each, of any floating-point dtype."""
+        a, b = a.to(torch.float64), b.to(torch.float64)
+        mean_a, mean_b = a.mean(1), b.mean(1)
+        a, b = a - mean_a[:, None], b - mean_b[:, None]
+        square_a, square_b = a.square().sum(1), b.square().sum(1)
+        return cls(a.shape[1], mean_a, mean_b, square_a, square_b, a @ b.T)
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Return those of the samples of both."""
+        count = self.count + other.count
+        share = other.count / count
+        gap_a, gap_b = other.mean_a - self.mean_a, other.mean_b - self.mean_b
+        weight = self.count * share
+        return Moments(
+            count,
+            self.mean_a + share * gap_a,
+            self.mean_b + share * gap_b,
+            self.square_a + other.square_a + weight * gap_a.square(),
+            self.square_b + other.square_b + weight * gap_b.square(),
+            self.cross + other.cross + weight * torch.outer(gap_a, gap_b),
+        )
+
+    @property
+    def covariance(self) -> Tensor:
+        """The cross-covariance, [n, n]."""
+        return self.cross / self.count
+
+    @property
+    def products(self) -> Tensor:
+        """The mean products of a unit of a and one of b, not centred, [n, n]."""
+        return self.covariance + torch.outer(self.mean_a, self.mean_b)
+
+    @property
+    def deviations(self) -> tuple[Tensor, Tensor]:
+        """The standard deviations of the units of both, [n] each."""
+        return (self.square_a / self.count).sqrt(), (self.square_b / self.count).sqrt()
+
+    @property
+    def correlation(self) -> Tensor:
+        """The correlations, [n, n]; 0 for units that are constant but for rounding."""
+        a, b = (
+            self._safe(s, m)
+            for s, m in ((self.square_a, self.mean_a), (self.square_b, self.mean_b))
+        )
+        return self.cross * a[:, None] * b
+
+    def _safe(self, square: Tensor, mean: Tensor) -> Tensor:
+        """Return 1 / sqrt(square), 0 for what is rounding alone."""
+        noise = self.count * (1e-12 * mean.abs()).square() + torch.finfo(torch.float64).tiny
+        return torch.where(square > noise, square.clamp_min(noise).rsqrt(), 0.0)
