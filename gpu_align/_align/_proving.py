@@ -48,6 +48,8 @@ def _proof(problem: AlignmentProblem, best: Hypotheses, model: int, settings: Se
 
 def _searched(problem: AlignmentProblem, proof: Proof, settings: Settings) -> Hypotheses | None:
     """Search among the pairs that a proof leaves; return what is better, None if nothing is."""
+    if settings.evidence is not None:
+        return None  # what activations prefer may be further away in the weights
     if proof.is_optimal or proof.candidates == proof.pairs:
         return None
     left = narrowed(problem, proof)
