@@ -239,7 +239,7 @@ def test_bad_input_ends_with_2_and_writes_nothing(
 
 
 @pytest.mark.parametrize(
-    "step", ["gpu_align._merge._task.average", "gpu_align._cli._merging.save_checkpoint"]
+    "step", ["gpu_align.CoordinateDescent.step", "gpu_align._cli._merging.save_checkpoint"]
 )
 def test_ctrl_c_ends_with_1_and_writes_nothing(
     cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
