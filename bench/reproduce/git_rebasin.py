@@ -6,9 +6,8 @@
 
 Two networks are trained by Adam from seeds 0 and 1, and the second is aligned to the first by its
 weights and by its activations on training images. Barriers are those of the loss on test images,
-at 11 points of the segment. The small setting is MLPs of scikit-learn's digits, widths 8 to 128;
-MNIST takes about half an hour of one core. ResNet20 (widths as multiples of 16) and VGG16 want a
-GPU and the folder of CIFAR-10's batches.
+at 11 points of the segment. The small setting is MLPs of scikit-learn's digits, widths 8 to 128.
+ResNet20 (its widths are multiples of 16) and VGG16 want a GPU and the folder of CIFAR-10's batches.
 """
 
 import itertools
