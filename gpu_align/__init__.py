@@ -42,7 +42,26 @@ if typing.TYPE_CHECKING:
         SpecError,
         UnavailableError,
     )
-    from gpu_align._merge import MergeResult, RepairResult, merge, repair
+    from gpu_align._merge import (
+        BarrierResult,
+        HeadedMerge,
+        LossCurve,
+        LossPlane,
+        MergeResult,
+        PartialMerge,
+        RepairResult,
+        SharedBody,
+        average,
+        barrier,
+        loss_plane,
+        merge,
+        merge_heads,
+        partial_merge,
+        repair,
+        shared_body,
+        slerp,
+    )
+    from gpu_align._network import TaskLoss
     from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
     from gpu_align._report import write_report as write_report
     from gpu_align._search import (
@@ -60,6 +79,8 @@ if typing.TYPE_CHECKING:
         Rounding,
         Search,
         SearchStore,
+        Sinkhorn,
+        StraightThrough,
         run_search,
     )
     from gpu_align._status import Status
@@ -79,6 +100,7 @@ __all__ = [
     "AuctionAssignment",
     "AutoAssignment",
     "Backend",
+    "BarrierResult",
     "Barycentre",
     "BeamDescent",
     "Budget",
@@ -87,14 +109,18 @@ __all__ = [
     "CoordinateDescent",
     "FrankWolfe",
     "GpuAlignError",
+    "HeadedMerge",
     "InputError",
     "KBest",
     "LapxAssignment",
     "LayerwiseBeam",
+    "LossCurve",
+    "LossPlane",
     "MergeResult",
     "Metric",
     "ModelError",
     "Noise",
+    "PartialMerge",
     "Permutation",
     "PermutationSpec",
     "Portfolio",
@@ -105,28 +131,39 @@ __all__ = [
     "ScipyAssignment",
     "Search",
     "SearchStore",
+    "SharedBody",
+    "Sinkhorn",
     "SpecError",
     "Status",
+    "StraightThrough",
+    "TaskLoss",
     "UnavailableError",
     "activation_evidence",
     "align",
+    "average",
     "backends",
+    "barrier",
     "barycentre",
     "canonicalize",
     "chain_spec",
     "cycle_error",
     "discover",
     "load_checkpoint",
+    "loss_plane",
     "lower_bound",
     "merge",
+    "merge_heads",
+    "partial_merge",
     "repair",
     "run_search",
     "save_checkpoint",
+    "shared_body",
+    "slerp",
 ]
 
 _ROOMS = (
     *("_status", "_errors", "_checkpoint", "_device", "_assignment", "_symmetry", "_problem"),
-    *("_search", "_align", "_merge"),
+    *("_network", "_search", "_align", "_merge"),
 )
 """Where the names are, from the ground up, so that none loads more than what it stands on."""
 

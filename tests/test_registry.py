@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import test_engine
 import test_search
+import test_task_search
 from networks import pair
 from test_problem import problem_of
 
@@ -23,8 +24,8 @@ def test_every_place_has_every_search(name: str) -> None:
     kind = SEARCHES[name].kind
     assert kind.__name__ in gpu_align.__all__
     assert f"| `{kind.__name__}` ({name}) |" in README
-    tables = (test_search.SEARCHES, test_engine.SEARCHES, same_seed.SEARCHES)
-    for table in tables:
+    tables = [test_search.SEARCHES, test_engine.SEARCHES, same_seed.SEARCHES]
+    for table in [test_task_search.SEARCHES] if SEARCHES[name].needs_data else tables:
         assert kind in {type(search) for search in table.values()}
 
 

@@ -1,5 +1,6 @@
 """barycentre: the models of a collection in one frame, none of them privileged."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gpu_align._align._hugging_face import model_beside
-from gpu_align._align._networks import Model, Network, check_ties, state_of
+from gpu_align._align._networks import Model, Network, check_ties, checked_keys, state_of
 from gpu_align._align._realign import Method, Rounds, as_state
 from gpu_align._align._settings import Settings, checked_spec
 from gpu_align._align._sources import name_of
@@ -27,6 +28,9 @@ from gpu_align._symmetry import (
     stack_size,
     unstacked,
 )
+
+_FEW = 32
+"""Most models that are realigned one by one if nothing else is wanted."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def barycentre(
     *,
     example_inputs: object = None,
     outputs: Kept | None = None,
-    method: Method = "batch",
+    method: Method | None = None,
     start: int | None = 0,
     frame: int | None = None,
     rounds: int = 100,
@@ -92,6 +96,7 @@ def barycentre(
     device: str | torch.device = "auto",
     seed: int = 0,
     progress: ProgressCallback | None = None,
+    key: str | None = None,
 ) -> Barycentre:
     """Align models to their own mean, again and again, until they come no closer to it.
 
@@ -104,7 +109,9 @@ def barycentre(
         spec: the symmetries of all. Default: as for `align`, from the first module among them.
         example_inputs, outputs: as for `align`.
         method: "batch" aligns all models to the mean of all at once; "one_by_one" each, in a random
-            order, to the mean of the others (MergeMany).
+            order, to the mean of the others (MergeMany), which takes a search for each. Default:
+            one by one up to 32 models, as the share that a model has in a mean of few holds it in
+            its place.
         start: number of the model to which all are aligned first; None begins with their mean as
             they are given, which is Git Re-Basin's way.
         frame: number of the model whose units stay in their order; None for any order.
@@ -113,6 +120,7 @@ def barycentre(
         device: "auto", "cpu" or "cuda", or a `torch.device` of these.
         seed: same seed, same result.
         progress: called after every step of every search; its stage names the round.
+        key: of the state dict in files that have several, see `load_checkpoint`.
 
     Raises:
         InputError: there are no models, one of them cannot be used, or an argument cannot; its
@@ -124,11 +132,13 @@ def barycentre(
     settings = Settings.of(search, "l2", device, seed, None, progress)
     names, networks = _collection(sources, checked_spec(spec))
     count = len(networks)
+    method = method or ("one_by_one" if count <= _FEW else "batch")
     if method not in get_args(Method):
         raise InputError(f"expected a method among {get_args(Method)}, got method={method!r}")
     _check_number("start", start, count)
     _check_number("frame", frame, count)
-    given = [state_of(network) for network in networks]
+    checked_keys(networks, key)
+    given = [state_of(network, key) for network in networks]
     spec = _spec_of(networks, given, example_inputs, outputs) if spec is None else spec
     for network in networks:
         check_ties(network, spec)
@@ -171,15 +181,34 @@ def cycle_error(maps: Mapping[tuple[int, int], Permutation]) -> float:
     Source: cycle consistency in C2M3 (Crisostomi et al., NeurIPS 2024), section 3.
     """
     models = sorted({i for i, _ in maps})
-    moved = total = 0
-    for i in models:
-        for j in models:
-            for k in models:
-                if len({i, j, k}) == 3:
-                    cycle = maps[k, i].compose(maps[j, k]).compose(maps[i, j])
-                    moved += sum(cycle.moved().values())
-                    total += sum(map(len, cycle.perms.values()))
-    return moved / total if total else 0.0
+    if len(models) < 3:
+        return 0.0
+    astray = total = 0
+    for group in next(iter(maps.values())).spec.groups:
+        perms, signs = _stacked(maps, models, group)
+        units = torch.arange(perms.shape[2], device="cpu")
+        for i, j in itertools.permutations(range(len(models)), 2):
+            others = [k for k in range(len(models)) if k not in (i, j)]
+            last = perms[others, i]
+            middle = perms[j, others].gather(1, last)
+            sign = signs[others, i] * signs[j, others].gather(1, last) * signs[i, j][middle]
+            astray += int(((perms[i, j][middle] != units) | (sign < 0)).sum())
+            total += last.numel()
+    return astray / total if total else 0.0
+
+
+def _stacked(
+    maps: Mapping[tuple[int, int], Permutation], models: Sequence[int], group: str
+) -> tuple[Tensor, Tensor]:
+    """Return the vectors and signs of a group in all maps, int64 [models, models, units]."""
+    one = next(iter(maps.values()))[group]
+    perms = torch.arange(len(one), device="cpu").repeat(len(models), len(models), 1)
+    signs = torch.ones_like(perms)
+    for (i, source), (j, target) in itertools.permutations(enumerate(models), 2):
+        found = maps[source, target]
+        perms[i, j] = found[group]
+        signs[i, j] = found.signs.get(group, signs[i, j])
+    return perms, signs
 
 
 def _collection(

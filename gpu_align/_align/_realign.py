@@ -1,5 +1,6 @@
 """Mean-and-realign rounds: the models of a collection are brought closer to their own mean."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -56,8 +57,8 @@ class Rounds:
     Attributes:
         spec: of all models, which fit it and are finite.
         settings: search, engine, seed and progress; by default coordinate descent.
-        method: "batch" brings all models to the mean of all at once, "one_by_one" each in a random
-            order to the mean of the others.
+        method: "batch" brings all models to the mean of all at once, "one_by_one" each, in a
+            random order, to the mean of the others.
     """
 
     spec: PermutationSpec
@@ -107,7 +108,7 @@ class Rounds:
             target = before.states[start]
             moved = self._moved(before, every, target, self._parameters(target), number)
         elif self.method == "batch":
-            target = self._as_state(before.mean, before.states[0])
+            target = as_state(self.spec, before.mean, before.states[0])
             moved = self._moved(before, range(len(before.states)), target, before.mean, number)
         else:
             moved = self._one_by_one(before, number)
@@ -126,7 +127,7 @@ class Rounds:
         for model in torch.randperm(count, generator=generator).tolist():
             own = self._parameters(states[model])
             others = {name: (count * mean[name] - own[name]) / (count - 1) for name in mean}
-            target = self._as_state(others, states[0])
+            target = as_state(self.spec, others, states[0])
             now = Standing(permutations, states, mean, before.spread)
             [permutations[model]], [states[model]] = self._moved(
                 now, range(model, model + 1), target, others, number
@@ -241,8 +242,7 @@ class Rounds:
     def _parts(self, name: str, states: Sequence[StateDict]) -> Iterator[Tensor]:
         """Yield a tensor of all models in float64, stacked in parts that stay in the cache."""
         weights = Weights(self.spec, states, CPU.device)
-        elements = self.spec.tensors[name].shape
-        size = torch.Size(elements).numel()
+        size = math.prod(self.spec.tensors[name].shape)
         for start, stop in part_ranges(len(states), size, part_elements(CPU.device)):
             yield weights.some(name, start, stop).to(torch.float64)
 
@@ -259,17 +259,11 @@ class Rounds:
             for name in self._counted(state)
         }
 
-    def _as_state(self, mean: Mapping[str, Tensor], first: StateDict) -> dict[str, Tensor]:
-        return as_state(self.spec, mean, first)
-
 
 def as_state(
     spec: PermutationSpec, mean: Mapping[str, Tensor], first: StateDict
 ) -> dict[str, Tensor]:
     """Return means as a state dict with the names, dtypes and buffers of one of the models."""
-    made = {
-        name: mean[name].to(tensor.device, tensor.dtype)
-        for name in mean
-        for tensor in (spec.tensor_of(name, first),)
-    }
+    like = {name: spec.tensor_of(name, first) for name in mean}
+    made = {name: mean[name].to(tensor.device, tensor.dtype) for name, tensor in like.items()}
     return {name: made.get(spec.ties.get(name, name), tensor) for name, tensor in first.items()}

@@ -91,7 +91,13 @@ def _search(search: Any) -> Search | None:
         return search
     if isinstance(search, str):
         if search in SEARCHES:
-            return SEARCHES[search].make()
+            entry = SEARCHES[search]
+            if entry.needs_data:
+                raise InputError(
+                    f"search={search!r} needs a loss on data; pass "
+                    f"search={entry.kind.__name__}(TaskLoss(module, data))"
+                )
+            return entry.make()
         raise InputError(
             f"expected a search among {', '.join(SEARCHES)}, or an object such as "
             f"CoordinateDescent(), got search={search!r}"

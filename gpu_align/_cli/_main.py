@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from gpu_align._cli._advice import advised, warnings_of
 from gpu_align._cli._align import align
 from gpu_align._cli._apply import apply
+from gpu_align._cli._barrier import barrier
 from gpu_align._cli._canonicalize import canonicalize
 from gpu_align._cli._demo import demo
 from gpu_align._cli._env import env
@@ -112,5 +113,5 @@ def options(
     """
 
 
-for _command in (align, inspect, apply, canonicalize, report, demo, env):
+for _command in (align, barrier, inspect, apply, canonicalize, report, demo, env):
     app.command()(reported(_command))

@@ -138,10 +138,19 @@ class Display:
             detail=f"{done} of {total} examples",
         )
 
+    def part(self, text: str, done: int, total: int | None) -> None:
+        """Say what is being done now, and how much of it is done."""
+        if done == 0:
+            note(text)
+        detail = "" if total is None else f"{done}/{total}"
+        self._progress.update(
+            self._task, description=text, total=total, completed=done, detail=detail
+        )
+
     def search(self, step: "SearchProgress") -> None:
         """Show a step of a search, or what has been done of the next one."""
         if not step.part:
-            note(f"{step.stage}: step {step.step}, distance {number(step.best_distance)}")
+            note(f"{step.stage}: step {step.step}, {_found(step)}")
         total = f"/{step.steps}" if step.steps else ""
         part = f" ({step.part})" if step.part else ""
         left = "" if step.seconds_left is None else f", {duration(step.seconds_left)} left"
@@ -150,8 +159,14 @@ class Display:
             description=step.stage,
             total=step.steps,
             completed=step.step,
-            detail=f"sweep {step.step}{total}{part}, distance {number(step.best_distance)}{left}",
+            detail=f"sweep {step.step}{total}{part}, {_found(step)}{left}",
         )
+
+
+def _found(step: "SearchProgress") -> str:
+    """Say what a search has come to."""
+    loss = "" if step.loss is None else f"loss {number(step.loss)}, "
+    return f"{loss}distance {number(step.best_distance)}"
 
 
 @contextmanager

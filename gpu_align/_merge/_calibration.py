@@ -102,10 +102,14 @@ def _part(batches: int) -> Part:
 
 def _copied(state: StateDict) -> dict[str, Tensor]:
     """Return a state dict in memory of its own; names that share a tensor share the copy."""
-    copies: dict[int, Tensor] = {}
+    copies: dict[object, Tensor] = {}
     for tensor in state.values():
-        copies.setdefault(id(tensor), tensor.clone())
-    return {name: copies[id(tensor)] for name, tensor in state.items()}
+        copies.setdefault(_memory(tensor), tensor.clone())
+    return {name: copies[_memory(tensor)] for name, tensor in state.items()}
+
+
+def _memory(tensor: Tensor) -> object:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _like(start: StateDict, state: StateDict) -> dict[str, Tensor]:

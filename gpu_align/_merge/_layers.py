@@ -42,6 +42,11 @@ class Layer(ABC):
     def matrix(self) -> Tensor:
         """Return W, [blocks, k, n]; a new tensor."""
 
+    def mean_inputs(self, calls: Sequence[Arguments], weights: Sequence[float]) -> Tensor:
+        """Return the weighted mean of x over several calls."""
+        given = [call[self.source] for call in calls]
+        return self.inputs({**calls[0], self.source: _mean(given, weights)})
+
     def apply(self, x: Tensor) -> Tensor:
         """Return y of inputs, [blocks, samples, n]."""
         y = x @ self.matrix()
@@ -174,6 +179,10 @@ class Affine(Layer):
 
     axes: Sequence[int]
     norm: str
+
+    def mean_inputs(self, calls: Sequence[Arguments], weights: Sequence[float]) -> Tensor:
+        """See `Layer.mean_inputs`; what is normalised is no linear function of what is given."""
+        return _mean(list(map(self.inputs, calls)), weights)
 
     def inputs(self, arguments: Arguments) -> Tensor:
         """See `Layer.inputs`."""
@@ -309,6 +318,16 @@ def _normalised(name: str, arguments: Arguments) -> Tensor:
         case "layer_norm":
             return F.layer_norm(x, arguments["normalized_shape"], eps=arguments.get("eps", 1e-5))
     return F.rms_norm(x, arguments["normalized_shape"], eps=arguments.get("eps"))
+
+
+def _mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return the weighted sum of tensors; one of weight 1 as it is."""
+    if len(tensors) == 1 and weights[0] == 1:
+        return tensors[0]
+    total = weights[0] * tensors[0]
+    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+        total = total + weight * tensor
+    return total
 
 
 def _write_bias(bias: Tensor | None, shift: Tensor | None) -> None:

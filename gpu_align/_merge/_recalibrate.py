@@ -5,7 +5,7 @@ there corrects the op before anything after it is run.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -105,16 +105,39 @@ class Repair(Method):
 
 def _moments(step: Step, layer: Layer, state: int, part: Part) -> tuple[Tensor, Tensor]:
     """Return the mean and the deviation of each output of a layer, float64 [blocks, n] each."""
-    rows = [layer.outputs(step.values[state][batch]).to(torch.float64) for batch in part.fit]
-    return _mean_and_deviation(rows)
+    rows = (layer.outputs(step.values[state][batch]) for batch in part.fit)
+    mean, variance, _ = _mean_and_variance(rows, 1)
+    return mean, variance.sqrt()
 
 
-def _mean_and_deviation(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return those of samples [blocks, s, n] in several parts."""
-    count = sum(each.shape[1] for each in rows)
-    mean = reduce(torch.add, (each.sum(1) for each in rows)) / count
-    squares = ((each - mean[:, None]).square().sum(1) for each in rows)
-    return mean, (reduce(torch.add, squares) / count).sqrt()
+def _mean_and_variance(
+    parts: Iterable[Tensor], axes: int | tuple[int, ...]
+) -> tuple[Tensor, Tensor, int]:
+    """Return the mean and the variance over some axes, float64, and the number of samples.
+
+    Args:
+        parts: samples, cut along the axes.
+        axes: over which they are taken.
+    """
+    total: tuple[Tensor, Tensor, int] | None = None
+    for part in parts:
+        variance, mean = torch.var_mean(part, axes, correction=0)
+        count = part.numel() // mean.numel()
+        own = mean.to(torch.float64), variance.to(torch.float64), count
+        total = own if total is None else _joined(total, own)
+    assert total is not None
+    return total
+
+
+def _joined(
+    a: tuple[Tensor, Tensor, int], b: tuple[Tensor, Tensor, int]
+) -> tuple[Tensor, Tensor, int]:
+    """Join means and variances of two lots of samples; see `Moments`."""
+    count = a[2] + b[2]
+    share = b[2] / count
+    gap = b[0] - a[0]
+    variance = (1 - share) * a[1] + share * b[1] + share * (1 - share) * gap.square()
+    return a[0] + share * gap, variance, count
 
 
 @dataclass(frozen=True)
@@ -135,9 +158,12 @@ class Refit(Method):
 
     def mend(self, step: Step, layer: Layer, one: Candidate, part: Part) -> bool:
         """See `Method.mend`."""
-        fit = self._sums(step, layer, one, part.fit)
-        if float(fit.rr.sum()) <= _NOTHING * float(fit.yy.sum()):
+        first = part.fit[0]
+        goal = one.goal(step, first)
+        missing = (goal - step.values[one.state][first]).square().sum()
+        if bool(missing <= _NOTHING * goal.square().sum()):
             return False
+        fit = self._sums(step, layer, one, part.fit)
         found = ridge_fit(fit, self._sums(step, layer, one, part.held), bias=layer.bias is not None)
         shift = None
         if layer.bias is not None:
@@ -150,37 +176,33 @@ class Refit(Method):
         return reduce(
             Normal.merged,
             (
-                Normal.of(x, r, y)
+                Normal.of(x, r)
                 for batch in batches
-                for x, r, y in self._rows(step, layer, one, batch, most)
+                for x, r in self._rows(step, layer, one, batch, most)
             ),
         )
 
     def _rows(
         self, step: Step, layer: Layer, one: Candidate, batch: int, most: int
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield inputs, residuals and goals of a layer, part by part, on at most `most` places."""
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and residuals of a layer, part by part, on at most `most` places."""
         goal = one.goal(step, batch)
         states = [one.state] if self.through else one.parents
         weights = [1.0] if self.through else one.weights
         calls = [step.arguments(state, batch) for state in states]
         for some in _slices(layer, calls[0], goal, most):
-            x = reduce(
-                torch.add,
-                (
-                    weight * layer.inputs({**call, layer.source: call[layer.source][some]})
-                    for weight, call in zip(weights, calls, strict=True)
-                ),
+            x = layer.mean_inputs(
+                [{**call, layer.source: call[layer.source][some]} for call in calls], weights
             )
-            y = layer.outputs(goal[some])
+            wanted = layer.outputs(goal[some])
             if self.through:
-                yield x, layer.outputs((goal - step.values[one.state][batch])[some]), y
+                yield x, wanted - layer.outputs(step.values[one.state][batch][some])
             else:
-                yield x, y - layer.apply(x), y
+                yield x, wanted - layer.apply(x)
 
 
-_NOTHING = 1e-24
-"""Share of the goal's square below which there is nothing to fit."""
+_NOTHING = 1e-12
+"""Share of the goal's square below which there is rounding alone, and nothing to fit."""
 
 
 def _slices(layer: Layer, call: Arguments, goal: Tensor, most: int) -> Iterator[slice]:
@@ -240,11 +262,10 @@ def _measure(step: Step, state: int, part: Part) -> bool:
     mean, variance = calls[0]["running_mean"], calls[0]["running_var"]
     if mean is None:
         return False
-    rows = [call["input"].transpose(0, 1).flatten(1).to(torch.float64)[None] for call in calls]
-    found, deviation = _mean_and_deviation([each.transpose(1, 2) for each in rows])
-    count = sum(each.shape[2] for each in rows)
-    mean.copy_(found[0])
-    variance.copy_(deviation[0].square() * count / max(count - 1, 1))
+    axes = tuple(axis for axis in range(calls[0]["input"].ndim) if axis != 1)
+    found, spread, count = _mean_and_variance((call["input"] for call in calls), axes)
+    mean.copy_(found)
+    variance.copy_(spread * count / max(count - 1, 1))
     return True
 
 

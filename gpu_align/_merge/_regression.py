@@ -19,7 +19,6 @@ class Normal:
         count: number of samples.
         x, r: sums, [blocks, k] and [blocks, n].
         xx, xr, rr: sums of products, [blocks, k, k], [blocks, k, n] and [blocks].
-        yy: sum of squares of the goals y, of which r is what is missing, [blocks].
     """
 
     count: int
@@ -28,14 +27,12 @@ class Normal:
     xx: Tensor
     xr: Tensor
     rr: Tensor
-    yy: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, r: Tensor, y: Tensor) -> "Normal":
+    def of(cls, x: Tensor, r: Tensor) -> "Normal":
         """Return those of some samples; products are taken in the dtype of these."""
         turned = x.transpose(1, 2)
-        squares = (r.square().sum((1, 2)), y.square().sum((1, 2)))
-        sums = (x.sum(1), r.sum(1), turned @ x, turned @ r, *squares)
+        sums = (x.sum(1), r.sum(1), turned @ x, turned @ r, r.square().sum((1, 2)))
         return cls(x.shape[1], *(each.to(torch.float64) for each in sums))
 
     def merged(self, other: "Normal") -> "Normal":
@@ -52,7 +49,6 @@ class Normal:
             self.xx - self.count * x[:, :, None] * x[:, None],
             self.xr - self.count * x[:, :, None] * r[:, None],
             self.rr - self.count * r.square().sum(1),
-            self.yy,
         )
 
 

@@ -16,6 +16,7 @@ from gpu_align._problem._signed import (
     to_matrix,
     unsigned,
 )
+from gpu_align._problem._soft_networks import SoftNetworks
 from gpu_align._problem._stack import check_weights, compute_dtype, unusable
 from gpu_align._problem._terms import CHUNK_ELEMENTS, Term
 
@@ -29,6 +30,7 @@ __all__ = [
     "Member",
     "Metric",
     "SiblingTerm",
+    "SoftNetworks",
     "Term",
     "add_bound",
     "as_metric",

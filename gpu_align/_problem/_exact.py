@@ -37,6 +37,11 @@ class ExactEvaluation:
         """Where terms and hypotheses lie."""
         return self.sources.device
 
+    @property
+    def target(self) -> Weights:
+        """The weights that stay, of one model."""
+        return self._target
+
     def distance(self, permutation: Permutation, model: int = 0) -> float:
         """Return D of one permutation in float64, from the checkpoints themselves."""
         return self.unit * sum(self._tensor_distances(permutation, model).values())

@@ -37,7 +37,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class _Arrangement:
+class Arrangement:
     """A block of a tensor as it is laid out for its term: groups leading, fixed places last.
 
     Attributes:
@@ -66,6 +66,12 @@ class _Arrangement:
         part = self.block.unfold(tensors).permute(0, *(number + 1 for number in self.order))
         return part.reshape(len(tensors), *self.shape, -1)
 
+    def undone(self, laid_out: Tensor) -> Tensor:
+        """Return what `of` has laid out with one axis per factor of the block, [m, ...]."""
+        sizes = (self.block.factors[number].size for number in self.order)
+        back = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return laid_out.reshape(len(laid_out), *sizes).permute(0, *(n + 1 for n in back))
+
 
 def build_form(
     spec: PermutationSpec,
@@ -88,9 +94,9 @@ def build_form(
     Returns:
         The form, on the device of the weights. What needs no change may be a view of them.
     """
-    arrange = _Arranger(families)
+    arrange = Arranger(families)
     names = [n for n, t in spec.tensors.items() if t.counted and 0 not in t.shape]
-    terms: dict[tuple[tuple[str, ...], int], list[_Arrangement]] = {}
+    terms: dict[tuple[tuple[str, ...], int], list[Arrangement]] = {}
     for name in names:
         for block in spec.tensors[name].blocks:
             plan = arrange(name, block)
@@ -133,7 +139,7 @@ def _term(variables: tuple[str, ...], siblings: int, target: Tensor, source: Ten
 def _gathered(
     weights: Weights,
     names: Sequence[str],
-    terms: Sequence[Sequence[_Arrangement]],
+    terms: Sequence[Sequence[Arrangement]],
     metric: Metric,
     dtype: torch.dtype,
 ) -> tuple[list[Tensor], Tensor]:
@@ -142,7 +148,7 @@ def _gathered(
     Each tensor is scaled once, in parts of the models, and written to where it belongs.
     """
     found: list[Tensor] = []
-    places: dict[str, list[tuple[_Arrangement, Tensor]]] = {name: [] for name in names}
+    places: dict[str, list[tuple[Arrangement, Tensor]]] = {name: [] for name in names}
     for plans in terms:
         whole = plans[0].name if len(plans) == 1 and metric.is_plain else None
         if whole is not None and weights.is_kept and weights[whole].dtype == dtype:
@@ -165,7 +171,7 @@ def _gathered(
 
 
 def _fixed_inner(
-    target: Weights, sources: Weights, fixed: Sequence[_Arrangement], metric: Metric
+    target: Weights, sources: Weights, fixed: Sequence[Arrangement], metric: Metric
 ) -> Tensor:
     """Return the inner product of what no group can change, float64 [m]."""
     inner = torch.zeros(len(sources), dtype=torch.float64, device=sources.device)
@@ -182,7 +188,7 @@ def _scaled(metric: Metric, tensors: Tensor) -> Tensor:
     return tensors if metric.is_plain else metric.scaled_each(tensors)
 
 
-class _Arranger:
+class Arranger:
     """Says how a block is laid out, from the families of the spec."""
 
     def __init__(self, families: Sequence[Family]) -> None:
@@ -193,7 +199,7 @@ class _Arranger:
         self.member = {member.group: member for _, member in members}
         self.rank = {member.group: number for number, (_, member) in enumerate(members)}
 
-    def __call__(self, name: str, block: Block) -> _Arrangement:
+    def __call__(self, name: str, block: Block) -> Arrangement:
         factors = block.factors
         free = sorted(
             (n for n, factor in enumerate(factors) if factor.group in self.member),
@@ -217,7 +223,7 @@ class _Arranger:
                 continue  # a root goes with its children
             axes.append([n] if self._is_root(factors[n]) else [self._root_of(n, factors), n])
         lead = [self._root_of(siblings[0], factors)] if siblings else []
-        return _Arrangement(
+        return Arrangement(
             name,
             block,
             variables=tuple(self._matrix(factors[axis[-1]]) for axis in axes),

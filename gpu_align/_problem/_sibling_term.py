@@ -123,7 +123,7 @@ class SiblingTerm:
             source = self.source[model[part]]
             for number in range(self.siblings, len(matrices)):
                 if number != mode:
-                    source = _mix(matrices[number], source, number + 2)
+                    source = mix(matrices[number], source, number + 2)
             siblings = matrices[: self.siblings]
             if mode < self.siblings:
                 return self._of_pairs(mode, siblings, source)
@@ -168,14 +168,14 @@ class SiblingTerm:
             if number != skip:
                 size = self.target.shape[number + 1]
                 blocks = matrix.reshape(-1, root, size, root, size).transpose(2, 3)
-                moved = _mix(blocks, moved, number + 3)
+                moved = mix(blocks, moved, number + 3)
         return moved
 
     def _chunk(self, *, pairs: bool) -> int:
         return CHUNK_ELEMENTS // max(self.target.numel() * (len(self.target) if pairs else 1), 1)
 
 
-def _mix(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
+def mix(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
     """Apply matrices [*batch, n, n] to one axis of a tensor [*batch, ...]."""
     batch = matrix.ndim - 2
     leading = tensor.movedim(axis, batch)

@@ -78,7 +78,7 @@ def convergence(
     _note_under_end(rows[-1], values[-1], f"found {number(found)}")
     rows[-1].set_xlabel("step of the search")
     figure.align_ylabels(rows)
-    _legend_above(figure, rows[0])
+    legend_above(figure, rows[0])
     return figure
 
 
@@ -135,7 +135,7 @@ def _note_under_end(axes: Axes, value: float, text: str) -> None:
     )
 
 
-def _legend_above(figure: Figure, axes: Axes) -> None:
+def legend_above(figure: Figure, axes: Axes) -> None:
     """Put the legend above the panels, in as many columns as its longest name allows."""
     handles, labels = axes.get_legend_handles_labels()
     inches = 0.45 + 0.075 * max(len(label) for label in labels)
@@ -178,7 +178,7 @@ def improvement(groups: Sequence[GroupReport]) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
     axes.set_xlabel("squared distance over the group's tensors")
-    _legend_above(figure, axes)
+    legend_above(figure, axes)
     return figure
 
 

@@ -4,10 +4,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-
 from gpu_align._align import ResultRecord, evidence_in_words, status_in_words
 from gpu_align._checkpoint import atomic_write
+from gpu_align._merge import BarrierResult
+from gpu_align._report._barrier_page import render_barrier
 from gpu_align._report._checks import Check, checks
 from gpu_align._report._format import number, percent
 from gpu_align._report._parse import Entry, Results, finite, read_entries
@@ -19,6 +19,7 @@ from gpu_align._report._tables import (
     summary_table,
     width_table,
 )
+from gpu_align._report._template import template
 
 TITLE = "Alignment report"
 
@@ -45,8 +46,10 @@ class _Section:
     versions: Mapping[str, str]
 
 
-def render_report(data: Results, title: str = TITLE, *, names: Sequence[str] = ()) -> str:
-    """Return the HTML page of one result or several.
+def render_report(
+    data: Results | BarrierResult, title: str = TITLE, *, names: Sequence[str] = ()
+) -> str:
+    """Return the HTML page of one result or several, or of a barrier.
 
     Equal data gives equal text: nothing depends on the time or the place.
 
@@ -55,13 +58,15 @@ def render_report(data: Results, title: str = TITLE, *, names: Sequence[str] = (
             these. Its "studies" may have "beam_width" (see `beam_width_study`) and
             "comparison", a list of dicts with "search", "distance" and any of "gap_percent" (by
             default taken from the distances), "accuracy_before", "accuracy_after" (accuracies
-            from 0 to 1) and "seconds".
+            from 0 to 1) and "seconds". A `BarrierResult` has a page of its own.
         title: heading of the page.
         names: headings of the results; a "name" in the JSON form goes before.
 
     Raises:
         InputError: something is not a result.
     """
+    if isinstance(data, BarrierResult):
+        return render_barrier(data, title)
     entries = read_entries(data, names)
     return template("report.html.j2").render(
         title=title,
@@ -71,7 +76,11 @@ def render_report(data: Results, title: str = TITLE, *, names: Sequence[str] = (
 
 
 def write_report(
-    data: Results, path: str | os.PathLike[str], *, title: str = TITLE, names: Sequence[str] = ()
+    data: Results | BarrierResult,
+    path: str | os.PathLike[str],
+    *,
+    title: str = TITLE,
+    names: Sequence[str] = (),
 ) -> None:
     """Write the page of `render_report` to a file, whole or not at all.
 
@@ -81,18 +90,6 @@ def write_report(
     text = render_report(data, title, names=names)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def template(name: str) -> Template:
-    """Return a template of the report."""
-    environment = Environment(
-        loader=PackageLoader("gpu_align._report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)
 
 
 def _section(entry: Entry, anchor: str) -> _Section:

@@ -78,7 +78,7 @@ def _convergence(result: ResultRecord, bound: float | None) -> Iterator[Picture]
         shared = " What activations say is taken off it, twice, as the search goes by both."
     yield Picture(
         title="Distance by step",
-        source=_svg(convergence(history, *values)),
+        source=svg(convergence(history, *values)),
         alt=f"Best distance from {number(history[0].best_distance)} to {number(values[0])} "
         f"over {len(history)} steps",
         caption="The best distance after each step, coloured by the stage of the search: lower is "
@@ -99,7 +99,7 @@ def _improvement(groups: tuple[GroupReport, ...]) -> Iterator[Picture]:
         which = f"the {len(shown)} of {len(known)} groups that gained most"
     yield Picture(
         title="Improvement by group",
-        source=_svg(improvement(shown)),
+        source=svg(improvement(shown)),
         alt=f"Distance before and after alignment of {which}; the table below has the numbers",
         caption=f"The squared distance of {which}, in the order of the network: the further the "
         "dark bar falls short of the light one, the better. A tensor between two groups counts in "
@@ -123,7 +123,7 @@ def _cost_matrices(matrix: CostMatrix | None, groups: tuple[GroupReport, ...]) -
         which = f"inside the units of {inside[matrix.group]}, the group that gained most"
     yield Picture(
         title=f"Costs in group {matrix.group}",
-        source=_png(cost_matrices(matrix)),
+        source=png(cost_matrices(matrix)),
         alt=f"Cost matrix of group {matrix.group} before and after: the mean of the diagonal goes "
         f"from {number(old, 4)} to {number(new, 4)}",
         caption="The squared distance of each unit of the target (row) to each unit of the source "
@@ -141,7 +141,7 @@ def _beam_width(rows: tuple[WidthRow, ...]) -> Iterator[Picture]:
     share = 1 - best.distance / first.distance if first.distance > 0 else 0.0
     yield Picture(
         title="Width of the beam",
-        source=_svg(beam_width(rows)),
+        source=svg(beam_width(rows)),
         alt=f"Distance {number(first.distance)} at width {first.width}, {number(best.distance)} "
         f"at width {best.width}",
         caption="What the layer-wise beam alone finds at each width, and its time: good is the "
@@ -160,7 +160,7 @@ def _groups(outline: Outline | None) -> Iterator[Picture]:
     count = plural(len(outline.groups), "group")
     yield Picture(
         title="Groups over the network",
-        source=_svg(lane_chart(placed)),
+        source=svg(lane_chart(placed)),
         alt=f"{count} drawn as lines over the {plural(len(outline.modules), 'layer')} of the "
         "network; the table below has them all",
         caption=" ".join(_reading(placed, len(outline.groups))),
@@ -191,12 +191,14 @@ def _reading(placed: Layout, groups: int) -> Iterator[str]:
         yield f"Left out: {'; '.join(said)}."
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """Return a figure as a data URI, in vectors."""
     # As an image and not inline: identifiers of several figures cannot meet on the page.
     return _encoded(figure, "svg", "image/svg+xml", {"Date": None, "Creator": None})
 
 
-def _png(figure: Figure) -> str:
+def png(figure: Figure) -> str:
+    """Return a figure as a data URI, in pixels."""
     return _encoded(figure, "png", "image/png", {"Software": None})
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from gpu_align._checkpoint import atomic_write
 from gpu_align._errors import folded
 from gpu_align._report._format import plural
-from gpu_align._report._page import template
 from gpu_align._report._pictures import pictures_of_groups
 from gpu_align._report._tables import Table
+from gpu_align._report._template import template
 from gpu_align._symmetry import (
     Outline,
     PermutationSpec,

@@ -12,8 +12,10 @@ from gpu_align._search._recombination import Recombination
 from gpu_align._search._registry import SEARCHES
 from gpu_align._search._run import Run
 from gpu_align._search._search import Search
+from gpu_align._search._sinkhorn import Sinkhorn
 from gpu_align._search._state import Budget, Progress, ProgressCallback, State
 from gpu_align._search._store import SearchStore
+from gpu_align._search._straight_through import StraightThrough
 
 __all__ = [
     "SEARCHES",
@@ -35,6 +37,8 @@ __all__ = [
     "Run",
     "Search",
     "SearchStore",
+    "Sinkhorn",
     "State",
+    "StraightThrough",
     "run_search",
 ]

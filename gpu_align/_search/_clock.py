@@ -102,6 +102,7 @@ class Clock:
             best_distance=self._noted[1],
             seconds=self.seconds(),
             seconds_left=self._left(state),
+            loss=None if state.losses is None else sum(state.losses) / len(state.losses),
         )
 
     def _left(self, state: State) -> float | None:

@@ -114,7 +114,7 @@ def _loop(
             state = replace(_next(run, search, state, store), step=state.step + 1)
             if state.hypotheses is not known:
                 run.executor.check()
-                best, known = _better(run, best, state.hypotheses), state.hypotheses
+                best, known = _better(run, best, state), state.hypotheses
             clock.note(state, best)
             _keep(run, store, state, best)
             clock.show()
@@ -124,7 +124,7 @@ def _loop(
         status = Status.INTERRUPTED
         if store is not None:
             store.flush()
-    return _outcome(run, state, _better(run, best, state.hypotheses), status)
+    return _outcome(run, state, _better(run, best, state), status)
 
 
 def _next(run: Run, search: Search, state: State, store: SearchStore | None) -> State:
@@ -171,9 +171,11 @@ def _outcome(run: Run, state: State, best: Hypotheses, status: Status) -> Outcom
     )
 
 
-def _better(run: Run, best: Hypotheses, hypotheses: Hypotheses) -> Hypotheses:
+def _better(run: Run, best: Hypotheses, state: State) -> Hypotheses:
     """Return the best hypothesis of each model; on a tie to rounding the earlier one stays."""
-    rival = hypotheses.best()
+    if state.losses is not None:
+        return state.hypotheses
+    rival = state.hypotheses.best()
     return best.chosen(rival, rival.objective < best.objective - run.tolerance(best.model))
 
 

@@ -44,6 +44,7 @@ def flaw(snapshot: object, problem: AlignmentProblem) -> str | None:
         isinstance(state.stage, str),
         state.expected is None or _is_count(state.expected),
         state.finished is None or isinstance(state.finished, Status),
+        state.losses is None or _are_losses(state.losses, problem.models, len(state.hypotheses)),
         _is_time(snapshot.seconds),
         is_told,
         isinstance(splits, Mapping)
@@ -64,6 +65,11 @@ def _is_time(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < math.inf
 
 
+def _are_losses(losses: Any, models: int, hypotheses: int) -> bool:
+    right = isinstance(losses, tuple) and len(losses) == models == hypotheses
+    return right and all(type(loss) is float for loss in losses)
+
+
 def _is_progress(entry: Any) -> bool:
     if not isinstance(entry, Progress) or not _has_fields(entry):
         return False
@@ -74,6 +80,7 @@ def _is_progress(entry: Any) -> bool:
         and all(map(_is_time, times))
         and type(entry.best_distance) is float
         and math.isfinite(entry.best_distance)
+        and (entry.loss is None or type(entry.loss) is float)
         and isinstance(entry.stage, str)
         and isinstance(entry.part, str)
     )

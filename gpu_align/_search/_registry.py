@@ -13,6 +13,8 @@ from gpu_align._search._layerwise import LayerwiseBeam
 from gpu_align._search._portfolio import Portfolio
 from gpu_align._search._recombination import Recombination
 from gpu_align._search._search import Search
+from gpu_align._search._sinkhorn import Sinkhorn
+from gpu_align._search._straight_through import StraightThrough
 
 _MOST_CANDIDATES = 8  # of each hypothesis in the layer-wise beam; further ones rarely survive
 
@@ -25,12 +27,14 @@ class Entry:
         kind: its class.
         setting: what may be chosen: hypotheses that are kept ("width") or begun from ("starts").
         make: returns the search, with its own default or with a value of the setting; None where
-            it is made to fit the problem.
+            it is made to fit the problem. One that needs data is made of its `TaskLoss`.
+        needs_data: whether it follows a loss on data.
     """
 
     kind: type[Search]
     setting: Literal["width", "starts"] | None
     make: Callable[..., Search | None]
+    needs_data: bool = False
 
 
 def _layerwise(width: int = 4) -> Search:
@@ -50,5 +54,7 @@ SEARCHES: Mapping[str, Entry] = {
     "descent": Entry(CoordinateDescent, "starts", _descent),
     "frank-wolfe": Entry(FrankWolfe, "starts", FrankWolfe),
     "annealing": Entry(Annealing, "starts", Annealing),
+    "ste": Entry(StraightThrough, None, StraightThrough, needs_data=True),
+    "sinkhorn": Entry(Sinkhorn, None, Sinkhorn, needs_data=True),
 }
 """Every search of this package, the default first."""

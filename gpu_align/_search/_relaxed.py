@@ -32,6 +32,8 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
     for _ in range(iterations):
         row = 1 / (kernel @ column.transpose(1, 2))
         column = 1 / (row.transpose(1, 2) @ kernel)
+    if kernel.requires_grad:
+        return kernel * row * column  # the kernel is needed for the gradient
     return kernel.mul_(row).mul_(column)
 
 
@@ -117,17 +119,30 @@ def random_soft(run: Run, family: Family, noise: Tensor, owners: Tensor) -> dict
     for variable in family.variables:
         size = run.problem.sizes[variable]
         draws[variable] = run.normal(owners, size, size).mul_(noise[:, None, None])
+    return soft_of_logits(family, draws, 20)
+
+
+def soft_of_logits(
+    family: Family, logits: Mapping[str, Tensor], iterations: int
+) -> dict[str, Tensor]:
+    """Return the doubly stochastic matrices of a family, differentiable, variable -> [b, n, n].
+
+    Args:
+        family: what is scaled together: a child's blocks inside each pair of root units.
+        logits: variable -> [b, n, n]; those of a signed matrix are of the signs.
+        iterations: Sinkhorn iterations.
+    """
     soft = {}
     if not family.fixed:
-        soft[family.root.group] = sinkhorn(draws[family.root.group].clone(), 20)
+        soft[family.root.group] = sinkhorn(logits[family.root.group], iterations)
     for child in family.children:
-        blocks = family.blocks(draws[child.group])
-        inner = sinkhorn(blocks.flatten(0, 2), 20).reshape(blocks.shape)
+        blocks = family.blocks(logits[child.group])
+        inner = sinkhorn(blocks.flatten(0, 2), iterations).reshape(blocks.shape)
         root = 1 if family.fixed else soft[family.root.group][..., None, None]
         soft[child.group] = family.joined(inner * root)
     for member in family.members:
         for variable in member.variables[1:]:
-            soft[variable] = soft[member.group] * torch.tanh(draws[variable])
+            soft[variable] = soft[member.group] * torch.tanh(logits[variable])
     return soft
 
 

@@ -78,6 +78,8 @@ class Progress:
         seconds: time spent.
         seconds_left: estimate of the time left, None if unknown.
         part: what has been done of the next step, such as "move 3 of 8"; empty after a step.
+        loss: of a search that judges by a task loss: that of the answer so far (the mean over
+            models), whose distance `best_distance` then is.
     """
 
     stage: str
@@ -87,6 +89,7 @@ class Progress:
     seconds: float
     seconds_left: float | None
     part: str = ""
+    loss: float | None = None
 
     @property
     def sweep(self) -> int:
@@ -102,7 +105,8 @@ class Progress:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values by the names that files have, where a step is called a sweep."""
-        return {_IN_FILES.get(name, name): value for name, value in asdict(self).items()}
+        known = {name: v for name, v in asdict(self).items() if name != "loss" or v is not None}
+        return {_IN_FILES.get(name, name): value for name, value in known.items()}
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Progress":
@@ -133,6 +137,8 @@ class State(Generic[M]):
         step: number of steps done; the loop counts them.
         expected: number of steps expected in all, None if unknown.
         finished: set when the search has ended by itself.
+        losses: of a search that judges by something else than the distance: the loss of each of
+            its hypotheses, one for each model, which are then its answer as they are.
     """
 
     stage: str
@@ -141,6 +147,7 @@ class State(Generic[M]):
     step: int = 0
     expected: int | None = None
     finished: Status | None = None
+    losses: tuple[float, ...] | None = None
 
 
 @stored

@@ -24,7 +24,7 @@ from gpu_align._problem import AlignmentProblem, Hypotheses, hash_tensors
 from gpu_align._search._plausible import flaw
 from gpu_align._search._state import STORED, Snapshot, State
 
-SCHEMA = "gpu-align/search/2"
+SCHEMA = "gpu-align/search/3"
 _ANY_SCHEMA = re.compile(rb"gpu-align/search/\d+")
 
 # What `torch.load(weights_only=True)` raises on files that are damaged or hold other classes.

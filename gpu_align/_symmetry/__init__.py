@@ -1,6 +1,6 @@
 """Symmetries: what a spec says, and how it is discovered."""
 
-from gpu_align._symmetry._axis import Factor
+from gpu_align._symmetry._axis import Axis, Factor
 from gpu_align._symmetry._chain import chain_spec
 from gpu_align._symmetry._gauge._apply import rescale
 from gpu_align._symmetry._gauge._balance import balance
@@ -35,6 +35,7 @@ from gpu_align._symmetry._wrappers import unwrapped
 
 __all__ = [
     "PRESERVED",
+    "Axis",
     "Block",
     "Comparison",
     "Factor",

@@ -66,8 +66,15 @@ class Reference:
             )
         return [outputs[name].detach() for name in choose_outputs(list(outputs), self.kept)]
 
-    def result(self, state: StateDict, arguments: Arguments | None = None) -> object:
+    def result(
+        self, state: StateDict, arguments: Arguments | None = None, *, grad: bool = False
+    ) -> object:
         """Run the model under a state dict and return what it does.
+
+        Args:
+            state: its tensors.
+            arguments: default those given before.
+            grad: whether gradients can be taken through it.
 
         Raises:
             ModelError: the forward fails.
@@ -82,7 +89,12 @@ class Reference:
                 same_noise({tensor.device for tensor in self.own.values()}),
                 InDouble(self.shortened) if self.in_double else nullcontext(),
             ):
-                result, _ = run(lambda: self._call(run_on, arguments or self.arguments))
+                called = arguments or self.arguments
+                if grad:
+                    with torch.enable_grad():
+                        result = self._call(run_on, called)
+                else:
+                    result, _ = run(lambda: self._call(run_on, called))
         except Exception as error:
             where = " in float64" if self.in_double else ""
             raise ModelError(

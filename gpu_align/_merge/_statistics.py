@@ -1,0 +1,79 @@
+"""Statistics of batch norms, measured anew for networks between two trained ones."""
+
+import copy
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from gpu_align._align import Model
+from gpu_align._merge._recalibrate import Candidate, Norms, Part, recalibrate
+from gpu_align._network import BATCH_SIZE, Batch, Examples, Traces, Walk
+from gpu_align._process import MODULES
+from gpu_align._symmetry import Op, StateDict, double, unwrapped
+
+
+class Statistics:
+    """What batch norms are given on examples, which is not what they were trained with.
+
+    The statistics of averaged layers are not the average of their statistics (Jordan et al.,
+    REPAIR, ICLR 2023).
+
+    Attributes:
+        examples: how many are measured on.
+    """
+
+    def __init__(
+        self, model: Model, examples: Examples, device: torch.device, *, in_double: bool = False
+    ) -> None:
+        """Take what is traced when it is first needed.
+
+        Args:
+            model: left as it was.
+            examples: batches of one size are made of each lot; what is over is left out.
+            device: where it is run.
+            in_double: whether to run in float64.
+        """
+        network = model.network
+        if in_double:
+            with MODULES:
+                network = copy.deepcopy(unwrapped(model.module)).double()
+        self._traces = Traces(network, model.outputs, device)
+        parts = (batch for lot in examples.lots for batch in _equal_parts(lot))
+        placed = (batch.to(self._traces.device) for batch in parts)
+        self._batches = [_in_double(batch) if in_double else batch for batch in placed]
+        self.examples = sum(map(len, self._batches))
+
+    @cached_property
+    def are_needed(self) -> bool:
+        """Whether the network has batch norms with statistics.
+
+        Raises:
+            ModelError: it cannot be traced.
+        """
+        model, _ = self._traces.of(self._batches[0])
+        return any(
+            Op(node).name == "batch_norm" and Op(node).arguments().get("running_mean") is not None
+            for node in model.computed
+        )
+
+    def measured(self, state: StateDict) -> dict[str, Tensor]:
+        """Return a state dict of the module with its statistics measured anew."""
+        models = [self._traces.of(batch)[0] for batch in self._batches]
+        own = {name: tensor.clone() for name, tensor in self._traces.placed(state).items()}
+        walk = Walk(models, [batch.inputs for batch in self._batches], [own])
+        alone = Candidate(0, (), (), Norms())
+        recalibrate(walk, [alone], Part(range(len(models)), ()))
+        return walk.states[0]
+
+
+def _equal_parts(lot: Batch) -> list[Batch]:
+    """Cut a lot into batches of one size, for which the model is traced once."""
+    count = -(-len(lot) // BATCH_SIZE)
+    size = len(lot) // count
+    return [lot[start : start + size] for start in range(0, count * size, size)]
+
+
+def _in_double(batch: Batch) -> Batch:
+    return Batch(tree_map(double, batch.inputs), batch.targets)

@@ -1,0 +1,100 @@
+"""Learning on weights: layers that commute with the symmetries of the networks they look at.
+
+    from gpu_align.learn import EquivariantLinear, WeightSpace
+    space = WeightSpace(discover(model, inputs))
+    layer = EquivariantLinear(space, 1, 16)
+    layer(space.from_state_dicts(states))
+
+Torch and the layers are imported when a name is first asked for.
+"""
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from gpu_align.learn._cells import Cell, CellAxis, Features
+    from gpu_align.learn._elements import Elements
+    from gpu_align.learn._heads import InvariantHead, UnitFeatures
+    from gpu_align.learn._layers import (
+        EquivariantActivation,
+        EquivariantBatchNorm,
+        EquivariantDropout,
+        EquivariantLayerNorm,
+        FourierFeatures,
+        ResidualBlock,
+    )
+    from gpu_align.learn._linear import EquivariantLinear
+    from gpu_align.learn._many import Trained, train_together
+    from gpu_align.learn._messages import MessageHead, MessagePassing, UnitStates
+    from gpu_align.learn._nets import Siren
+    from gpu_align.learn._patterns import dimension
+    from gpu_align.learn._recipes import ClassifierRecipe, SirenRecipe
+    from gpu_align.learn._space import Statistics, WeightSpace
+    from gpu_align.learn._zoos import Zoo, load_zoo, make_zoo
+
+_MODULES = {
+    "_cells": ("Cell", "CellAxis", "Features"),
+    "_elements": ("Elements",),
+    "_heads": ("InvariantHead", "UnitFeatures"),
+    "_layers": (
+        "EquivariantActivation",
+        "EquivariantBatchNorm",
+        "EquivariantDropout",
+        "EquivariantLayerNorm",
+        "FourierFeatures",
+        "ResidualBlock",
+    ),
+    "_linear": ("EquivariantLinear",),
+    "_many": ("Trained", "train_together"),
+    "_messages": ("MessageHead", "MessagePassing", "UnitStates"),
+    "_nets": ("Siren",),
+    "_patterns": ("dimension",),
+    "_recipes": ("ClassifierRecipe", "SirenRecipe"),
+    "_space": ("Statistics", "WeightSpace"),
+    "_zoos": ("Zoo", "load_zoo", "make_zoo"),
+}
+"""Where the names are."""
+
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "Cell",
+    "CellAxis",
+    "ClassifierRecipe",
+    "Elements",
+    "EquivariantActivation",
+    "EquivariantBatchNorm",
+    "EquivariantDropout",
+    "EquivariantLayerNorm",
+    "EquivariantLinear",
+    "Features",
+    "FourierFeatures",
+    "InvariantHead",
+    "MessageHead",
+    "MessagePassing",
+    "ResidualBlock",
+    "Siren",
+    "SirenRecipe",
+    "Statistics",
+    "Trained",
+    "UnitFeatures",
+    "UnitStates",
+    "WeightSpace",
+    "Zoo",
+    "dimension",
+    "load_zoo",
+    "make_zoo",
+    "train_together",
+]
+
+if not typing.TYPE_CHECKING:  # else a name that does not exist would have a type
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f"gpu_align.learn.{_HOME[name]}")
+        globals()[name] = getattr(module, name)
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
