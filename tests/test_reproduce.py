@@ -31,7 +31,7 @@ def test_an_ensemble_is_the_mean_of_probabilities():
 
 def test_ways_of_merging_on_a_pair_that_is_trained_here():
     pair = merging.small_pair("cpu", epochs=4)
-    rows = merging.measure(pair, 3)
+    rows = merging.measure(pair, 3, learned=True)
     [best] = (row for row in rows if row.get("best"))
     [auto] = (row for row in rows if row["order"] == "merge auto")
     ways = [row for row in rows if row["order"] not in ("target", "source", "merge auto")]
@@ -43,6 +43,11 @@ def test_ways_of_merging_on_a_pair_that_is_trained_here():
     assert best["losses"] == pytest.approx([*pair.ends[:1], best["loss"], pair.ends[1]])
     assert {row["set right by"] for row in ways} == {"", "repair", "refit", "refit-parents"}
     assert auto["CPU seconds, order"] > 0
+    learned = [row for row in rows if row["order"] in merging.LEARNED and not row["set right by"]]
+    assert [row["barrier"] for row in learned] == pytest.approx(
+        [row["barrier at the midpoint"] for row in learned], abs=1e-9
+    )
+    assert [row["order"] for row in learned] == list(merging.LEARNED)
     limits = {"barrier": best["barrier"], "loss": auto["loss"] - 1e-6}
     *_, first, second = merging.targets(pair.name, rows, limits)
     assert (first["met"], second["met"]) == (True, False)
