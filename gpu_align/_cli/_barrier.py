@@ -8,9 +8,9 @@ import typer
 from gpu_align._cli._options import (
     CHECKPOINT_HELP,
     METRICS,
+    OF_WEIGHTS,
     OUTPUTS,
     SEARCH,
-    SEARCHES,
     Device,
     InputShape,
     Json,
@@ -112,7 +112,7 @@ def barrier(
     search: Annotated[
         str,
         typer.Option(
-            metavar="NAME", rich_help_panel=SEARCH, help=f"How to look: {', '.join(SEARCHES)}."
+            metavar="NAME", rich_help_panel=SEARCH, help=f"How to look: {', '.join(OF_WEIGHTS)}."
         ),
     ] = "portfolio",
     metric: Annotated[

@@ -13,10 +13,10 @@ from gpu_align._cli._options import (
     MENDING,
     MERGING,
     METRICS,
+    OF_WEIGHTS,
     OUTPUTS,
     PLAIN,
     SEARCH,
-    SEARCHES,
     Device,
     Examples,
     InputShape,
@@ -85,7 +85,7 @@ def merge(
         typer.Option(
             metavar="NAME",
             rich_help_panel=SEARCH,
-            help=f"How to look for the order of the units: {', '.join(SEARCHES)}; by default "
+            help=f"How to look for the order of the units: {', '.join(OF_WEIGHTS)}; by default "
             "annealing, or descent for wide or many networks.",
         ),
     ] = None,

@@ -11,10 +11,10 @@ CHECKPOINT_HELP = (
 )
 
 # Named here too, as the help needs no torch; a test compares them with what there is.
-SEARCHES = (
+OF_WEIGHTS = (
     *("portfolio", "layerwise", "beam", "recombination", "descent", "frank-wolfe", "annealing"),
-    *("ste", "sinkhorn"),
 )
+SEARCHES = (*OF_WEIGHTS, "ste", "sinkhorn")
 WIDTHS = "layerwise 4, beam 4, recombination 16"
 STARTS = "descent 1, frank-wolfe 1, annealing 4"
 EVIDENCE = ("weights", "activations", "both")

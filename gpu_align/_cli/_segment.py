@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
-from torch import Tensor
 
-from gpu_align._align import Model, Settings
+from gpu_align._align import Settings
 from gpu_align._checkpoint import load_checkpoint
 from gpu_align._cli._model import load_model, read_spec
+from gpu_align._cli._on_data import fitted_to, read_loss
 from gpu_align._cli._outputs import check_file
 from gpu_align._cli._terminal import (
     Display,
@@ -24,8 +24,7 @@ from gpu_align._cli._terminal import (
 )
 from gpu_align._errors import InputError
 from gpu_align._merge import BarrierResult, Judge, Trio, aligned, measure_barrier
-from gpu_align._network import Data, Loss, named_object
-from gpu_align._symmetry import as_arguments
+from gpu_align._network import Data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class Segment:
         a, b = (load_checkpoint(path, key=key) for path, key in pairs)
         self._check_outputs([*a.files, *b.files])
         screen.stage("reading the data")
-        loss = _loss(self.loss)
+        loss = read_loss(self.loss)
         data = Data.of(self.data, seed=settings.seed)
         screen.stage("finding symmetries")
         model = load_model(
@@ -74,7 +73,7 @@ class Segment:
                 "add --model and --input-shape"
             )
         judge = Judge.of(
-            *(model, _fitted(data, model), loss),
+            *(model, fitted_to(data, model), loss),
             device=settings.engine.device,
             statistics=self.statistics,
         )
@@ -121,24 +120,6 @@ class Segment:
             result.write_report(self.report, title=f"Barrier of {first.name} and {second.name}")
             written["report"] = str(self.report)
         return written
-
-
-def _loss(text: str) -> str | Loss:
-    """Return the loss of a text: a name, or a function of the caller's code."""
-    if ":" not in text:
-        return text
-    found = named_object(text, "expected --loss as a name or package.module:function")
-    if not callable(found):
-        raise InputError(f"--loss {text} is no function; name one of outputs and targets")
-    return found
-
-
-def _fitted(data: Data, model: Model) -> Data:
-    """Return the data with images of the shape that the model takes."""
-    args, kwargs = as_arguments(model.inputs)
-    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-        return data.fitted(args[0].shape[1:])
-    return data
 
 
 def _print_summary(result: BarrierResult, first: Path, second: Path) -> None:

@@ -7,9 +7,18 @@ from torch import Tensor
 
 from gpu_align._device import free_bytes
 from gpu_align._merge._average import average
-from gpu_align._merge._recalibrate import Candidate, Method, Norms, Part, Refit, Repair, recalibrate
+from gpu_align._merge._recalibrate import (
+    Candidate,
+    Method,
+    Norms,
+    Part,
+    Refit,
+    Repair,
+    has_batch_norms,
+    recalibrate,
+)
 from gpu_align._network import Examples, Traces, Walk, live_bytes
-from gpu_align._symmetry import Op, StateDict, TracedModel
+from gpu_align._symmetry import StateDict
 
 METHODS: dict[str, Method] = {
     "norms": Norms(),
@@ -20,8 +29,8 @@ METHODS: dict[str, Method] = {
 }
 """How a merged network is set right, by the names of the command line."""
 
-BATCH = 250
-"""Examples of a batch of a walk."""
+BATCH = 125
+"""Most examples of a batch of a walk."""
 
 _RIDGE_SHARE = 6
 """One of so many batches chooses the strength of the ridge."""
@@ -37,13 +46,11 @@ class Calibration:
     Attributes:
         traces: of the model, on the device where it is run.
         examples: what is measured and fitted on; all of them pass an op together.
-        batch: how many are run at once.
         progress: called with the number of ops done, and of all.
     """
 
     traces: Traces
     examples: Examples
-    batch: int = BATCH
     progress: Callable[[int, int], None] | None = None
 
     def fitting(self, states: int) -> "Calibration":
@@ -52,14 +59,17 @@ class Calibration:
         Args:
             states: how many networks are run beside each other.
         """
-        first = next(self.traces.batches(self.examples, 2))
+        first = next(self.traces.batches(self.examples, self._size, equal=True))
         each = live_bytes(self.traces.of(first)[0]) / len(first)
         room = free_bytes(self.traces.device) * _SHARE / max(each * states, 1)
         if room >= len(self.examples):
             return self
-        count = max(int(room), 2)
-        batch = max(min(self.batch, count // _RIDGE_SHARE), 1)
-        return replace(self, examples=self.examples.take(count), batch=batch)
+        return replace(self, examples=self.examples.take(max(int(room), 2)))
+
+    @property
+    def _size(self) -> int:
+        """Most examples of a batch: a ridge needs several batches."""
+        return max(min(BATCH, len(self.examples) // _RIDGE_SHARE), 1)
 
     def merged(
         self, parents: Sequence[StateDict], weights: Sequence[float], methods: Sequence[Method]
@@ -85,7 +95,7 @@ class Calibration:
         methods: Sequence[Method],
     ) -> list[dict[str, Tensor]]:
         """Return networks that were merged already, each set right by its method; see `merged`."""
-        batches = list(self.traces.batches(self.examples, self.batch))
+        batches = list(self.traces.batches(self.examples, self._size, equal=True))
         models = [self.traces.of(batch)[0] for batch in batches]
         if all(isinstance(method, Norms) for method in methods):
             if not has_batch_norms(models[0]):
@@ -109,16 +119,12 @@ class Calibration:
         ]
 
 
-def has_batch_norms(model: TracedModel) -> bool:
-    """Whether a traced model has running statistics."""
-    return any(Op(node).name == "batch_norm" for node in model.computed)
-
-
 def _part(batches: int) -> Part:
     """Return which batches are fitted, and which choose the strength of a ridge."""
-    held = range(0, batches, _RIDGE_SHARE) if batches > 1 else range(1)
-    fit = [number for number in range(batches) if number not in held] or [0]
-    return Part(fit, held)
+    if batches == 1:
+        return Part((0,), (0,))
+    held = range(0, batches, _RIDGE_SHARE)
+    return Part([number for number in range(batches) if number not in held], held)
 
 
 def _copied(state: StateDict) -> dict[str, Tensor]:

@@ -29,12 +29,17 @@ class Part:
     """The batches of a walk.
 
     Attributes:
-        fit: numbers of those that statistics and weights are fitted on.
+        fit: numbers of those that weights are fitted on.
         held: of those on which the strength of a ridge is chosen.
     """
 
     fit: Sequence[int]
     held: Sequence[int]
+
+    @property
+    def all(self) -> list[int]:
+        """Those that statistics are measured on."""
+        return sorted({*self.fit, *self.held})
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class Repair(Method):
 
 def _moments(step: Step, layer: Layer, state: int, part: Part) -> tuple[Tensor, Tensor]:
     """Return the mean and the deviation of each output of a layer, float64 [blocks, n] each."""
-    rows = (layer.outputs(step.values[state][batch]) for batch in part.fit)
+    rows = (layer.outputs(step.values[state][batch]) for batch in part.all)
     mean, variance, _ = _mean_and_variance(rows, 1)
     return mean, variance.sqrt()
 
@@ -258,7 +263,7 @@ def _mend(step: Step, one: Candidate, part: Part, owners: Mapping[int, set[fx.No
 
 def _measure(step: Step, state: int, part: Part) -> bool:
     """Give a batch norm the mean and the variance of its inputs; False if it has none."""
-    calls = [step.arguments(state, batch) for batch in part.fit]
+    calls = [step.arguments(state, batch) for batch in part.all]
     mean, variance = calls[0]["running_mean"], calls[0]["running_var"]
     if mean is None:
         return False
@@ -267,6 +272,14 @@ def _measure(step: Step, state: int, part: Part) -> bool:
     mean.copy_(found)
     variance.copy_(spread * count / max(count - 1, 1))
     return True
+
+
+def has_batch_norms(model: TracedModel) -> bool:
+    """Whether a traced model has running statistics."""
+    return any(
+        Op(node).name == "batch_norm" and Op(node).arguments().get("running_mean") is not None
+        for node in model.computed
+    )
 
 
 def _goes_to_norm(node: fx.Node) -> bool:

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from gpu_align._align import Model
-from gpu_align._merge._recalibrate import Candidate, Norms, Part, recalibrate
-from gpu_align._network import BATCH_SIZE, Batch, Examples, Traces, Walk
+from gpu_align._merge._recalibrate import Candidate, Norms, Part, has_batch_norms, recalibrate
+from gpu_align._network import Batch, Examples, Traces, Walk
 from gpu_align._process import MODULES
-from gpu_align._symmetry import Op, StateDict, double, unwrapped
+from gpu_align._symmetry import StateDict, double, unwrapped
 
 
 class Statistics:
@@ -40,8 +40,7 @@ class Statistics:
             with MODULES:
                 network = copy.deepcopy(unwrapped(model.module)).double()
         self._traces = Traces(network, model.outputs, device)
-        parts = (batch for lot in examples.lots for batch in _equal_parts(lot))
-        placed = (batch.to(self._traces.device) for batch in parts)
+        placed = self._traces.batches(examples, equal=True)
         self._batches = [_in_double(batch) if in_double else batch for batch in placed]
         self.examples = sum(map(len, self._batches))
 
@@ -52,11 +51,7 @@ class Statistics:
         Raises:
             ModelError: it cannot be traced.
         """
-        model, _ = self._traces.of(self._batches[0])
-        return any(
-            Op(node).name == "batch_norm" and Op(node).arguments().get("running_mean") is not None
-            for node in model.computed
-        )
+        return has_batch_norms(self._traces.of(self._batches[0])[0])
 
     def measured(self, state: StateDict) -> dict[str, Tensor]:
         """Return a state dict of the module with its statistics measured anew."""
@@ -66,13 +61,6 @@ class Statistics:
         alone = Candidate(0, (), (), Norms())
         recalibrate(walk, [alone], Part(range(len(models)), ()))
         return walk.states[0]
-
-
-def _equal_parts(lot: Batch) -> list[Batch]:
-    """Cut a lot into batches of one size, for which the model is traced once."""
-    count = -(-len(lot) // BATCH_SIZE)
-    size = len(lot) // count
-    return [lot[start : start + size] for start in range(0, count * size, size)]
 
 
 def _in_double(batch: Batch) -> Batch:

@@ -26,7 +26,7 @@ FIT, HELD = 1500, 750
 """Examples that are fitted on by default, and that choose."""
 EVIDENCE = 1000
 """Examples that correlations are taken over."""
-_FIRST = 500
+_FIRST = 750
 """Examples that the order of the units is chosen on."""
 _WIDE = 256
 """Units of a group from which annealing costs more than it gains."""

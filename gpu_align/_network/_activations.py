@@ -72,14 +72,22 @@ class Traces:
             self._known[form] = model, find_sites(model)
         return self._known[form]
 
-    def batches(self, examples: Examples, size: int = BATCH_SIZE) -> Iterator[Batch]:
+    def batches(
+        self, examples: Examples, size: int = BATCH_SIZE, *, equal: bool = False
+    ) -> Iterator[Batch]:
         """Go through examples on the device.
+
+        Args:
+            examples: what is run.
+            size: most examples of a batch.
+            equal: make batches of one size of each lot, and leave out what is over.
 
         Raises:
             InputError: a program takes larger batches than there are.
         """
+        parts = examples.equal_batches if equal and self._size is None else examples.batches
         found = False
-        for batch in examples.batches(self._size or size):
+        for batch in parts(self._size or size):
             if self._size in (None, len(batch)):
                 found = True
                 yield batch.to(self.device)

@@ -136,6 +136,19 @@ class Examples:
             for start in range(0, len(lot), size):
                 yield lot[start : start + size]
 
+    def equal_batches(self, most: int) -> Iterator[Batch]:
+        """Go through examples in batches of one size for each lot: a model is traced once.
+
+        Args:
+            most: largest size; what is left over, fewer examples than there are batches, is
+                left out.
+        """
+        for lot in self.lots:
+            count = -(-len(lot) // most)
+            size = len(lot) // count
+            for start in range(0, count * size, size):
+                yield lot[start : start + size]
+
     def take(self, count: int) -> Self:
         """Return the first examples, lot by lot; all of them if there are fewer.
 
