@@ -233,6 +233,7 @@ def targets(name: str, rows: Sequence[dict], limits: Mapping[str, float]) -> lis
     ]
     for what, limit in limits.items():
         learned = [row for row in rows if row["order"] == what and "barrier" in row]
+        learned = [row for row in learned if row["set right by"] != "repair"]
         if what in LEARNED:
             found += [target(f"{name}: barrier of {what}", r["barrier"], limit) for r in learned]
             continue
