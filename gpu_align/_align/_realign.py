@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Literal
 
 import torch
@@ -124,7 +124,7 @@ class Rounds:
         count, mean = len(before.states), dict(before.mean)
         permutations, states = list(before.permutations), list(before.states)
         generator = torch.Generator().manual_seed(self.settings.seed + number)
-        for model in torch.randperm(count, generator=generator).tolist():
+        for model in torch.randperm(count, generator=generator, device="cpu").tolist():
             own = self._parameters(states[model])
             others = {name: (count * mean[name] - own[name]) / (count - 1) for name in mean}
             target = as_state(self.spec, others, states[0])
@@ -224,7 +224,7 @@ class Rounds:
         self, permutations: Sequence[Permutation], states: Sequence[StateDict]
     ) -> Standing:
         mean = {
-            name: sum((part.sum(0) for part in self._parts(name, states)), torch.zeros(()))
+            name: reduce(torch.add, (part.sum(0) for part in self._parts(name, states)))
             / len(states)
             for name in self._counted(states[0])
         }

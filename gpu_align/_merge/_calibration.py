@@ -53,23 +53,26 @@ class Calibration:
     examples: Examples
     progress: Callable[[int, int], None] | None = None
 
-    def fitting(self, states: int) -> "Calibration":
+    def fitting(self, parents: int, methods: Sequence[Method]) -> "Calibration":
         """Return a calibration on no more examples than fit the memory.
 
         Args:
-            states: how many networks are run beside each other.
+            parents: how many networks are merged.
+            methods: what is done beside each other.
         """
-        first = next(self.traces.batches(self.examples, self._size, equal=True))
+        first = next(self.traces.batches(self.examples, self._size(methods), equal=True))
         each = live_bytes(self.traces.of(first)[0]) / len(first)
-        room = free_bytes(self.traces.device) * _SHARE / max(each * states, 1)
+        networks = parents + len(methods)
+        room = free_bytes(self.traces.device) * _SHARE / max(each * networks, 1)
         if room >= len(self.examples):
             return self
         return replace(self, examples=self.examples.take(max(int(room), 2)))
 
-    @property
-    def _size(self) -> int:
-        """Most examples of a batch: a ridge needs several batches."""
-        return max(min(BATCH, len(self.examples) // _RIDGE_SHARE), 1)
+    def _size(self, methods: Sequence[Method]) -> int:
+        """Return the most examples of a batch: a ridge needs several batches."""
+        needs_ridge = any(isinstance(method, Refit) for method in methods)
+        most = len(self.examples) // _RIDGE_SHARE if needs_ridge else BATCH
+        return max(min(BATCH, most), 1)
 
     def merged(
         self, parents: Sequence[StateDict], weights: Sequence[float], methods: Sequence[Method]
@@ -95,7 +98,7 @@ class Calibration:
         methods: Sequence[Method],
     ) -> list[dict[str, Tensor]]:
         """Return networks that were merged already, each set right by its method; see `merged`."""
-        batches = list(self.traces.batches(self.examples, self._size, equal=True))
+        batches = list(self.traces.batches(self.examples, self._size(methods), equal=True))
         models = [self.traces.of(batch)[0] for batch in batches]
         if all(isinstance(method, Norms) for method in methods):
             if not has_batch_norms(models[0]):

@@ -96,7 +96,7 @@ class Axes:
             names: of the weights, whose distances are measured.
         """
         first, second, third = states
-        squares = torch.zeros(3, dtype=torch.float64)
+        squares = torch.zeros(3, dtype=torch.float64, device="cpu")
         for name in names:
             u, d = ((s[name].double() - first[name].double()).flatten() for s in (second, third))
             squares += torch.stack([u @ u, u @ d, d @ d]).cpu()

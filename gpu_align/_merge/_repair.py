@@ -92,11 +92,10 @@ def repair(
     inside = [rename(model.in_module(each), keys) for each in (state, *others)]
     shares = shares_of(weights, len(parents)) if parents else ()
     place = choose_engine(device).device
+    way = [METHODS[method]]
     traces = Traces(model.network, model.outputs, place)
-    calibration = Calibration(traces, known.fit.take(examples)).fitting(1 + len(parents))
-    [made] = calibration.mended(
-        [inside[0].state], [each.state for each in inside[1:]], shares, [METHODS[method]]
-    )
+    calibration = Calibration(traces, known.fit.take(examples)).fitting(len(parents), way)
+    [made] = calibration.mended([inside[0].state], [each.state for each in inside[1:]], shares, way)
     back = {own: name for own, name in model.names.items()}
     after = {back.get(n, n): t for n, t in inside[0].restore(made).items()}
     scores: list[Score | None] = [None, None]

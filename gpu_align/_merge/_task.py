@@ -265,12 +265,11 @@ class Task:
         if self.data is None or self.model is None:
             return [Merged(mean, order, Trial(order.name, "none", distance=distance))]
         self.tell(f"{order.name}: {', '.join(methods)}")
-        networks = len(order.states) + len(methods)
-        calibration = Calibration(self._traces, self._fit(examples)).fitting(networks)
+        ways = [METHODS[method] for method in methods]
+        calibration = Calibration(self._traces, self._fit(examples))
+        calibration = calibration.fitting(len(order.states), ways)
         inside = [self.model.in_module(state) for state in (mean, *order.states)]
-        made = calibration.mended(
-            [inside[0]] * len(methods), inside[1:], self.shares, [METHODS[m] for m in methods]
-        )
+        made = calibration.mended([inside[0]] * len(ways), inside[1:], self.shares, ways)
         back = {own: name for own, name in self.model.names.items()}
         states = [{**mean, **{back.get(n, n): t for n, t in one.items()}} for one in made]
         scores = self._scores(states, self._held)

@@ -106,7 +106,7 @@ class Proof(ProofRecord):
             found |= {f"{number}^{name}": tensor for name, tensor in stage.tensors()}
             if isinstance(stage, Stage) and stage.given is not None:
                 group, *pair = stage.given
-                found[f"{number}^{_GIVEN}{group}"] = torch.tensor(pair)
+                found[f"{number}^{_GIVEN}{group}"] = torch.tensor(pair, device="cpu")
         return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
 
 

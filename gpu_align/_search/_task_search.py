@@ -196,6 +196,10 @@ class TaskSearch(Search[tuple[Learner, ...]]):
 
     def init(self, run: Run, start: Hypotheses | None) -> State[tuple[Learner, ...]]:
         """See `Search.init`; of hypotheses to begin from the best of each model is taken."""
+        if torch.is_inference_mode_enabled():
+            raise InputError(
+                f"{self.name} takes gradients, which torch.inference_mode forbids; call it outside"
+            )
         between = self._midpoints(run)
         first = _start(run, self.initial) if start is None else start.best()
         learners = []

@@ -65,7 +65,7 @@ class Elements:
         """Return permutations of one spec, at least one, as a batch."""
         spec = permutations[0].spec
         signed = {name for each in permutations for name in each.signs}
-        ones = {g: torch.ones(spec.units(g), dtype=torch.int64) for g in signed}
+        ones = {g: torch.ones_like(permutations[0].perms[g]) for g in signed}
         return cls(
             spec,
             {g: torch.stack([each.perms[g] for each in permutations]) for g in spec.groups},

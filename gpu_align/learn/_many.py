@@ -83,7 +83,7 @@ def train_together(
 
     run = vmap(one)
     done: Tensor | int = 0
-    losses = torch.empty(0)
+    losses = torch.empty(0, device="cpu")
     for step in range(steps):
         losses = run(weights, *batch(step))
         optimiser.zero_grad()

@@ -52,5 +52,5 @@ def perceptron(widths: Sequence[int]) -> nn.Sequential:
 
 def coordinates(height: int, width: int) -> Tensor:
     """Return the places of pixels, row after row, from -1 to 1: [height * width, 2]."""
-    rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
+    rows, columns = (torch.linspace(-1, 1, n, device="cpu") for n in (height, width))
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)

@@ -68,7 +68,7 @@ class SirenRecipe:
         self, numbers: range, examples: Tensor, labels: Tensor, progress: Progress
     ) -> tuple[Named, Named]:
         """Return some of the networks; on the device of the images."""
-        image = torch.tensor(numbers) % len(examples)
+        image = torch.tensor(numbers, device="cpu") % len(examples)
         targets = examples.float().flatten(1)[image.to(examples.device), :, None]
         places = coordinates(*examples.shape[1:]).to(targets)
         data = places.expand(len(image), *places.shape), targets
@@ -141,7 +141,7 @@ class ClassifierRecipe:
 
         def some(step: int) -> tuple[Tensor, Tensor]:
             shape = (len(numbers), self.batch)
-            rows = torch.randint(len(x), shape, generator=generator).to(x.device)
+            rows = torch.randint(len(x), shape, generator=generator, device="cpu").to(x.device)
             return x[rows], y[rows]
 
         found = train_together(
