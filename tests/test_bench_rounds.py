@@ -26,6 +26,7 @@ def test_rounds_that_are_traced() -> None:
     assert row["traced"] == 2
 
 
+@pytest.mark.slow
 def test_what_is_kept_of_a_round_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
     align = rounds.align

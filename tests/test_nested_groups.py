@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import slow
 from networks import FAMILIES, pair, planted_in, random_pair, resized
 from oracles import (
     Symmetry,
@@ -307,7 +308,7 @@ def test_pairs_of_coupled_children_are_worth_what_they_contribute(
     assert torch.allclose(picked(solved[-1], moved[group]), contributed)
 
 
-@pytest.mark.parametrize("name", ["grouped", "gqa", "fixed_gqa"])
+@pytest.mark.parametrize("name", slow(["grouped", "gqa", "fixed_gqa"], but=["gqa"]))
 def test_moves_of_coupled_children_are_close_to_the_best(name: str) -> None:
     """The children are guessed in turn: one may be left in a local optimum, few are."""
     gained = most = 0.0

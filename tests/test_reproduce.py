@@ -29,6 +29,7 @@ def test_an_ensemble_is_the_mean_of_probabilities():
     torch.testing.assert_close(Ensemble(parts)(x).exp(), mean)
 
 
+@pytest.mark.slow
 def test_ways_of_merging_on_a_pair_that_is_trained_here():
     pair = merging.small_pair("cpu", epochs=4)
     rows = merging.measure(pair, 3, learned=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from children import WAIT, child
+from marks import slow
 from typer.testing import CliRunner, Result
 
 from gpu_align import (
@@ -78,7 +79,10 @@ def copy_networks(source: Path, folder: Path) -> None:
         shutil.copy(source / f"{seed}.safetensors", folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", slow(SIGNALS, but=[signal.SIGKILL]))
 def test_a_killed_command_is_continued(
     number: signal.Signals, uninterrupted_run: Path, tmp_path: Path
 ) -> None:
