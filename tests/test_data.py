@@ -595,3 +595,12 @@ def test_the_real_mnist() -> None:
     pixels = torch.cat([data.fit.lots[0].inputs, data.held.lots[0].inputs])
     assert abs(float(pixels.mean())) < 1e-3
     assert float(pixels.std()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "sizes"), [(32, 5, [4] * 8), (7, 3, [2] * 3), (11, 4, [2] * 5), (6, 9, [6])]
+)
+def test_equal_batches_leave_few_out(count: int, most: int, sizes: list[int]) -> None:
+    parts = list(Examples.of(torch.arange(count)[:, None]).equal_batches(most))
+    assert [len(part) for part in parts] == sizes
+    assert torch.cat([part.inputs for part in parts]).flatten().tolist() == list(range(sum(sizes)))

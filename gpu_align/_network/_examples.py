@@ -140,11 +140,13 @@ class Examples:
         """Go through examples in batches of one size for each lot: a model is traced once.
 
         Args:
-            most: largest size; what is left over, fewer examples than there are batches, is
-                left out.
+            most: largest size; of sizes down to half of it, that which leaves the fewest examples
+                over is taken, and these are left out.
         """
         for lot in self.lots:
-            count = -(-len(lot) // most)
+            least = -(-len(lot) // most)
+            counts = range(least, min(2 * least, len(lot)) + 1)
+            count = min(counts, key=lambda number: len(lot) % number)
             size = len(lot) // count
             for start in range(0, count * size, size):
                 yield lot[start : start + size]
