@@ -17,7 +17,7 @@ from gpu_align._align._result import AlignmentFailure, AlignmentResult
 from gpu_align._align._settings import Settings, checked_spec
 from gpu_align._align._sources import Sources
 from gpu_align._align._tensors import separate
-from gpu_align._checkpoint import rename
+from gpu_align._checkpoint import Renamed, rename
 from gpu_align._errors import InputError, ModelError, SpecError
 from gpu_align._problem import Metric, check_weights
 from gpu_align._search import Budget, ProgressCallback, Search, SearchStore
@@ -244,11 +244,15 @@ def align_networks(
     )
     found: dict[int, Aligned] = {**unread, **tied, **unlike}
     for index, outcome in zip(aligned, outcomes, strict=True):
-        if isinstance(outcome, AlignmentResult):
-            state = separate(renamed[index].restore(outcome.state_dict), states[index])
-            outcome = replace(outcome, state_dict=state)
-        found[index] = outcome
+        found[index] = _restored(outcome, renamed[index], states[index])
     return [replace(found[index], index=index, name=names[index]) for index in networks]
+
+
+def _restored(outcome: Aligned, renamed: Renamed, given: StateDict) -> Aligned:
+    """Return an outcome with its tensors called as they were given, in memory of their own."""
+    if isinstance(outcome, AlignmentFailure):
+        return outcome
+    return replace(outcome, state_dict=separate(renamed.restore(outcome.state_dict), given))
 
 
 def _correlations(
