@@ -251,4 +251,4 @@ def _search_told(tell: Told) -> Callable[[SearchProgress], None]:
 
 
 def _silent(what: str, done: int, total: int | None) -> None:
-    pass
+    """Say nothing."""

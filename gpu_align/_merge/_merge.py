@@ -41,9 +41,9 @@ def merge(
     (PLeaS). "naive" averages without aligning, "average" and "slerp" align first.
 
     With data, "auto" tries the units as given, aligned by the weights, and by weights and
-    activations; then repairs and fits the best of these; and chooses by the loss on the part of the
-    data that is held back. So it is no worse there than any of what it tried. Without data it is
-    "average": then a lower distance need not be a lower loss.
+    activations; then repairs and fits the best of these, and takes the mean of both fits; and
+    chooses by the loss on the part of the data that is held back. So it is no worse there than any
+    of what it tried. Without data it is "average": then a lower distance need not be a lower loss.
 
     Args:
         networks: two or more modules, state dicts or paths of checkpoints.

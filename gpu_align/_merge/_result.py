@@ -19,8 +19,9 @@ class Trial:
     """One way of merging that was tried, or one of the networks.
 
     Attributes:
-        order: how the units were brought into one order: "as given", "weights", "both, alpha 0.3",
-            ...; the name of the network for one of those that are merged.
+        order: how the units were brought into one order: "as given", "weights", "weights and
+            data, 0.3" with the alpha of `align`; the name of the network for one of those that are
+            merged.
         method: how the mean was set right on data, see `merge`; "" for a network.
         loss: on held-back data; None without data.
         accuracy, ece: likewise; None without classes.

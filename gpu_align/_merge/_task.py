@@ -71,6 +71,7 @@ class Task:
         model: what is run; None if there is none.
         known_spec: the symmetries; None to find them.
         names: of the networks.
+        settings, data, weights, loss, examples, tell: as for `merge`; `tell` is its progress.
     """
 
     given: Sequence[StateDict]
