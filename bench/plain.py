@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from gpu_align import PermutationSpec
+from gpu_align._symmetry import Units
 
 Arrays = Mapping[str, NDArray]
 Perms = dict[str, NDArray]
@@ -78,7 +79,7 @@ def _permuted(array: NDArray, axes, perms: Perms, skip: int | None) -> NDArray:
         (segment,) = axis.segments
         index = np.zeros(1, dtype=int)
         for factor in segment:
-            place = np.arange(factor.size) if factor.group is None else perms[factor.group]
+            place = perms[factor.group] if isinstance(factor, Units) else np.arange(factor.size)
             index = (index[:, None] * factor.size + place).reshape(-1)
         array = np.take(array, index, axis=number)
     return array

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gpu_align import Permutation, PermutationSpec
-from gpu_align._symmetry._axis import Axis, Factor
+from gpu_align._symmetry._axis import Axis, Factor, Units
 from gpu_align._symmetry._spec import Group
 from gpu_align._symmetry._tensor_spec import TensorSpec
 
@@ -133,9 +133,14 @@ class Piece:
     factors: tuple[Factor, ...]
     entry: Index
 
-    def find(self, group: str | None) -> int:
+    @property
+    def units(self) -> dict[int, Units]:
+        """The factors that are the units of groups, by their number."""
+        return {n: factor for n, factor in enumerate(self.factors) if isinstance(factor, Units)}
+
+    def find(self, group: str) -> int:
         """Return the first factor of a group."""
-        return next(n for n, factor in enumerate(self.factors) if factor.group == group)
+        return next(n for n, factor in self.units.items() if factor.group == group)
 
 
 @functools.cache
@@ -176,9 +181,7 @@ def origins(
     for piece in pieces(tensor_spec):
         places = np.indices(piece.entry.shape)
         moved, factor_sign = list(places), np.ones(piece.entry.shape)
-        for n, factor in enumerate(piece.factors):
-            if factor.group is None:
-                continue
+        for n, factor in piece.units.items():
             unit, parent = places[n], groups[factor.group].parent
             if parent is not None:
                 unit = places[piece.find(parent)] * factor.size + unit
@@ -299,14 +302,13 @@ def _products(
         a, b = (state[name].double().numpy().ravel() for state in (target, source))
         for piece in pieces(tensor_spec):
             count = len(piece.factors)
-            free = [n for n, factor in enumerate(piece.factors) if is_free(spec, factor.group)]
-            above = {n: spec.groups[piece.factors[n].group or ""].parent for n in free}
+            free = {n: factor for n, factor in piece.units.items() if is_free(spec, factor.group)}
+            above = {n: spec.groups[factor.group].parent for n, factor in free.items()}
             names, operands = [], []
-            for n in free:
-                factor = piece.factors[n]
+            for n, factor in free.items():
                 if factor.group in above.values():
                     continue
-                group, along = spec.groups[factor.group or ""], [n]
+                group, along = spec.groups[factor.group], [n]
                 if above[n] is not None:
                     along = [piece.find(above[n]), n]
                 names.append(matrix_of(group, factor.power, f"{group.name}±" in matrices))
@@ -319,9 +321,9 @@ def _products(
             yield _Product(tuple(names), weights, operands)
 
 
-def is_free(spec: PermutationSpec, group: str | None) -> bool:
+def is_free(spec: PermutationSpec, group: str) -> bool:
     """Say whether there is anything to decide: a single unit can at most be negated."""
-    if group is None or spec.groups[group].fixed:
+    if spec.groups[group].fixed:
         return False
     return spec.groups[group].size > 1 or spec.groups[group].signed
 

@@ -8,7 +8,7 @@ from networks import Graph, State, mlp, randomised
 from torch import Tensor, nn
 
 from gpu_align import Permutation, PermutationSpec, chain_spec
-from gpu_align._symmetry._axis import Axis, Factor
+from gpu_align._symmetry._axis import Axis, Factor, Fixed, Units
 from gpu_align._symmetry._spec import Group
 from gpu_align._symmetry._tensor_spec import TensorSpec
 
@@ -19,9 +19,9 @@ SIZES = {"g": 3, "h": 2, "one": 1}
 """The groups that `axes` draws from."""
 
 _factors = st.one_of(
-    st.integers(1, 4).map(Factor),
+    st.integers(1, 4).map(Fixed),
     st.builds(
-        lambda name, power: Factor(SIZES[name], name, power),
+        lambda name, power: Units(SIZES[name], name, power),
         st.sampled_from(sorted(SIZES)),
         st.sampled_from((-1, 0, 1)),
     ),
@@ -53,10 +53,10 @@ _CHILDREN = {
 
 
 @st.composite
-def _powered(draw: st.DrawFn, names: list[str]) -> Factor:
+def _powered(draw: st.DrawFn, names: list[str]) -> Units:
     group = GROUPS[draw(st.sampled_from(names))]
     power = draw(st.sampled_from((-1, 0, 1))) if group.signed else 0
-    return Factor(group.size, group.name, power)
+    return Units(group.size, group.name, power)
 
 
 @st.composite
@@ -64,7 +64,7 @@ def _repeated(draw: st.DrawFn, factor: Factor) -> Factor | Axis:
     """The factor, or a concatenation of it and fixed places."""
     if draw(st.booleans()):
         return factor
-    segments = [(factor,), (Factor(draw(st.integers(1, 2))),)]
+    segments = [(factor,), (Fixed(draw(st.integers(1, 2))),)]
     return Axis(tuple(draw(st.permutations(segments))))
 
 
@@ -79,7 +79,7 @@ def tensor_specs(draw: st.DrawFn) -> TensorSpec:
     parent = draw(st.sampled_from(sorted(_CHILDREN)))
     with_parent = draw(st.integers(0, count - 1))
     anywhere = draw(st.booleans())
-    plain = st.one_of(st.integers(1, 3).map(Factor), _powered(["g", "h", "one"]))
+    plain = st.one_of(st.integers(1, 3).map(Fixed), _powered(["g", "h", "one"]))
     axes = []
     for number in range(count):
         segments = []
@@ -88,9 +88,9 @@ def tensor_specs(draw: st.DrawFn) -> TensorSpec:
             own = number == with_parent and (anywhere or draw(st.booleans()))
             if own or anywhere:
                 others += draw(st.lists(_powered(_CHILDREN[parent]), max_size=1))
-            factors = [Factor(2, parent)] if own else []
+            factors = [Units(2, parent)] if own else []
             factors += [draw(_repeated(factor)) for factor in others]
-            segments.append(tuple(draw(st.permutations(factors or [Factor(2)]))))
+            segments.append(tuple(draw(st.permutations(factors or [Fixed(2)]))))
         axes.append(Axis(tuple(segments)))
     return TensorSpec(tuple(axes))
 

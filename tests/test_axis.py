@@ -13,7 +13,7 @@ from oracles import Symmetry, all_symmetries, moved_array, symmetry_of
 from strategies import GROUPS, SIZES, axes, permutations, seeds, tensor_specs
 
 from gpu_align import Permutation, PermutationSpec, SpecError, chain_spec
-from gpu_align._symmetry._axis import Axis, Factor
+from gpu_align._symmetry._axis import Axis, Fixed, Units
 from gpu_align._symmetry._move import move, multiply, one_of_each
 from gpu_align._symmetry._spec import Group
 from gpu_align._symmetry._tensor_spec import TensorSpec
@@ -191,8 +191,8 @@ def test_parents_signs_and_powers_are_read() -> None:
     assert spec.groups["g"] == Group("g", 3, scaled=True)
     assert spec.groups["c"] == Group("c", 2, parent="g", signed=True)
     rows, columns = spec.tensors["w"].axes
-    assert rows.segments == ((Factor(3, "g", 1), Factor(2, "c", -1)),)
-    assert columns.segments == ((Factor(2),), (Factor(2, "c"),))
+    assert rows.segments == ((Units(3, "g", 1), Units(2, "c", -1)),)
+    assert columns.segments == ((Fixed(2),), (Units(2, "c"),))
     assert spec.units("c") == 6
 
 
@@ -236,7 +236,7 @@ def test_members_and_groups() -> None:
         assert spec.members("0") == spec.perm_to_axes("0")
     assert spec.tensors["2.weight"].groups == ("2", "0")
     assert spec.tensors["2.weight"].shape == (5, 4)
-    assert Axis(((Factor(2), Factor(3, "g")), (Factor(3, "g"),))).groups == ("g",)
+    assert Axis(((Fixed(2), Units(3, "g")), (Units(3, "g"),))).groups == ("g",)
 
 
 def test_validation_reports_every_problem_at_once() -> None:

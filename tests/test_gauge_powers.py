@@ -10,13 +10,18 @@ from test_gauge import CASES, Case, assert_random_gauges_preserve, found_gauges
 from torch import Tensor, nn
 
 from gpu_align import PermutationSpec, discover
-from gpu_align._symmetry._axis import Factor
+from gpu_align._symmetry._axis import Units
 
 
 def powers(spec: PermutationSpec, group: str) -> dict[str, list[int]]:
     """Return the powers of a group along each tensor on which it lies, in order."""
     return {
-        name: [f.power for axis in tensor.axes for f in axis.factors() if f.group == group]
+        name: [
+            f.power
+            for axis in tensor.axes
+            for f in axis.factors()
+            if isinstance(f, Units) and f.group == group
+        ]
         for name, tensor in spec.tensors.items()
         if group in tensor.groups
     }
@@ -75,7 +80,7 @@ def test_powers_of_a_tied_embedding() -> None:
     tokens = torch.randint(7, (2, 5))
     spec = discover(randomised(model), tokens)
     assert found_gauges(spec) == ("s",)
-    assert spec.tensors["embed.weight"].axes[1].segments == ((Factor(4, "embed", 1),),)
+    assert spec.tensors["embed.weight"].axes[1].segments == ((Units(4, "embed", 1),),)
 
 
 # Attention

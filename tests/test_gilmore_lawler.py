@@ -49,8 +49,8 @@ def shares(networks: Pair, only: str | None = None) -> tuple[dict[str, Array], d
     couples: dict[tuple[str, ...], list[list[tuple[Array, Array]]]] = {}
     for name, tensor in spec.tensors.items():
         for piece in pieces(tensor) if tensor.counted and only in (None, name) else ():
-            factors = piece.factors
-            free = [n for n, factor in enumerate(factors) if is_free(spec, factor.group)]
+            factors = piece.units
+            free = [n for n, factor in factors.items() if is_free(spec, factor.group)]
             above = {n: spec.groups[factors[n].group].parent for n in free}
             own = [n for n in free if factors[n].group not in above.values()]
             signed = any(spec.groups[factors[n].group].signed and factors[n].power for n in own)
@@ -131,7 +131,7 @@ def gilmore_lawler(networks: Pair) -> float:
         a, b = (state[name].numpy().ravel() for state in (networks.target, networks.source))
         norms += float((a**2).sum() + (b**2).sum())
         for piece in pieces(spec.tensors[name]):
-            if not any(is_free(spec, factor.group) for factor in piece.factors):
+            if not any(is_free(spec, factor.group) for factor in piece.units.values()):
                 fixed += float((a * b)[piece.entry].sum())
     gains = {
         name: alone[name] + coupled[name] + np.abs(alone.get(f"{name}±", np.zeros(1)))

@@ -15,6 +15,7 @@ from symmetry_cases import (
 from torch import Tensor, nn
 
 from gpu_align import discover
+from gpu_align._symmetry import Fixed, Units
 
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 Read = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
@@ -160,12 +161,12 @@ def test_axes_of_gates() -> None:
     spec = discover(Graph(lambda s, x: s.layer(x)[0].sum(-1), layer=model), inputs)
     forward, backward = spec.groups
     found = {
-        name: [[(f.size, f.group) for f in axis.factors()] for axis in spec.tensors[name].axes]
+        name: [list(axis.factors()) for axis in spec.tensors[name].axes]
         for name in ("layer.weight_hh_l0", "layer.bias_ih_l0_reverse")
     }
     assert found == {
-        "layer.weight_hh_l0": [[(4, None), (4, forward)], [(4, forward)]],
-        "layer.bias_ih_l0_reverse": [[(4, None), (4, backward)]],
+        "layer.weight_hh_l0": [[Fixed(4), Units(4, forward)], [Units(4, forward)]],
+        "layer.bias_ih_l0_reverse": [[Fixed(4), Units(4, backward)]],
     }
 
 

@@ -13,10 +13,10 @@ from gpu_align._checkpoint import Renamed, rename
 from gpu_align._errors import InputError
 from gpu_align._symmetry import (
     Comparison,
-    Factor,
     Kept,
     PermutationSpec,
     StateDict,
+    Units,
     balance,
     rescale,
 )
@@ -178,22 +178,17 @@ def _entries(
         for block in tensor.blocks if tensor.counted and group in tensor.groups else ():
             signed = [
                 number
-                for number, factor in enumerate(block.factors)
-                if factor.power and factor.group not in settled and _is_signed(spec, factor)
+                for number, factor in block.units.items()
+                if factor.power and factor.group not in settled and spec.groups[factor.group].signed
             ]
-            own = signed[0] if len(signed) == 1 else None
-            if own is None or block.factors[own] != Factor(spec.groups[group].size, group, power):
+            own = Units(spec.groups[group].size, group, power)
+            if [block.units[number] for number in signed] != [own]:
                 continue
-            names = [factor.group for factor in block.factors]
-            front = [own] if parent is None else [names.index(parent), own]
+            front = signed if parent is None else [*block.numbers_of(parent), *signed]
             part = block.unfold(spec.tensor_of(name, state)).cpu()
             part = part.movedim(front, list(range(len(front))))
             found.append(part.reshape(spec.units(group), -1))
     return found
-
-
-def _is_signed(spec: PermutationSpec, factor: Factor) -> bool:
-    return factor.group is not None and spec.groups[factor.group].signed
 
 
 def _leading_sign(rows: list[Tensor], units: int) -> Tensor:

@@ -67,7 +67,7 @@ def _rows(
     places = torch.arange(math.prod(part.shape), device="cpu").reshape(part.shape)
     for block in part.blocks:
         factor = innermost(spec, block)
-        if factor is not None and factor.group is not None:
+        if factor is not None:
             yield factor.group, rows_of(places, block, lineage(spec, factor.group))
 
 

@@ -200,11 +200,9 @@ def _match(spec: PermutationSpec, states: Sequence[StateDict], group: str) -> Te
             continue
         pair = [spec.tensor_of(name, state).to("cpu", torch.float64) for state in states]
         for block in tensor.blocks:
-            for number, factor in enumerate(block.factors):
-                if factor.group == group:
-                    parts = [
-                        block.unfold(t).movedim(number, 0).reshape(factor.size, -1) for t in pair
-                    ]
-                    products += (parts[0] * parts[1]).sum(1)
-                    squares += parts[0].square().sum(1) + parts[1].square().sum(1)
+            for number in block.numbers_of(group):
+                units = block.factors[number].size
+                parts = [block.unfold(t).movedim(number, 0).reshape(units, -1) for t in pair]
+                products += (parts[0] * parts[1]).sum(1)
+                squares += parts[0].square().sum(1) + parts[1].square().sum(1)
     return torch.where(squares > 0, 2 * products / squares, 1.0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from gpu_align._symmetry import Factor, PermutationSpec, StateDict, TensorSpec
+from gpu_align._symmetry import Factor, Fixed, PermutationSpec, StateDict, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ def _wide(spec: TensorSpec, pair: Sequence[Tensor], splits: Splits, read: frozen
     """Return one tensor of the wider network in float64."""
 
     def wider(factor: Factor) -> Factor:
-        split = splits.get(factor.group or "")
-        return factor if split is None else replace(factor, size=split.size)
+        if isinstance(factor, Fixed) or factor.group not in splits:
+            return factor
+        return replace(factor, size=splits[factor.group].size)
 
     grown = TensorSpec(tuple(axis.replaced(wider) for axis in spec.axes), spec.counted)
     made = torch.zeros(grown.shape, dtype=torch.float64, device="cpu")
@@ -93,17 +94,15 @@ def _wide(spec: TensorSpec, pair: Sequence[Tensor], splits: Splits, read: frozen
         for network, tensor in enumerate(pair):
             part = old.unfold(tensor.to("cpu", torch.float64))
             is_own = torch.zeros((), dtype=torch.bool, device="cpu")
-            for number, factor in enumerate(old.factors):
-                split = splits.get(factor.group or "")
-                if split is not None and axes[number] not in read:
+            apart = {n: splits[f.group] for n, f in old.units.items() if f.group in splits}
+            for number, split in apart.items():
+                if axes[number] not in read:
                     behind = [1] * (len(axes) - number - 1)
                     is_own = is_own | split.is_apart.reshape(-1, *behind)
             part = torch.where(is_own, 1.0, 0.5) * part
-            for number, factor in enumerate(old.factors):
-                split = splits.get(factor.group or "")
-                if split is not None:
-                    shape = [*part.shape[:number], split.size, *part.shape[number + 1 :]]
-                    part = part.new_zeros(shape).index_copy(number, split.places(network), part)
+            for number, split in apart.items():
+                shape = [*part.shape[:number], split.size, *part.shape[number + 1 :]]
+                part = part.new_zeros(shape).index_copy(number, split.places(network), part)
             new.unfold(made).add_(part)
     return made
 

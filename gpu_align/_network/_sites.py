@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from gpu_align._symmetry import Block, Factor, Op, PermutationSpec, TracedModel
+from gpu_align._symmetry import Block, Op, PermutationSpec, TracedModel, Units
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ class Site:
 def rows_of(tensor: Tensor, block: Block, groups: tuple[str, ...]) -> Tensor:
     """Return a block of a tensor with one row for each unit of the groups, outermost first."""
     part = block.unfold(tensor)
-    names = [factor.group for factor in block.factors]
-    lead = [names.index(name) for name in groups]
-    rest = [number for number in range(len(names)) if number not in lead]
+    lead = [block.numbers_of(name)[0] for name in groups]
+    rest = [number for number in range(len(block.factors)) if number not in lead]
     units = math.prod(part.shape[number] for number in lead)
     return part.permute(*lead, *rest).reshape(units, -1)
 
@@ -182,11 +181,11 @@ def _order(given: tuple[int, ...], laid_out: tuple[int, ...]) -> tuple[int, ...]
     return tuple(axis for group in groups for axis in group)
 
 
-def innermost(spec: PermutationSpec, block: Block) -> Factor | None:
+def innermost(spec: PermutationSpec, block: Block) -> Units | None:
     """Return the factor whose units a block has: the only group in it but for its parent."""
-    names = [factor.group for factor in block.factors if factor.group is not None]
+    names = [factor.group for factor in block.units.values()]
     parents = {spec.groups[name].parent for name in names}
-    inner = [factor for factor in block.factors if factor.group and factor.group not in parents]
+    inner = [factor for factor in block.units.values() if factor.group not in parents]
     if len(inner) != 1 or len(set(names)) < len(names):
         return None
-    return inner[0] if set(names) == set(lineage(spec, inner[0].group or "")) else None
+    return inner[0] if set(names) == set(lineage(spec, inner[0].group)) else None

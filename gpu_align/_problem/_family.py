@@ -251,6 +251,5 @@ def _signs_beside_children(spec: PermutationSpec) -> Iterator[str]:
     """Yield the groups that have a power in a block in which one of their children lies."""
     for tensor in spec.tensors.values():
         for block in tensor.blocks:
-            factors = [factor for factor in block.factors if factor.group is not None]
-            parents = {spec.groups[factor.group or ""].parent for factor in factors}
-            yield from (f.group or "" for f in factors if f.power and f.group in parents)
+            parents = {spec.groups[factor.group].parent for factor in block.units.values()}
+            yield from (f.group for f in block.units.values() if f.power and f.group in parents)

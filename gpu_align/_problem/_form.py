@@ -14,7 +14,7 @@ from gpu_align._problem._sibling_term import SiblingTerm
 from gpu_align._problem._signed import signed_matrix
 from gpu_align._problem._stack import flat, squared_norms
 from gpu_align._problem._terms import Term
-from gpu_align._symmetry import Block, Factor, PermutationSpec, Weights, part_elements, part_ranges
+from gpu_align._symmetry import Block, PermutationSpec, Units, Weights, part_elements, part_ranges
 
 AnyTerm = Term | SiblingTerm
 
@@ -200,16 +200,13 @@ class Arranger:
         self.rank = {member.group: number for number, (_, member) in enumerate(members)}
 
     def __call__(self, name: str, block: Block) -> Arrangement:
-        factors = block.factors
-        free = sorted(
-            (n for n, factor in enumerate(factors) if factor.group in self.member),
-            key=lambda n: self.rank[factors[n].group or ""],
-        )
-        children = [n for n in free if not self._is_root(factors[n])]
-        roots = [self.family[factors[n].group or ""].root.group for n in children]
+        units = {n: factor for n, factor in block.units.items() if factor.group in self.member}
+        free = sorted(units, key=lambda n: self.rank[units[n].group])
+        children = [n for n in free if not self._is_root(units[n])]
+        roots = [self.family[units[n].group].root.group for n in children]
         # A fixed root without children beside it is like any fixed place.
-        free = [n for n in free if not self._is_fixed(factors[n]) or factors[n].group in roots]
-        fixed = [n for n in range(len(factors)) if n not in free]
+        free = [n for n in free if not self._is_fixed(units[n]) or units[n].group in roots]
+        fixed = [n for n in range(len(block.factors)) if n not in free]
         crowded = [root for root in dict.fromkeys(roots) if roots.count(root) > 1]
         if len(crowded) > 1:
             raise SpecError(
@@ -219,32 +216,31 @@ class Arranger:
         siblings = [n for n, root in zip(children, roots, strict=True) if root in crowded]
         axes = [[n] for n in siblings]
         for n in free:
-            if n in siblings or factors[n].group in roots:
+            if n in siblings or units[n].group in roots:
                 continue  # a root goes with its children
-            axes.append([n] if self._is_root(factors[n]) else [self._root_of(n, factors), n])
-        lead = [self._root_of(siblings[0], factors)] if siblings else []
+            axes.append([n] if self._is_root(units[n]) else [self._root_of(n, block), n])
+        lead = [self._root_of(siblings[0], block)] if siblings else []
         return Arrangement(
             name,
             block,
-            variables=tuple(self._matrix(factors[axis[-1]]) for axis in axes),
+            variables=tuple(self._matrix(units[axis[-1]]) for axis in axes),
             siblings=len(siblings),
             order=(*lead, *(n for axis in axes for n in axis), *fixed),
             shape=(
-                *(factors[n].size for n in lead),
-                *(math.prod(factors[n].size for n in axis) for axis in axes),
+                *(units[n].size for n in lead),
+                *(math.prod(units[n].size for n in axis) for axis in axes),
             ),
         )
 
-    def _is_root(self, factor: Factor) -> bool:
-        return self.family[factor.group or ""].root.group == factor.group
+    def _is_root(self, factor: Units) -> bool:
+        return self.family[factor.group].root.group == factor.group
 
-    def _is_fixed(self, factor: Factor) -> bool:
-        return self._is_root(factor) and self.family[factor.group or ""].fixed
+    def _is_fixed(self, factor: Units) -> bool:
+        return self._is_root(factor) and self.family[factor.group].fixed
 
-    def _root_of(self, number: int, factors: Sequence[Factor]) -> int:
-        root = self.family[factors[number].group or ""].root.group
-        return next(n for n, factor in enumerate(factors) if factor.group == root)
+    def _root_of(self, number: int, block: Block) -> int:
+        return block.numbers_of(self.family[block.units[number].group].root.group)[0]
 
-    def _matrix(self, factor: Factor) -> str:
-        member = self.member[factor.group or ""]
+    def _matrix(self, factor: Units) -> str:
+        member = self.member[factor.group]
         return signed_matrix(member.group) if member.signed and factor.power else member.group

@@ -1,6 +1,6 @@
 """Symmetries: what a spec says, and how it is discovered."""
 
-from gpu_align._symmetry._axis import Axis, Factor
+from gpu_align._symmetry._axis import Axis, Factor, Fixed, Units
 from gpu_align._symmetry._chain import chain_spec
 from gpu_align._symmetry._gauge._apply import rescale
 from gpu_align._symmetry._gauge._balance import balance
@@ -39,6 +39,7 @@ __all__ = [
     "Block",
     "Comparison",
     "Factor",
+    "Fixed",
     "Kept",
     "Module",
     "Op",
@@ -51,6 +52,7 @@ __all__ = [
     "StateDict",
     "TensorSpec",
     "TracedModel",
+    "Units",
     "Weights",
     "apply_permutations",
     "as_arguments",

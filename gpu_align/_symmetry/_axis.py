@@ -22,23 +22,35 @@ _DEEPEST = 8
 
 
 @dataclass(frozen=True)
-class Factor:
-    """A number of places along an axis: the units of `group`, or a fixed extent if it is None.
+class Fixed:
+    """Places along an axis that stay where they are.
 
     Attributes:
-        size: number of places; of a group with a parent, the units inside one unit of the parent.
+        size: number of them.
+    """
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Units:
+    """Places along an axis that are the units of a group.
+
+    Attributes:
+        size: number of them; of a group with a parent, those inside one unit of the parent.
         group: name of the group.
         power: the entries of a unit are multiplied by this power of its sign or scale: 1 where
             the unit is made, -1 where it is read, 0 where it is not seen.
     """
 
     size: int
-    group: str | None = None
+    group: str
     power: int = 0
 
 
+Factor = Fixed | Units
 _MOST_PLACES = 2**63
-Segment = tuple["Factor | Axis", ...]
+Segment = tuple["Fixed | Units | Axis", ...]
 
 
 @dataclass(frozen=True)
@@ -73,12 +85,12 @@ class Axis:
     @classmethod
     def fixed(cls, size: int) -> "Axis":
         """Return an axis whose places stay where they are."""
-        return cls(((Factor(size),),))
+        return cls(((Fixed(size),),))
 
     @classmethod
     def of_group(cls, group: str, size: int) -> "Axis":
         """Return an axis that is exactly the units of `group`."""
-        return cls(((Factor(size, group),),))
+        return cls(((Units(size, group),),))
 
     @property
     def size(self) -> int:
@@ -88,7 +100,7 @@ class Axis:
     @property
     def groups(self) -> tuple[str, ...]:
         """Names of the groups on this axis, in order, without repetition."""
-        return tuple(dict.fromkeys(f.group for f in self.factors() if f.group is not None))
+        return tuple(dict.fromkeys(f.group for f in self.factors() if isinstance(f, Units)))
 
     def factors(self) -> Iterator[Factor]:
         """Yield the factors of all segments in order, those of inner axes too."""
@@ -168,7 +180,7 @@ def _segment_to_json(segment: Segment) -> object:
 
 
 def _factor_to_json(factor: Factor) -> int | str:
-    if factor.group is None:
+    if isinstance(factor, Fixed):
         return factor.size
     return f"{factor.group}^{factor.power}" if factor.power else factor.group
 
@@ -211,7 +223,7 @@ def _factor_from_json(data: object, sizes: Mapping[str, int]) -> Factor:
             raise SpecError(
                 f"expected an extent of a fixed axis from 0 to 2^63 - 1, got {shown(data)}"
             )
-        return Factor(data)
+        return Fixed(data)
     name, _, power = data.partition("^")
     if name not in sizes:
         raise SpecError(
@@ -220,4 +232,4 @@ def _factor_from_json(data: object, sizes: Mapping[str, int]) -> Factor:
         )
     if power not in ("", "1", "-1"):
         raise SpecError(f"expected the power 1 or -1 behind '^', got {data!r}")
-    return Factor(sizes[name], name, int(power or 0))
+    return Units(sizes[name], name, int(power or 0))

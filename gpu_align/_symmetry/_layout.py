@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from gpu_align._symmetry._axis import Axis, Factor, Segment
+from gpu_align._symmetry._axis import Axis, Factor, Fixed, Segment, Units
 from gpu_align._symmetry._classes import AxisClass, Structure
 from gpu_align._symmetry._parents import find_parents
 from gpu_align._symmetry._propagation import Traced
@@ -17,9 +17,9 @@ def layout(axis: AxisClass, names: Mapping[AxisClass, str]) -> Axis:
 def _segments(axis: AxisClass, names: Mapping[AxisClass, str]) -> list[Segment]:
     root = axis.find()
     if _is_still(root, names):
-        return [(Factor(root.size),)]
+        return [(Fixed(root.size),)]
     if root.structure is None:
-        return [(Factor(root.size, names.get(root)),)]
+        return [(Units(root.size, names[root]),)]
     if root.structure is Structure.CONCAT:
         return [segment for part in root.parts for segment in _segments(part, names)]
     tail: list[Segment] = [()]
@@ -41,17 +41,13 @@ def _merge_fixed(segment: Segment) -> Segment:
     merged: list[Factor | Axis] = []
     for part in segment:
         last = merged[-1] if merged else None
-        if not _is_extent(part):
+        if not isinstance(part, Fixed):
             merged.append(part)
-        elif last is not None and _is_extent(last):
-            merged[-1] = Factor(last.size * part.size)
+        elif isinstance(last, Fixed):
+            merged[-1] = Fixed(last.size * part.size)
         elif part.size != 1 or len(segment) == 1:
             merged.append(part)
-    return tuple(merged) or (Factor(1),)
-
-
-def _is_extent(part: Factor | Axis) -> bool:
-    return isinstance(part, Factor) and part.group is None
+    return tuple(merged) or (Fixed(1),)
 
 
 def name_groups(traced: Traced) -> tuple[dict[AxisClass, str], dict[str, Group]]:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from gpu_align._symmetry._axis import Factor
+from gpu_align._symmetry._axis import Units
 from gpu_align._symmetry._spec import Group
-from gpu_align._symmetry._tensor_spec import TensorSpec
+from gpu_align._symmetry._tensor_spec import Block, TensorSpec
 
 Groups = Mapping[str, Group]
 
@@ -31,12 +31,11 @@ def move(tensors: Tensor, spec: TensorSpec, groups: Groups, perms: Mapping[str, 
     for block in spec.blocks:
         part = block.unfold(tensors)
         # Units of a parent go first and take with them what is inside.
-        numbers = sorted(
-            (n for n, factor in enumerate(block.factors) if factor.group is not None),
-            key=lambda n: groups[block.factors[n].group or ""].parent is not None,
+        units = sorted(
+            block.units.items(), key=lambda item: groups[item[1].group].parent is not None
         )
-        for number in numbers:
-            part = _reorder(part, block.factors, number, groups, perms)
+        for number, factor in units:
+            part = _reorder(part, block, number, factor, groups, perms)
         block.unfold(moved).copy_(part)
     return moved
 
@@ -61,19 +60,19 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
 
 def _reorder(
     part: Tensor,
-    factors: tuple[Factor, ...],
+    block: Block,
     number: int,
+    factor: Units,
     groups: Groups,
     perms: Mapping[str, Tensor],
 ) -> Tensor:
     """Reorder one axis of unfolded blocks [m, ...] whose parents have been reordered already."""
-    name = factors[number].group or ""
-    perm, parent = perms[name].to(part.device), groups[name].parent
+    perm, parent = perms[factor.group].to(part.device), groups[factor.group].parent
     if parent is None:
         return _take(part, number + 1, perm)
-    size = groups[name].size
+    size = factor.size
     inside = perm % size + torch.arange(perm.shape[1], device=part.device) // size * size
-    place = _place_of(parent, factors)
+    (place,) = block.numbers_of(parent)
     leading = part.movedim((place + 1, number + 1), (1, 2))
     flat = _take(leading.flatten(1, 2), 1, inside)
     return flat.reshape(leading.shape).movedim((1, 2), (place + 1, number + 1))
@@ -104,18 +103,17 @@ def multiply(
     Returns:
         A new stack, or the same one if no factor has a power of these groups.
     """
-    seen = {factor.group for axis in spec.axes for factor in axis.factors() if factor.power}
+    seen = {f.group for block in spec.blocks for f in block.units.values() if f.power}
     if seen.isdisjoint(multipliers):
         return tensors
     wide = tensors.to(
         _product_dtype(tensors, multipliers), memory_format=torch.contiguous_format, copy=True
     )
     for block in spec.blocks:
-        for number, factor in enumerate(block.factors):
-            name = factor.group
-            if name is not None and name in multipliers and factor.power:
-                units = multipliers[name].to(wide) ** factor.power
-                block.unfold(wide).mul_(_spread(units, block.factors, number, groups))
+        for number, factor in block.units.items():
+            if factor.group in multipliers and factor.power:
+                units = multipliers[factor.group].to(wide) ** factor.power
+                block.unfold(wide).mul_(_spread(units, block, number, groups))
     return wide.to(tensors.dtype)
 
 
@@ -131,15 +129,12 @@ def one_of_each(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: vector[None] for name, vector in vectors.items()}
 
 
-def _spread(units: Tensor, factors: tuple[Factor, ...], number: int, groups: Groups) -> Tensor:
+def _spread(units: Tensor, block: Block, number: int, groups: Groups) -> Tensor:
     """Return vectors of units, [m, units], in the shape in which they meet unfolded blocks."""
-    parent = groups[factors[number].group or ""].parent
-    beside = {number} if parent is None else {number, _place_of(parent, factors)}
+    factor = block.units[number]
+    parent = groups[factor.group].parent
+    beside = {number} if parent is None else {number, *block.numbers_of(parent)}
     if parent is not None and min(beside) == number:  # the parent stands behind
-        units = units.reshape(len(units), -1, factors[number].size).transpose(1, 2)
-    shape = [factor.size if n in beside else 1 for n, factor in enumerate(factors)]
+        units = units.reshape(len(units), -1, factor.size).transpose(1, 2)
+    shape = [factor.size if n in beside else 1 for n, factor in enumerate(block.factors)]
     return units.reshape(len(units), *shape)
-
-
-def _place_of(group: str, factors: tuple[Factor, ...]) -> int:
-    return next(n for n, factor in enumerate(factors) if factor.group == group)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gpu_align._checkpoint import is_count
 from gpu_align._errors import SpecError, bullet_list
 from gpu_align._process import MODULES
-from gpu_align._symmetry._axis import Factor
+from gpu_align._symmetry._axis import Factor, Fixed
 from gpu_align._symmetry._html import Shown, counted
 from gpu_align._symmetry._outputs import Kept
 from gpu_align._symmetry._stacks import stack_advice, stack_size
@@ -168,7 +168,7 @@ class PermutationSpec(Shown):
             )
 
     def _check_factor(self, name: str, factor: Factor) -> None:
-        if factor.group is None:
+        if isinstance(factor, Fixed):
             return
         if factor.group not in self.groups:
             raise SpecError(
@@ -189,9 +189,9 @@ class PermutationSpec(Shown):
 
     def _check_block(self, name: str, block: Block) -> None:
         """Check that the units of a group with a parent are told which unit of it they are in."""
-        present = [factor.group for factor in block.factors]
+        present = [factor.group for factor in block.units.values()]
         for group in present:
-            parent = None if group is None else self.groups[group].parent
+            parent = self.groups[group].parent
             if parent is not None and present.count(parent) != 1:
                 raise SpecError(
                     f"tensor {name!r} has the group {group!r} without its parent {parent!r} "

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from gpu_align._symmetry._axis import Axis, Factor, Piece
+from gpu_align._symmetry._axis import Axis, Factor, Piece, Units
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,15 @@ class Block:
     def factors(self) -> tuple[Factor, ...]:
         """The factors of all axes, one after another."""
         return tuple(factor for piece in self.pieces for factor in piece.factors)
+
+    @cached_property
+    def units(self) -> dict[int, Units]:
+        """The factors that are the units of groups, by their number among all."""
+        return {n: factor for n, factor in enumerate(self.factors) if isinstance(factor, Units)}
+
+    def numbers_of(self, group: str) -> list[int]:
+        """Return where the units of a group are among the factors: nowhere, once, or more often."""
+        return [n for n, factor in self.units.items() if factor.group == group]
 
     def unfold(self, tensor: Tensor) -> Tensor:
         """Return the piece of a tensor as a view with one axis per factor.

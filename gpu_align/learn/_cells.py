@@ -115,7 +115,7 @@ def _cells_of_block(
     name: str, block: Block, spec: PermutationSpec, *, signs: bool
 ) -> list[BlockCell]:
     """Return a block's cell, or one for each choice of units of the fixed groups with children."""
-    groups = {n: spec.groups[f.group] for n, f in enumerate(block.factors) if f.group is not None}
+    groups = {n: spec.groups[f.group] for n, f in block.units.items()}
     places = {group.name: n for n, group in groups.items()}
     parents = {n: places[g.parent] for n, g in groups.items() if g.parent is not None}
     cut = sorted(n for n in set(parents.values()) if groups[n].fixed)
@@ -129,7 +129,7 @@ def _cells_of_block(
         for n in moved:
             key = Key(groups[n].name, chosen.get(parents[n]) if n in parents else None)
             parent = moved.index(parents[n]) if parents.get(n) in moved else None
-            odd = signs and groups[n].signed and block.factors[n].power % 2 == 1
+            odd = signs and groups[n].signed and block.units[n].power % 2 == 1
             axes.append(CellAxis(key, groups[n].size, parent, odd))
         order = (*moved, *still)
         cells.append(BlockCell(name, tuple(axes), fixed, block, order, tuple(chosen.items())))

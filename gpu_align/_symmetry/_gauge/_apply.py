@@ -57,8 +57,8 @@ def _rescaled(
     units: Multipliers,
     row: tuple[NormScale, Tensor] | None,
 ) -> Tensor:
-    axes = spec.tensors[name].axes
-    powers = {factor.group for axis in axes for factor in axis.factors() if factor.power}
+    blocks = spec.tensors[name].blocks
+    powers = {f.group for block in blocks for f in block.units.values() if f.power}
     if row is None and powers.isdisjoint(units):
         return tensor
     wide = tensor.to(torch.float64)[None]

@@ -180,12 +180,11 @@ def _add_block(
 def _group_places(
     block: Block, spec: PermutationSpec, groups: Mapping[str, _Scales]
 ) -> Iterator[_Place]:
-    names = [factor.group for factor in block.factors]
-    for dim, (name, factor) in enumerate(zip(names, block.factors, strict=True)):
-        if factor.power and name is not None and name in groups:
-            parent = spec.groups[name].parent
-            dims = (dim,) if parent is None else (names.index(parent), dim)
-            yield _Place(groups[name], factor.power, dims, (factor.size, 1)[-len(dims) :])
+    for dim, factor in block.units.items():
+        if factor.power and factor.group in groups:
+            parent = spec.groups[factor.group].parent
+            dims = (dim,) if parent is None else (*block.numbers_of(parent), dim)
+            yield _Place(groups[factor.group], factor.power, dims, (factor.size, 1)[-len(dims) :])
 
 
 def _solve(scales: _Scales, beyond: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gpu_align._symmetry._axis import Axis, Factor
+from gpu_align._symmetry._axis import Axis, Factor, Units
 from gpu_align._symmetry._classes import AxisClass, Structure, concat, product
 from gpu_align._symmetry._layout import layout
 from gpu_align._symmetry._op import Op
@@ -290,8 +290,10 @@ def _written(axis: Axis, along: AxisPowers, powers: Sequence[int], fixed: Set[Ax
     marks = marked.factors()
 
     def powered(factor: Factor) -> Factor:
-        mark = next(marks).group
-        return replace(factor, power=powers[int(mark)]) if mark else factor
+        mark = next(marks)
+        if not (isinstance(factor, Units) and isinstance(mark, Units) and mark.group):
+            return factor
+        return replace(factor, power=powers[int(mark.group)])
 
     return axis.replaced(powered)
 
@@ -328,14 +330,16 @@ def _is_implied(name: str, spec: PermutationSpec) -> bool:
 
 
 def _power_of(name: str, block: Block) -> int:
-    return sum(factor.power for factor in block.factors if factor.group == name)
+    return sum(block.units[number].power for number in block.numbers_of(name))
 
 
 def _without(spec: PermutationSpec, names: Sequence[str]) -> PermutationSpec:
     """Return a spec in which these groups have neither signs nor scales."""
 
     def cleared(factor: Factor) -> Factor:
-        return replace(factor, power=0) if factor.group in names else factor
+        if isinstance(factor, Units) and factor.group in names:
+            return replace(factor, power=0)
+        return factor
 
     tensors = {
         name: replace(tensor, axes=tuple(axis.replaced(cleared) for axis in tensor.axes))
