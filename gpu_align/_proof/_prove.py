@@ -82,14 +82,7 @@ def prove(
     Source: Hahn & Grant, "Lower bounds for the quadratic assignment problem based upon a dual
     formulation", Operations Research 46 (1998), sections 2 and 3.
     """
-    if not 0 < seconds < math.inf:
-        raise InputError(f"expected a finite number of seconds above 0, got seconds={seconds!r}")
-    if incumbent.spec != problem.spec or not 0 <= model < problem.models:
-        raise InputError(
-            f"expected a permutation of the problem's spec and a model below {problem.models}, got "
-            f"model={model} and a permutation of "
-            f"{'this' if incumbent.spec == problem.spec else 'another'} spec"
-        )
+    _check(problem, incumbent, seconds, model)
     with torch_threads.held(single=True), full_precision():
         problem = problem.in_float64()
         form, best = reduced(problem, model), best_duals(problem.engine)
@@ -117,6 +110,17 @@ def prove(
             alive=effort.now.alive,
             model=model,
         ).sealed()
+
+
+def _check(problem: AlignmentProblem, incumbent: Permutation, seconds: float, model: int) -> None:
+    if not 0 < seconds < math.inf:
+        raise InputError(f"expected a finite number of seconds above 0, got seconds={seconds!r}")
+    if incumbent.spec != problem.spec or not 0 <= model < problem.models:
+        raise InputError(
+            f"expected a permutation of the problem's spec and a model below {problem.models}, got "
+            f"model={model} and a permutation of "
+            f"{'this' if incumbent.spec == problem.spec else 'another'} spec"
+        )
 
 
 def narrowed(problem: AlignmentProblem, proof: Proof) -> AlignmentProblem:
