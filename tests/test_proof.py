@@ -28,6 +28,7 @@ from gpu_align import (
     run_search,
 )
 from gpu_align._proof import _effort, _prove
+from gpu_align._proof._leftover import Leftover
 
 
 def chain(*widths: int, depth: int = 1) -> PermutationSpec:
@@ -54,9 +55,6 @@ KINDS = {
     "heads": resized("heads"),
     "trilinear": resized("trilinear"),
 }
-BOUNDED = ("grouped", "trilinear")
-"""Whose terms enter by a bound of theirs only, so that a gap is left."""
-
 SECONDS = 30.0
 
 
@@ -98,25 +96,31 @@ def test_a_bound_is_never_above_the_optimum(kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_optima_and_many_of_them_proved() -> None:
-    found = [
-        proved(kind, random_pair(KINDS[kind], seed)) for kind in KINDS for seed in range(10, 110)
-    ]
-    assert sum(found) >= 0.4 * len(found)
+def test_a_thousand_optima_are_proved() -> None:
+    for kind in KINDS:
+        assert all(proved(kind, random_pair(KINDS[kind], seed)) for seed in range(10, 110))
 
 
-@pytest.mark.parametrize("kind", sorted({*KINDS} - {*BOUNDED}))
+@pytest.mark.parametrize("kind", KINDS)
 def test_planted_optima_are_proved(kind: str) -> None:
-    found = [
-        proved(kind, planted_in(random_pair(KINDS[kind], seed), 0.5, seed)[0]) for seed in range(3)
-    ]
-    assert sum(found) >= 2
+    for seed in range(3):
+        assert proved(kind, planted_in(random_pair(KINDS[kind], seed), 0.5, seed)[0])
 
 
 def case(kind: str = "two, equal", seed: int = 4) -> tuple[AlignmentProblem, Proof]:
     networks = random_pair(KINDS[kind], seed)
     problem = AlignmentProblem(networks.source, networks.target, networks.spec)
     return problem, prove(problem, optimum(kind, problem)[1], seconds=SECONDS)
+
+
+def searched(
+    spec: PermutationSpec, seed: int, seconds: float = SECONDS
+) -> tuple[AlignmentProblem, Proof]:
+    """Prove what a search finds, of more units than can be gone through."""
+    networks = random_pair(spec, seed)
+    problem = AlignmentProblem(networks.source, networks.target, spec)
+    best = run_search(CoordinateDescent(starts=8, initial="random"), problem).best
+    return problem, prove(problem, problem.permutation(best), seconds=seconds)
 
 
 def test_a_proof_with_one_changed_dual_is_refused(tmp_path: Path) -> None:
@@ -144,13 +148,29 @@ def test_duals_that_prove_less_are_refused_whoever_seals_them(kind: str) -> None
 
 
 def test_a_better_claim_is_refused() -> None:
-    networks = random_pair(KINDS["trilinear"], 0)
-    problem = AlignmentProblem(networks.source, networks.target, networks.spec)
-    proof = prove(problem, optimum("trilinear", problem)[1], seconds=SECONDS)
+    problem, proof = searched(chain(16, 24), 0, seconds=1.0)
     assert not proof.is_optimal
     for claim in ({"lower_bound": proof.lower_bound * 1.001}, {"status": Status.PROVED_OPTIMAL}):
         with pytest.raises(GpuAlignError, match="its duals prove"):
             check_proof(problem, replace(proof, **claim))
+
+
+def test_what_is_left_is_gone_through_and_not_taken_on_trust(tmp_path: Path) -> None:
+    problem, proof = case("trilinear", 0)
+    assert isinstance(proof.stages[-1], Leftover)
+    proof.save(tmp_path / "proof.safetensors")
+    again = Proof.load(tmp_path / "proof.safetensors")
+    assert check_proof(problem, again) == pytest.approx(proof.distance)
+    worse = Permutation.identity(problem.spec)
+    claimed = prove(problem, worse, seconds=SECONDS)
+    assert claimed.lower_bound == pytest.approx(proof.distance)
+    assert not claimed.is_optimal
+
+
+def test_more_than_can_be_gone_through_is_refused() -> None:
+    problem, proof = searched(chain(16, 24), 0, seconds=1.0)
+    with pytest.raises(GpuAlignError, match="more than 32768"):
+        check_proof(problem, replace(proof, stages=(*proof.stages, Leftover())).sealed())
 
 
 def test_a_proof_of_another_pair_or_permutation_is_refused() -> None:
@@ -248,13 +268,12 @@ def test_wrong_arguments_say_what_is_expected() -> None:
 def test_pairs_are_excluded_by_supposing_them(tmp_path: Path) -> None:
     """What sweeps alone leave open; the pair that a stage supposes is part of the proof."""
     for seed in range(30):
-        problem, proof = case("two, equal", seed)
+        problem, proof = searched(chain(8, 8), seed)
         supposing = [stage for stage in proof.stages if getattr(stage, "given", None)]
         if supposing:
             break
     else:
-        pytest.fail("every proof was found without supposing a pair")
-    assert proof.is_optimal
+        pytest.fail("no proof excludes a pair by supposing it")
     proof.save(tmp_path / "proof.safetensors")
     again = Proof.load(tmp_path / "proof.safetensors")
     assert [getattr(s, "given", None) for s in again.stages] == [
@@ -262,17 +281,14 @@ def test_pairs_are_excluded_by_supposing_them(tmp_path: Path) -> None:
     ]
     check_proof(problem, again)
     group, i, j = supposing[0].given
-    for pair_given in ((group, (i + 1) % 4, j), None):
+    for pair_given in ((group, (i + 1) % 8, j), None):
         forged = [replace(s, given=pair_given) if s is supposing[0] else s for s in proof.stages]
         with pytest.raises(GpuAlignError, match=r"prove|exclude"):
             check_proof(problem, replace(proof, stages=tuple(forged)).sealed())
 
 
 def test_the_convex_relaxation_takes_over_where_there_is_no_time() -> None:
-    networks = random_pair(chain(16, 24), 0)
-    problem = AlignmentProblem(networks.source, networks.target, networks.spec)
-    best = run_search(CoordinateDescent(starts=8, initial="random"), problem).best
-    proof = prove(problem, problem.permutation(best), seconds=0.03)
+    problem, proof = searched(chain(16, 24), 0, seconds=0.03)
     assert proof.method == "convex relaxation"
     assert 0 < proof.lower_bound <= proof.distance
     assert check_proof(problem, proof) == pytest.approx(proof.lower_bound)

@@ -22,6 +22,7 @@ from gpu_align._problem._signed import (
     signed_matrix,
     to_matrix,
     unsigned,
+    with_sign,
 )
 from gpu_align._problem._soft_networks import SoftNetworks
 from gpu_align._problem._stack import check_weights, compute_dtype, unusable
@@ -60,4 +61,5 @@ __all__ = [
     "to_matrix",
     "unsigned",
     "unusable",
+    "with_sign",
 ]

@@ -9,9 +9,10 @@ from torch import Tensor
 from gpu_align._errors import GpuAlignError
 from gpu_align._problem import AlignmentProblem
 from gpu_align._process import full_precision, torch_threads
-from gpu_align._proof._convex import Convex, Majorant, judge_convex
+from gpu_align._proof._convex import Majorant, judge_convex
 from gpu_align._proof._duals import Duals, best_duals
-from gpu_align._proof._proof import Proof
+from gpu_align._proof._leftover import Leftover, Listing
+from gpu_align._proof._proof import AnyStage, Proof
 from gpu_align._proof._reduced import Reduced, reduced, supposed
 from gpu_align._proof._stage import Stage, Verdict, judge
 from gpu_align._symmetry import Permutation
@@ -67,9 +68,9 @@ class Known:
 class Judge:
     """Says what stages of a problem prove."""
 
-    def __init__(self, form: Reduced, best: Duals) -> None:
-        """Take a problem, and what solves assignments."""
-        self._form, self._best = form, best
+    def __init__(self, form: Reduced, best: Duals, listing: Listing) -> None:
+        """Take a problem, what solves assignments, and what lists its permutations."""
+        self._form, self._best, self.listing = form, best, listing
         self._majorant: Majorant | None = None
 
     @property
@@ -78,16 +79,18 @@ class Judge:
         self._majorant = self._majorant or Majorant.of(self._form)
         return self._majorant
 
-    def __call__(self, stage: Stage | Convex, alive: Mapping[str, Tensor]) -> Verdict:
+    def __call__(self, stage: AnyStage, alive: Mapping[str, Tensor]) -> Verdict:
         """Return what a stage proves for permutations of the pairs that are alive."""
         if isinstance(stage, Stage):
             return judge(self._form, stage, alive)
+        if isinstance(stage, Leftover):
+            return self.listing.judge(alive)
         return judge_convex(self._form, stage, alive, self._best, self.majorant)
 
 
-def advance(judged: Judge, known: Known, stage: Stage | Convex, threshold: float) -> Known:
+def advance(judged: Judge, known: Known, stage: AnyStage, threshold: float) -> Known:
     """Return what is known after one more stage of a proof."""
-    if isinstance(stage, Convex) or stage.given is None:
+    if not isinstance(stage, Stage) or stage.given is None:
         return known.after(judged(stage, known.alive), threshold)
     group, i, j = stage.given
     if judged(stage, supposed(known.alive, group, i, j)).bound < threshold:
@@ -143,7 +146,8 @@ def check_proof(problem: AlignmentProblem, proof: Proof) -> float:
                 f"the proof's permutation has distance {problem.unit * distance:.9g} here, and not "
                 f"{proof.distance:.9g}; check it with the problem it was made for"
             )
-        known, judged = Known.nothing(form), Judge(form, best_duals(problem.engine))
+        listing = Listing(problem, proof.model)
+        known, judged = Known.nothing(form), Judge(form, best_duals(problem.engine), listing)
         for stage in proof.stages:
             known = advance(judged, known, _fitting(form, stage), distance - rounding)
     bound = problem.unit * known.bound
@@ -166,7 +170,7 @@ def check_proof(problem: AlignmentProblem, proof: Proof) -> float:
     return bound
 
 
-def _fitting(form: Reduced, stage: Stage | Convex) -> Stage | Convex:
+def _fitting(form: Reduced, stage: AnyStage) -> AnyStage:
     """Return a stage on the device of the problem, if its duals are of its shapes and finite."""
     expected = {name: tensor.shape for name, tensor in type(stage).empty(form).tensors()}
     found = dict(stage.tensors())

@@ -5,7 +5,7 @@ import time
 
 from gpu_align._problem import AlignmentProblem
 from gpu_align._proof._check import Judge, Known, rounding_of, without
-from gpu_align._proof._convex import Convex
+from gpu_align._proof._proof import AnyStage
 from gpu_align._proof._record import ProofStep
 from gpu_align._proof._reduced import Reduced, supposed
 from gpu_align._proof._stage import Stage
@@ -41,8 +41,8 @@ class Effort:
         self._unit, self._distance, self.judge = problem.unit, distance, judge
         self.rounding = rounding_of(form)
         self.known = self.now = Known.nothing(form)
-        self.stages: list[Stage | Convex] = []
-        self._last: Stage | Convex | None = None
+        self.stages: list[AnyStage] = []
+        self._last: AnyStage | None = None
         self.history: list[ProofStep] = []
         self._started = self._shown = time.perf_counter()
         self._probed = 0
@@ -60,7 +60,7 @@ class Effort:
         gap = self._distance - self.now.bound
         return 0.0 if gap <= self.rounding else gap
 
-    def take(self, stage: Stage | Convex) -> None:
+    def take(self, stage: AnyStage) -> None:
         """Judge a stage; keep it if it is the best one or excludes many pairs."""
         # Half of the rounding is left to a check, whose sums may differ.
         threshold = self._distance - self.rounding / 2
@@ -110,7 +110,7 @@ class Effort:
         if self.seconds >= self.limit:
             raise OutOfTime
 
-    def all_stages(self) -> tuple[Stage | Convex, ...]:
+    def all_stages(self) -> tuple[AnyStage, ...]:
         """Return the stages in the order of their use."""
         return (*self.stages, *([] if self._last is None else [self._last]))
 

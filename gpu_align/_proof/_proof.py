@@ -16,11 +16,15 @@ from gpu_align._checkpoint import atomic_write, read_safetensors
 from gpu_align._errors import CheckpointError
 from gpu_align._problem import hash_tensors
 from gpu_align._proof._convex import Convex
+from gpu_align._proof._leftover import Leftover
 from gpu_align._proof._record import ProofRecord
 from gpu_align._proof._stage import KINDS, Stage
 from gpu_align._symmetry import Permutation, PermutationSpec
 
+AnyStage = Stage | Convex | Leftover
+
 SCHEMA = "gpu-align/proof/1"
+_KINDS = {"duals": Stage, "convex": Convex, "leftover": Leftover}
 _PERM, _SIGN, _ALIVE, _GIVEN = (
     "perm^",
     "sign^",
@@ -45,7 +49,7 @@ class Proof(ProofRecord):
     """
 
     permutation: Permutation
-    stages: tuple[Stage | Convex, ...]
+    stages: tuple[AnyStage, ...]
     alive: Mapping[str, Tensor]
     model: int
     seal: str = ""
@@ -64,7 +68,8 @@ class Proof(ProofRecord):
         Raises:
             CheckpointError: the file cannot be written.
         """
-        kinds = ["convex" if isinstance(stage, Convex) else "duals" for stage in self.stages]
+        names = {kind: name for name, kind in _KINDS.items()}
+        kinds = [names[type(stage)] for stage in self.stages]
         about = {"record": self.to_json(), "stages": kinds, "model": self.model}
         about["spec"] = self.permutation.spec.to_json()
         metadata = {SCHEMA: json.dumps(about), "seal": self.seal}
@@ -131,8 +136,10 @@ def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _stage(kind: str, tensors: Mapping[str, Tensor]) -> Stage | Convex:
-    if kind == "convex":
+def _stage(kind: str, tensors: Mapping[str, Tensor]) -> AnyStage:
+    if _KINDS[kind] is Leftover:
+        return Leftover()
+    if _KINDS[kind] is Convex:
         return Convex(_named(tensors, "point^"))
     rows = [_named(tensors, f"{kind}^") for kind in KINDS]
     inner = tuple(

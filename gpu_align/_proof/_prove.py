@@ -17,6 +17,7 @@ from gpu_align._proof._check import Judge, objective_of
 from gpu_align._proof._convex import Convex, toward_permutations
 from gpu_align._proof._duals import Duals, best_duals, in_two_passes
 from gpu_align._proof._effort import Effort, OutOfTime
+from gpu_align._proof._leftover import Leftover, Listing
 from gpu_align._proof._proof import Proof
 from gpu_align._proof._reduced import Couple, Reduced, columns_of, reduced
 from gpu_align._search import ProgressCallback
@@ -87,7 +88,8 @@ def prove(
         problem = problem.in_float64()
         form, best = reduced(problem, model), best_duals(problem.engine)
         distance = objective_of(problem, incumbent, model)
-        effort = Effort(problem, form, distance, Judge(form, best))
+        judge = Judge(form, best, Listing(problem, model))
+        effort = Effort(problem, form, distance, judge)
         effort.limit, effort.progress = seconds, progress
         method, note = _method(form, problem, seconds)
         columns = columns_of(form, problem.vectors(incumbent))
@@ -193,7 +195,8 @@ def _ascend(
 ) -> None:
     """Sweep until no better permutation is left or the bound hardly rises; then suppose pairs.
 
-    That is for two groups: of more of them a pair says too little about the others.
+    That is for two groups: of more of them a pair says too little about the others. As soon as what
+    is left is little enough, it is gone through.
     """
     best = best_duals(problem.engine)
     ascent, duals = Ascent(form, best), _CHEAP_DUALS
@@ -207,10 +210,13 @@ def _ascend(
         effort.take(ascent.stage())
         ascent.alive = effort.known.alive
         closed = 1 - effort.gap / before
-        if duals is _CHEAP_DUALS:
-            duals = _CHEAP_DUALS if closed >= _CHEAP else best
-        elif closed < _SETTLED:
+        if duals is _CHEAP_DUALS and closed >= _CHEAP:
+            continue
+        if _is_gone_through(effort):
+            return
+        if duals is best and closed < _SETTLED:
             break
+        duals = best
     groups = {group for couple in form.couples for group in couple.groups}
     while effort.gap and 0 < len(groups) <= 2:
         if not exclude_pairs(form, ascent, best, effort, incumbent):
@@ -218,6 +224,16 @@ def _ascend(
         ascent.alive = effort.known.alive
         ascent.sweep(best, effort.heartbeat)
         effort.take(ascent.stage())
+        if _is_gone_through(effort):
+            return
+
+
+def _is_gone_through(effort: Effort) -> bool:
+    """Go through all permutations that are left, if they are not too many."""
+    is_little = effort.gap and effort.judge.listing.vectors(effort.known.alive) is not None
+    if is_little:
+        effort.take(Leftover())
+    return bool(is_little)
 
 
 def _relax(form: Reduced, problem: AlignmentProblem, effort: Effort) -> None:
