@@ -78,7 +78,7 @@ def loaded_by(code: str, before: str = "", **environment: str) -> set[str]:
 
 COMMANDS = (
     *("align", "barrier", "merge", "repair", "inspect", "apply", "canonicalize", "report", "demo"),
-    "env",
+    *("env", "learn"),
 )
 HEAVY = {"torch", "scipy", "numpy", "triton", "cupy", "matplotlib", "sklearn", "jinja2"}
 COMMAND = "sys.argv = ['gpu-align', {}]; from gpu_align._cli import main; main()"

@@ -20,6 +20,7 @@ from gpu_align._cli._demo import demo
 from gpu_align._cli._env import env
 from gpu_align._cli._failure import BAD_INPUT, Failure
 from gpu_align._cli._inspect import inspect
+from gpu_align._cli._learn import make_learn
 from gpu_align._cli._log import logging_to
 from gpu_align._cli._merge import merge
 from gpu_align._cli._repair import repair
@@ -117,3 +118,4 @@ def options(
 
 for _command in (align, barrier, merge, repair, inspect, apply, canonicalize, report, demo, env):
     app.command()(reported(_command))
+app.add_typer(make_learn(reported), name="learn")

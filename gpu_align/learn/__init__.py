@@ -30,6 +30,8 @@ if typing.TYPE_CHECKING:
     from gpu_align.learn._patterns import dimension
     from gpu_align.learn._recipes import ClassifierRecipe, SirenRecipe
     from gpu_align.learn._space import Statistics, WeightSpace
+    from gpu_align.learn._training import Epoch, Training, TrainingPlan, train
+    from gpu_align.learn._training_file import TrainingFile
     from gpu_align.learn._zoos import Zoo, load_zoo, make_zoo
 
 _MODULES = {
@@ -51,6 +53,8 @@ _MODULES = {
     "_patterns": ("dimension",),
     "_recipes": ("ClassifierRecipe", "SirenRecipe"),
     "_space": ("Statistics", "WeightSpace"),
+    "_training": ("Epoch", "Training", "TrainingPlan", "train"),
+    "_training_file": ("TrainingFile",),
     "_zoos": ("Zoo", "load_zoo", "make_zoo"),
 }
 """Where the names are."""
@@ -62,6 +66,7 @@ __all__ = [
     "CellAxis",
     "ClassifierRecipe",
     "Elements",
+    "Epoch",
     "EquivariantActivation",
     "EquivariantBatchNorm",
     "EquivariantDropout",
@@ -77,6 +82,9 @@ __all__ = [
     "SirenRecipe",
     "Statistics",
     "Trained",
+    "Training",
+    "TrainingFile",
+    "TrainingPlan",
     "UnitFeatures",
     "UnitStates",
     "WeightSpace",
@@ -84,6 +92,7 @@ __all__ = [
     "dimension",
     "load_zoo",
     "make_zoo",
+    "train",
     "train_together",
 ]
 

@@ -1,0 +1,25 @@
+"""`gpu-align learn`: the commands of learning on weights."""
+
+from collections.abc import Callable
+
+import typer
+
+COMMANDS: tuple[Callable[..., None], ...] = ()
+"""Each with its options in a module of its own."""
+
+
+def make_learn(reported: Callable[[Callable[..., None]], Callable[..., None]]) -> typer.Typer:
+    """Return the group of commands.
+
+    Args:
+        reported: wraps a command, so that its errors become messages and exit codes.
+    """
+    learn = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+    learn.callback()(_learn)
+    for command in COMMANDS:
+        learn.command()(reported(command))
+    return learn
+
+
+def _learn() -> None:
+    """Learn from the weights of many networks, modulo their symmetries."""
