@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from hypothesis import settings
+from trained_digits import trained_folder as trained_folder
+from trained_digits import trained_states as trained_states
 
 from gpu_align._device._random import RandomStream
 

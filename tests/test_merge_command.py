@@ -1,7 +1,6 @@
 """`gpu-align merge`: what it tries, what it writes, and how it ends."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from trained_digits import CNN, DIGITS, MLP, SHAPE, nets, trained_pairs, write_files
+from trained_digits import CNN, DIGITS, MLP, SHAPE, nets
 from typer.testing import CliRunner, Result
 
 from gpu_align import Permutation, chain_spec, load_checkpoint, save_checkpoint
@@ -23,25 +22,6 @@ from gpu_align._network import Data, evaluate
 Cli = Callable[..., Result]
 
 FEW = ("--search", "descent", "--device", "cpu")
-
-
-@pytest.fixture(scope="module")
-def states() -> dict[str, dict[str, Tensor]]:
-    pytest.importorskip("sklearn")
-    return trained_pairs()
-
-
-@pytest.fixture
-def folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: dict[str, dict[str, Tensor]]
-) -> Path:
-    """A folder with two pairs of trained checkpoints and their models; we are in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    write_files(tmp_path, states)
-    torch.save({"epoch": 7, "state_dict": states["mlp0"]}, "whole.pt")
-    return tmp_path
 
 
 @pytest.fixture
@@ -66,7 +46,9 @@ def test_options_name_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
-def test_what_is_written_has_the_loss_that_is_told(cli: Cli, folder: Path, name: str) -> None:
+def test_what_is_written_has_the_loss_that_is_told(
+    cli: Cli, trained_folder: Path, name: str
+) -> None:
     inputs = {file: Path(file).read_bytes() for file in pair(name)}
     model = ("--model", f"nets.py:{name}", *SHAPE)
     found = cli(*pair(name), "-o", "out.safetensors", *model, *DIGITS, *FEW, "--json")
@@ -87,7 +69,7 @@ def test_what_is_written_has_the_loss_that_is_told(cli: Cli, folder: Path, name:
     assert {file: Path(file).read_bytes() for file in pair(name)} == inputs
 
 
-def test_table_marks_the_chosen_way_and_the_result_is_kept(cli: Cli, folder: Path) -> None:
+def test_table_marks_the_chosen_way_and_the_result_is_kept(cli: Cli, trained_folder: Path) -> None:
     found = cli(*pair("cnn"), "-o", "out.pt", "--json-file", "r.json", *CNN, *DIGITS, *FEW)
     assert found.exit_code == 0, found.output
     document = json.loads(Path("r.json").read_text(encoding="utf-8"))
@@ -116,7 +98,7 @@ def permuted_copy(name: str, to: str) -> None:
     ids=["average", "slerp", "refit", "auto"],
 )
 def test_a_network_and_its_permuted_copy_give_the_network_back(
-    cli: Cli, folder: Path, options: tuple[str, ...]
+    cli: Cli, trained_folder: Path, options: tuple[str, ...]
 ) -> None:
     permuted_copy("mlp0", "copy.safetensors")
     found = cli("mlp0.safetensors", "copy.safetensors", "-o", "out.safetensors", *options, *FEW)
@@ -127,7 +109,8 @@ def test_a_network_and_its_permuted_copy_give_the_network_back(
         torch.testing.assert_close(after[key], value, rtol=1e-5, atol=1e-6)
 
 
-def test_outputs_are_like_the_first_network(cli: Cli, folder: Path) -> None:
+def test_outputs_are_like_the_first_network(cli: Cli, trained_folder: Path) -> None:
+    torch.save({"epoch": 7, "state_dict": tensors("mlp0.safetensors")}, "whole.pt")
     found = cli("whole.pt", "mlp1.safetensors", "-o", "out.pt", *FEW)
     assert found.exit_code == 0, found.output
     assert torch.load("out.pt")["epoch"] == 7
@@ -137,14 +120,14 @@ def test_outputs_are_like_the_first_network(cli: Cli, folder: Path) -> None:
         assert file.metadata() == {"format": "pt"}
 
 
-def test_same_seed_gives_the_same_bytes(cli: Cli, folder: Path) -> None:
+def test_same_seed_gives_the_same_bytes(cli: Cli, trained_folder: Path) -> None:
     for out in ("a.safetensors", "b.safetensors"):
         options = ("--seed", "3", *CNN, *DIGITS, *FEW)
         assert cli(*pair("cnn"), "-o", out, *options).exit_code == 0
     assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
 
 
-def test_weights_and_naive_are_the_plain_mean(cli: Cli, folder: Path) -> None:
+def test_weights_and_naive_are_the_plain_mean(cli: Cli, trained_folder: Path) -> None:
     found = cli(*pair("mlp"), "-o", "o.pt", "--method", "naive", "--weights", "1,3", "--quiet")
     assert (found.exit_code, found.stdout) == (0, "")
     a, b = map(tensors, pair("mlp"))
@@ -152,7 +135,7 @@ def test_weights_and_naive_are_the_plain_mean(cli: Cli, folder: Path) -> None:
         torch.testing.assert_close(value, a[key] / 4 + 3 * b[key] / 4)
 
 
-def test_without_data_a_warning_is_given(cli: Cli, folder: Path) -> None:
+def test_without_data_a_warning_is_given(cli: Cli, trained_folder: Path) -> None:
     found = cli(*pair("mlp"), "-o", "out.pt", *FEW, "--json")
     assert found.exit_code == 0, found.output
     assert "a lower distance can be a higher loss" in " ".join(found.stderr.split())
@@ -162,7 +145,9 @@ def test_without_data_a_warning_is_given(cli: Cli, folder: Path) -> None:
     assert len(document["warnings"]) == 2
 
 
-def test_networks_are_called_by_their_files_where_these_differ(cli: Cli, folder: Path) -> None:
+def test_networks_are_called_by_their_files_where_these_differ(
+    cli: Cli, trained_folder: Path
+) -> None:
     Path("a").mkdir()
     permuted_copy("mlp0", "a/mlp1.safetensors")
     options = ("--json", "-o", "out.pt", *MLP, *DIGITS, "--method", "naive")
@@ -175,7 +160,7 @@ def test_networks_are_called_by_their_files_where_these_differ(cli: Cli, folder:
         assert document["networks"] == list(paths)
 
 
-def test_three_networks_share_one_order(cli: Cli, folder: Path) -> None:
+def test_three_networks_share_one_order(cli: Cli, trained_folder: Path) -> None:
     permuted_copy("mlp1", "copy.safetensors")
     found = cli(*pair("mlp"), "copy.safetensors", "-o", "out.pt", *MLP, *DIGITS, *FEW, "--json")
     assert found.exit_code == 0, found.output
@@ -184,7 +169,7 @@ def test_three_networks_share_one_order(cli: Cli, folder: Path) -> None:
     assert document["weights"] == pytest.approx([1 / 3] * 3)
 
 
-def test_folders_of_hugging_face_come_in_and_go_out(cli: Cli, folder: Path) -> None:
+def test_folders_of_hugging_face_come_in_and_go_out(cli: Cli, trained_folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
     sizes = {"n_layer": 1, "n_embd": 8, "n_head": 2, "n_positions": 12, "vocab_size": 20}
     for seed in range(2):
@@ -229,7 +214,7 @@ BOTH = ("mlp0.safetensors", "mlp1.safetensors")
     ],
 )
 def test_bad_input_ends_with_2_and_writes_nothing(
-    cli: Cli, folder: Path, arguments: tuple[str, ...], words: str
+    cli: Cli, trained_folder: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     before = {path: path.read_bytes() for path in Path().iterdir()}
     found = cli(*arguments, "--json")
@@ -242,7 +227,7 @@ def test_bad_input_ends_with_2_and_writes_nothing(
     "step", ["gpu_align.CoordinateDescent.step", "gpu_align._cli._merging.save_checkpoint"]
 )
 def test_ctrl_c_ends_with_1_and_writes_nothing(
-    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    cli: Cli, trained_folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt

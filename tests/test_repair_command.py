@@ -1,14 +1,13 @@
 """`gpu-align repair`: what it sets right, what it writes, and how it ends."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from trained_digits import CNN, DIGITS, MLP, nets, trained_pairs, write_files
+from trained_digits import CNN, DIGITS, MLP, nets
 from typer.testing import CliRunner, Result
 
 from gpu_align import load_checkpoint, merge
@@ -21,25 +20,12 @@ Cli = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def states() -> dict[str, dict[str, Tensor]]:
-    pytest.importorskip("sklearn")
-    found = trained_pairs()
+def trained_states(trained_states: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    found = dict(trained_states)
     for name in ("mlp", "cnn"):
         pair = [found[f"{name}{seed}"] for seed in range(2)]
         found[f"{name}_mean"] = dict(merge(pair, method="naive").state_dict)
     return found
-
-
-@pytest.fixture
-def folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: dict[str, dict[str, Tensor]]
-) -> Path:
-    """A folder with pairs of trained checkpoints, their plain means and models; we are in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    write_files(tmp_path, states)
-    return tmp_path
 
 
 @pytest.fixture
@@ -71,7 +57,7 @@ def test_options_name_what_there_is() -> None:
     ],
 )
 def test_what_is_written_has_the_loss_that_is_told(
-    cli: Cli, folder: Path, name: str, options: tuple[str, ...], method: str
+    cli: Cli, trained_folder: Path, name: str, options: tuple[str, ...], method: str
 ) -> None:
     mean = f"{name}_mean.safetensors"
     given = Path(mean).read_bytes()
@@ -88,7 +74,7 @@ def test_what_is_written_has_the_loss_that_is_told(
     assert Path(mean).read_bytes() == given
 
 
-def test_norms_change_statistics_and_nothing_else(cli: Cli, folder: Path) -> None:
+def test_norms_change_statistics_and_nothing_else(cli: Cli, trained_folder: Path) -> None:
     options = (*CNN, "--data", "digits", "--examples", 200)
     found = cli("cnn_mean.safetensors", "-o", "out.pt", *options)
     assert found.exit_code == 0, found.output
@@ -103,7 +89,7 @@ def test_norms_change_statistics_and_nothing_else(cli: Cli, folder: Path) -> Non
     torch.testing.assert_close(after["1.running_mean"], values.mean(1), rtol=1e-4, atol=1e-5)
 
 
-def test_text_tells_the_loss_before_and_after(cli: Cli, folder: Path) -> None:
+def test_text_tells_the_loss_before_and_after(cli: Cli, trained_folder: Path) -> None:
     options = (*MLP, *DIGITS, *parents("mlp"))
     found = cli("mlp_mean.safetensors", "-o", "out.pt", *options)
     assert found.exit_code == 0, found.output
@@ -113,7 +99,7 @@ def test_text_tells_the_loss_before_and_after(cli: Cli, folder: Path) -> None:
     assert (quiet.exit_code, quiet.stdout) == (0, "")
 
 
-def test_a_network_that_is_its_own_parent_stays(cli: Cli, folder: Path) -> None:
+def test_a_network_that_is_its_own_parent_stays(cli: Cli, trained_folder: Path) -> None:
     own = "mlp0.safetensors"
     for method in ("repair", "rescale", "refit", "refit-parents"):
         options = ("--parents", own, "--method", method, *MLP, *DIGITS)
@@ -141,7 +127,7 @@ MEAN = "mlp_mean.safetensors"
     ],
 )
 def test_bad_input_ends_with_2_and_writes_nothing(
-    cli: Cli, folder: Path, arguments: tuple[str, ...], words: str
+    cli: Cli, trained_folder: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     before = {path: path.read_bytes() for path in Path().iterdir()}
     found = cli(*arguments, "--json")
@@ -151,7 +137,7 @@ def test_bad_input_ends_with_2_and_writes_nothing(
 
 
 def test_ctrl_c_ends_with_1_and_writes_nothing(
-    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, trained_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt

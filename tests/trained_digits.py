@@ -1,8 +1,10 @@
-"""Small networks that were trained on digits, and files of them, for commands that merge."""
+"""Small networks that were trained on digits, and a folder of them, for commands that merge."""
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -49,8 +51,10 @@ def trained(make: Callable[[], nn.Module], seed: int) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in model.state_dict().items()}
 
 
-def trained_pairs() -> dict[str, dict[str, Tensor]]:
-    """Return two networks of each kind: mlp0, mlp1, cnn0 and cnn1."""
+@pytest.fixture(scope="session")
+def trained_states() -> dict[str, dict[str, Tensor]]:
+    """Two networks of each kind: mlp0, mlp1, cnn0 and cnn1."""
+    pytest.importorskip("sklearn")
     return {
         f"{name}{seed}": trained(make, seed) for name, make in nets().items() for seed in range(2)
     }
@@ -61,3 +65,15 @@ def write_files(folder: Path, states: Mapping[str, Mapping[str, Tensor]]) -> Non
     (folder / "nets.py").write_text(NETS, encoding="utf-8")
     for name, state in states.items():
         save_checkpoint(folder / f"{name}.safetensors", state)
+
+
+@pytest.fixture
+def trained_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_states: dict[str, dict[str, Tensor]]
+) -> Path:
+    """A folder with checkpoints of the trained states and their models; we are in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    write_files(tmp_path, trained_states)
+    return tmp_path

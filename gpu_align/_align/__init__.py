@@ -4,7 +4,13 @@ from gpu_align._align._align import align, align_networks
 from gpu_align._align._barycentre import Barycentre, barycentre, cycle_error
 from gpu_align._align._canonical import CanonicalForm, canonical_form, canonicalize
 from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
-from gpu_align._align._evidence import KINDS, Evidence, activation_evidence
+from gpu_align._align._evidence import (
+    KINDS,
+    Correlations,
+    Correlator,
+    Evidence,
+    activation_evidence,
+)
 from gpu_align._align._hugging_face import model_beside
 from gpu_align._align._networks import Model, Network, state_of
 from gpu_align._align._result import (
@@ -29,6 +35,8 @@ __all__ = [
     "AlignmentResult",
     "Barycentre",
     "CanonicalForm",
+    "Correlations",
+    "Correlator",
     "CostMatrix",
     "Evidence",
     "GroupReport",

@@ -268,6 +268,8 @@ def _correlations(
     evidence = settings.evidence
     if evidence is None:
         return None, {}
+    if evidence.known is not None:
+        return {index: evidence.known[index] for index in states}, {}
     spec.validate(target, "target")
     check_weights(spec, target, "target")
     device = settings.engine.device

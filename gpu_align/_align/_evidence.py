@@ -51,12 +51,14 @@ class Evidence:
         alpha: how much correlations count beside weights.
         examples: what both networks are run on.
         progress: called with the number of examples that are done, and of all.
+        known: correlations of each source, where they were measured before; else None.
     """
 
     kind: str
     alpha: float
     examples: Examples
     progress: Callable[[int, int], None] | None = None
+    known: "Sequence[Correlations] | None" = None
 
     @classmethod
     def of(

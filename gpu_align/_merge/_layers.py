@@ -348,7 +348,6 @@ def _windows(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Tensor:
     """Return what each place of a convolution sees, [groups, b * places, channels * kernel]."""
-    x = x.contiguous()
     steps = x.stride()[2:]
     reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     sizes = [(n - r - 1) // s + 1 for n, r, s in zip(x.shape[2:], reach, stride, strict=True)]

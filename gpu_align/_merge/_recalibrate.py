@@ -20,7 +20,7 @@ from gpu_align._symmetry import Op, TracedModel
 _ENTRIES = 2**22
 """Most entries of the inputs of a layer that are laid out at once."""
 
-_ROWS = 2**17
+_ROWS = 2**15
 """Most places that a layer is fitted on; neighbours in a map say nearly the same."""
 
 
@@ -126,9 +126,10 @@ def _mean_and_variance(
     """
     total: tuple[Tensor, Tensor, int] | None = None
     for part in parts:
-        variance, mean = torch.var_mean(part, axes, correction=0)
+        mean = part.mean(axes, keepdim=True)
+        variance = (part - mean).square_().mean(axes)  # var_mean takes several times as long
         count = part.numel() // mean.numel()
-        own = mean.to(torch.float64), variance.to(torch.float64), count
+        own = mean.flatten().to(torch.float64).view_as(variance), variance.to(torch.float64), count
         total = own if total is None else _joined(total, own)
     assert total is not None
     return total
@@ -241,8 +242,14 @@ def recalibrate(
     """
     users = _users(walk.models[0])
     owners = {one.state: _owners(walk, one.state, users) for one in candidates}
+
+    def measure(step: Step) -> None:
+        if Op(step.node).name == "batch_norm":
+            for one in candidates:
+                _measure(step, one.state, part)
+
     with torch.no_grad():
-        for step in walk.steps():
+        for step in walk.steps(measure):
             for one in candidates:
                 _mend(step, one, part, owners[one.state])
             if progress is not None:
@@ -250,28 +257,24 @@ def recalibrate(
 
 
 def _mend(step: Step, one: Candidate, part: Part, owners: Mapping[int, set[fx.Node]]) -> None:
-    op = Op(step.node).name
-    if op == "batch_norm" and _measure(step, one.state, part):
-        step.run_again(one.state)
     call = step.arguments(one.state, 0)
-    layer = layer_of(op, call, step.values[one.state][0])
+    layer = layer_of(Op(step.node).name, call, step.values[one.state][0])
     if layer is None or not _is_own(layer, step.node, owners):
         return
     if one.method.mend(step, layer, one, part):
         step.run_again(one.state)
 
 
-def _measure(step: Step, state: int, part: Part) -> bool:
-    """Give a batch norm the mean and the variance of its inputs; False if it has none."""
+def _measure(step: Step, state: int, part: Part) -> None:
+    """Give a batch norm the mean and the variance of its inputs, if it keeps them."""
     calls = [step.arguments(state, batch) for batch in part.all]
     mean, variance = calls[0]["running_mean"], calls[0]["running_var"]
     if mean is None:
-        return False
+        return
     axes = tuple(axis for axis in range(calls[0]["input"].ndim) if axis != 1)
     found, spread, count = _mean_and_variance((call["input"] for call in calls), axes)
     mean.copy_(found)
     variance.copy_(spread * count / max(count - 1, 1))
-    return True
 
 
 def has_batch_norms(model: TracedModel) -> bool:

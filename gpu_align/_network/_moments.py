@@ -30,10 +30,11 @@ class Moments:
     @classmethod
     def of(cls, a: Tensor, b: Tensor) -> "Moments":
         """Return those of samples, [n, samples] each, of any floating-point dtype."""
-        a, b = a.to(torch.float64), b.to(torch.float64)
+        a, b = a.to(torch.float64, copy=True), b.to(torch.float64, copy=True)
         mean_a, mean_b = a.mean(1), b.mean(1)
-        a, b = a - mean_a[:, None], b - mean_b[:, None]
-        square_a, square_b = a.square().sum(1), b.square().sum(1)
+        a -= mean_a[:, None]
+        b -= mean_b[:, None]
+        square_a, square_b = torch.linalg.vecdot(a, a), torch.linalg.vecdot(b, b)
         return cls(a.shape[1], mean_a, mean_b, square_a, square_b, a @ b.T)
 
     def merged(self, other: "Moments") -> "Moments":

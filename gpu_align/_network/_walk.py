@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from gpu_align._errors import InputError, ModelError
+from gpu_align._network._image_layout import ImageLayout
 from gpu_align._process import full_precision
 from gpu_align._symmetry import Op, StateDict, TracedModel, as_arguments, extent
 
@@ -94,16 +95,24 @@ class Walk:
             [_placed(model, batch) for model, batch in zip(models, batches, strict=True)]
             for _ in states
         ]
-        self._last_uses = {id(model): _last_uses(model) for model in models}
+        apart = {id(model): model for model in models}
+        self._last_uses = {key: _last_uses(model) for key, model in apart.items()}
+        self._layouts = {key: ImageLayout(model) for key, model in apart.items()}
 
     def __len__(self) -> int:
         """Return the number of steps."""
         return len(self.models[0].computed)
 
-    def steps(self) -> Iterator[Step]:
-        """Run op after op; values that no later op needs are dropped."""
+    def steps(self, before: Callable[[Step], None] | None = None) -> Iterator[Step]:
+        """Run op after op; values that no later op needs are dropped.
+
+        Args:
+            before: called before an op is run, with a step without values.
+        """
         with full_precision():
             for number in range(len(self)):
+                if before is not None:
+                    before(Step(number, [], self))
                 values = [
                     [
                         self.call(model.computed[number], state, batch)
@@ -159,6 +168,7 @@ class Walk:
     def _call(self, node: fx.Node, state: int, batch: int, fresh: dict[fx.Node, Any]) -> Any:
         arguments = node.args, dict(node.kwargs)
         args, kwargs = fx.node.map_arg(arguments, lambda n: self._value(n, state, batch, fresh))
+        args, kwargs = self._layouts[id(self.models[batch])].arguments(node, args, kwargs)
         function: Callable[..., Any] = node.target  # type: ignore[assignment]
         try:
             return function(*args, **kwargs)
