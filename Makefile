@@ -6,6 +6,7 @@
 # make simulate  the assignment kernels thread by thread, without a GPU: races, missing barriers,
 #             deadlocks, bad reads. Needs g++ and addr2line. `make test-slow` has the quick form
 # make check  what CI runs before the tests: lint, format, types
+# make docs   the documentation site, into site/; `make docs-serve` serves it and follows changes
 # Each makes its own virtual environment on first use and needs only Python >= 3.11 and make.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow proofs simulate check bench clean
+.PHONY: demo test test-slow proofs simulate check bench docs docs-serve clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/gpu-align demo --out demo
@@ -39,6 +40,12 @@ check: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/pytest -q bench --benchmark-json=bench/results/latest.json
 
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpu-align needs Python >= 3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -55,9 +62,13 @@ $(VENV)/proofs.stamp: pyproject.toml constraints.txt $(VENV)/bin/python
 	$(PIP) -e '.[test,kernels-check]'
 	touch $@
 
+$(VENV)/docs.stamp: pyproject.toml constraints.txt $(VENV)/bin/python
+	$(PIP) -e '.[docs]'
+	touch $@
+
 $(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/bin/python
 	$(PIP) -e '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info
+	rm -rf $(VENV) build dist demo site *.egg-info

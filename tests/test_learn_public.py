@@ -1,4 +1,4 @@
-"""The face of gpu_align.learn: its names, what an import loads, the example in the README."""
+"""The face of gpu_align.learn: its names, what an import loads, the example of its page."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ import torch
 
 from gpu_align import learn
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "learning.md").read_text(encoding="utf-8")
 
 
 def test_names_are_complete_and_sorted() -> None:
@@ -28,11 +28,10 @@ def test_import_loads_no_torch() -> None:
     assert run.stdout.strip() == "False"
 
 
-def test_the_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (example,) = (block for block in blocks if "gpu_align.learn" in block)
+def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    example = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
     names: dict[str, object] = {}
-    exec(compile(example, "README.md", "exec"), names)
+    exec(compile(example, "learning.md", "exec"), names)
     difference, shapes = capsys.readouterr().out.splitlines()
     assert 0 <= float(re.findall(r"tensor\(([^,)]+)", difference)[0]) < 1e-4
     assert shapes == "[(100, 16, 16), (100, 16, 8), (100, 16, 8), (100, 8)]"

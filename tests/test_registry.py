@@ -16,14 +16,14 @@ from gpu_align import Search, run_search
 from gpu_align._device._random import RandomStream
 from gpu_align._search import SEARCHES, Run
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "searches.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_every_place_has_every_search(name: str) -> None:
     kind = SEARCHES[name].kind
     assert kind.__name__ in gpu_align.__all__
-    assert f"| `{kind.__name__}` ({name}) |" in README
+    assert f"| `{kind.__name__}` ({name}) |" in PAGE
     tables = [test_search.SEARCHES, test_engine.SEARCHES, same_seed.SEARCHES]
     for table in [test_task_search.SEARCHES] if SEARCHES[name].needs_data else tables:
         assert kind in {type(search) for search in table.values()}

@@ -31,8 +31,8 @@ class LossPlane:
 
     Attributes:
         x, y: coordinates of the columns and of the rows.
-        losses: [y][x].
-        accuracies: [y][x]; empty without classes.
+        losses: of each row, those of its columns.
+        accuracies: likewise; empty without classes.
         places: name -> (x, y), of "A", "B" and "B aligned".
         reestimated: whether each network's batch norms have the statistics of the data.
     """
