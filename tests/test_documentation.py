@@ -1,11 +1,19 @@
-"""README.md and the pages: every block of code runs as it is written."""
+"""README.md and the pages: every block of code runs as it is written, every name is described."""
 
+import json
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import documents
 import pytest
+import test_architectures
 from marks import slow
+
+import gpu_align
+from docs.generate import gallery
+from gpu_align import learn
 
 RUN = [
     page
@@ -28,3 +36,22 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_models", raising=False)
     documents.run(page)
+
+
+@pytest.mark.parametrize("module", [gpu_align, learn], ids=lambda module: module.__name__)
+def test_every_public_name_has_its_place_in_the_reference(module: ModuleType) -> None:
+    pages = (documents.ROOT / "docs" / "api").glob("*.md")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    described = re.findall(rf"^::: {re.escape(module.__name__)}\.(\w+)$", text, re.MULTILINE)
+    beside = {"write_report"} if module is gpu_align else set()
+    assert sorted(described) == sorted({*module.__all__, *beside})
+
+
+def test_the_gallery_has_every_architecture_of_the_tests() -> None:
+    known = test_architectures.SMALL | test_architectures.FULL
+    titles = {name for kind in gallery.KINDS.values() for name in kind}
+    found = json.loads((gallery.GALLERY / "gallery.json").read_text(encoding="utf-8"))
+    assert titles == known.keys() == found.keys()
+    for name, (_, expected) in known.items():
+        assert found[name]["log10"] == pytest.approx(expected, abs=1e-6), name
+        assert (gallery.GALLERY / f"{name}.svg").is_file()

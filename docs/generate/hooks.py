@@ -1,8 +1,8 @@
 """What mkdocs calls: tables and references for the pages, and files of the repository as pages.
 
 A line `<!-- table: NAME -->` stands for a table of recorded figures, `<!-- commands -->` for the
-reference of the command line. Links go to files of the repository, so that pages can be read there
-too; here they are turned to where these files are on the site.
+reference of the command line, `<!-- gallery -->` for the architectures. Links go to files of the
+repository, so that pages can be read there too; here they are turned to places on the site.
 """
 
 import posixpath
@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # mkdocs imports this file by its path
 
-from docs.generate import commands, tables  # noqa: E402
+from docs.generate import commands, gallery, tables  # noqa: E402
 
 BESIDE = {
     "bench.md": "bench/README.md",
@@ -69,4 +69,6 @@ def _made(place: re.Match[str]) -> str:
             return tables.TABLES[name]()
         case "commands":
             return commands.reference()
+        case "gallery":
+            return gallery.page()
     return place.group()
