@@ -21,6 +21,7 @@ from gpu_align._align._result import (
     read_result,
 )
 from gpu_align._align._settings import Settings, checked_seconds, checked_spec
+from gpu_align._align._stacked import AlignedStack, align_stack
 from gpu_align._align._summary import (
     change_in_words,
     evidence_in_words,
@@ -31,6 +32,7 @@ from gpu_align._align._summary import (
 __all__ = [
     "KINDS",
     "SCHEMA",
+    "AlignedStack",
     "AlignmentFailure",
     "AlignmentResult",
     "Barycentre",
@@ -48,6 +50,7 @@ __all__ = [
     "activation_evidence",
     "align",
     "align_networks",
+    "align_stack",
     "barycentre",
     "canonical_form",
     "canonicalize",

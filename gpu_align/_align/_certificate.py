@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from gpu_align._problem import (
     Member,
     add_bound,
     exact_match,
+    known_match,
     lower_bound,
     optimistic,
     picked,
@@ -116,6 +117,87 @@ class Certificate:
     groups: tuple[GroupReport, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class FamilyTable:
+    """What certificates say about one family, for many hypotheses.
+
+    Attributes:
+        family: which.
+        moved: units of the root, then of each child, that change place or sign, int64 [b, members].
+        numbers: distances before and after, primal, dual and gap of `GroupReport`, float64 [b, 5].
+    """
+
+    family: Family
+    moved: Tensor
+    numbers: Tensor
+
+    def reports(self) -> Iterator[GroupReport]:
+        """Yield the report of each hypothesis."""
+        name, family = self.family.root.group, self.family
+        rows = self.numbers.tolist()
+        for (root, *children), row in zip(self.moved.tolist(), rows, strict=True):
+            inside = tuple(
+                Inside(child.group, child.size, count)
+                for child, count in zip(family.children, children, strict=True)
+            )
+            yield GroupReport(name, family.units(family.root), inside, root, *row)
+
+
+@dataclass(frozen=True, eq=False)
+class CertificateTable:
+    """What certificates say about many hypotheses, on the CPU; `Certificate` has one of them.
+
+    Attributes:
+        distance_before, distance, lower_bound: float64 [b].
+        families: one table per family.
+    """
+
+    distance_before: Tensor
+    distance: Tensor
+    lower_bound: Tensor
+    families: tuple[FamilyTable, ...]
+
+    @property
+    def moved(self) -> Tensor:
+        """How many units change place or sign, over all groups, int64 [b]."""
+        zero = torch.zeros(len(self.distance), dtype=torch.int64, device="cpu")
+        return sum((table.moved.sum(1) for table in self.families), zero)
+
+    @property
+    def relative_gap(self) -> Tensor:
+        """The largest gap of a group as a share of its |dual|, float64 [b]; inf of nothing."""
+        worst = torch.zeros_like(self.distance)
+        for table in self.families:
+            dual, gap = table.numbers[:, 3].abs(), table.numbers[:, 4]
+            share = torch.where(gap == 0, 0.0, gap / dual)  # inf where the dual is zero
+            worst = torch.maximum(worst, share)
+        return worst
+
+    def select(self, rows: Tensor) -> "CertificateTable":
+        """Return the certificates of some hypotheses, int64 [k]."""
+        tables = (replace(t, moved=t.moved[rows], numbers=t.numbers[rows]) for t in self.families)
+        before, after = self.distance_before[rows], self.distance[rows]
+        return CertificateTable(before, after, self.lower_bound[rows], tuple(tables))
+
+    @staticmethod
+    def joined(tables: "Sequence[CertificateTable]") -> "CertificateTable":
+        """Join the certificates of parts of a batch."""
+        families = tuple(
+            replace(
+                parts[0],
+                moved=torch.cat([part.moved for part in parts]),
+                numbers=torch.cat([part.numbers for part in parts]),
+            )
+            for parts in zip(*(table.families for table in tables), strict=True)
+        )
+        return CertificateTable(
+            torch.cat([table.distance_before for table in tables]),
+            torch.cat([table.distance for table in tables]),
+            torch.cat([table.lower_bound for table in tables]),
+            families,
+        )
+
+
 def certificates(
     problem: AlignmentProblem, hypotheses: Hypotheses, *, work: float = math.inf
 ) -> list[Certificate]:
@@ -129,37 +211,60 @@ def certificates(
     Returns:
         One certificate per hypothesis.
     """
+    table = certificate_table(problem, hypotheses, work=work)
+    reports = [of_family.reports() for of_family in table.families]
+    numbers = (table.distance_before, table.distance, table.lower_bound)
+    groups = zip(*reports, strict=True) if reports else [()] * len(hypotheses)
+    rows = zip(*(column.tolist() for column in numbers), groups, strict=True)
+    return [Certificate(b, a, bound, tuple(of_groups)) for b, a, bound, of_groups in rows]
+
+
+def certificate_table(
+    problem: AlignmentProblem,
+    hypotheses: Hypotheses,
+    *,
+    work: float = math.inf,
+    found: bool = False,
+) -> CertificateTable:
+    """Certify a batch of hypotheses, see `certificates`, without an object for each.
+
+    Args:
+        problem, hypotheses, work: as there.
+        found: whether the hypotheses are what a search has ended with: then the assignments of most
+            groups are optimal, so they are not solved again, which changes duals by rounding.
+    """
     model = hypotheses.model
     before = {name: d[model] for name, d in problem.each_tensor_distance().items()}
     after = problem.each_tensor_distance(hypotheses)
     bounds = lower_bound(problem, work=work)[model]
-    reports = [
-        _group_reports(problem, hypotheses, family, before, after)
+    families = tuple(
+        _family_table(problem, hypotheses, family, before, after, found=found)
         for family in problem.families.values()
-    ]
-    totals = (
-        (problem.unit * _total(parts.values(), bounds)).cpu().tolist() for parts in (before, after)
     )
-    groups = zip(*reports, strict=True) if reports else [()] * len(hypotheses)
-    rows = zip(*totals, bounds.cpu().tolist(), groups, strict=True)
-    return [Certificate(b, a, bound, tuple(of_groups)) for b, a, bound, of_groups in rows]
+    first, last = ((problem.unit * _total(part.values(), bounds)).cpu() for part in (before, after))
+    return CertificateTable(first, last, bounds.cpu(), families)
 
 
-def _group_reports(
+def _family_table(
     problem: AlignmentProblem,
     hypotheses: Hypotheses,
     family: Family,
     before: Mapping[str, Tensor],
     after: Mapping[str, Tensor],
-) -> Iterator[GroupReport]:
-    """Yield the report of one family for each hypothesis."""
+    *,
+    found: bool,
+) -> FamilyTable:
+    """Return what is said about one family for each hypothesis."""
     name, perms, model = family.root.group, hypotheses.perms, hypotheses.model
     similarity = _bounding_similarity(problem, family, perms, model)
+    match = exact_match(problem.engine)
     if problem.is_quadratic(name):
         primal = problem.family_value(name, perms, model)
     else:
         primal = torch.stack([picked(s, perms[m]) for m, s in similarity.items()]).sum(0)
-    dual = family.bound(similarity, exact_match(problem.engine))
+        if found and not family.children and problem.engine.waits:
+            match = known_match(perms[name])
+    dual = family.bound(similarity, match)
     groups = {member.group for member in family.members}
     tensors = [t for t in before if not groups.isdisjoint(problem.spec.tensors[t].groups)]
     members = (family.root, *family.children)
@@ -170,13 +275,7 @@ def _group_reports(
     )
     # One transfer for all.
     table = torch.stack([column.to(primal) for column in numbers], dim=1)
-    rows = (problem.unit * table).cpu().tolist()
-    for (root, *children), row in zip(moved.cpu().tolist(), rows, strict=True):
-        inside = tuple(
-            Inside(child.group, child.size, count)
-            for child, count in zip(family.children, children, strict=True)
-        )
-        yield GroupReport(name, family.units(family.root), inside, root, *row)
+    return FamilyTable(family, moved.cpu(), (problem.unit * table).cpu())
 
 
 def _total(parts: Iterable[Tensor], like: Tensor) -> Tensor:

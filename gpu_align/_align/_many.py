@@ -48,7 +48,7 @@ from gpu_align._symmetry import (
     part_ranges,
 )
 
-_CERTIFIED_ON_HOST, _CERTIFIED_ON_DEVICE = 2**20, 2**27
+CERTIFIED_ON_HOST, CERTIFIED_ON_DEVICE = 2**20, 2**27
 """Elements of the largest tensor or similarity of the models that are certified together.
 
 On the host the memory of one part serves the next, which is faster than fresh memory for all; on a
@@ -291,7 +291,7 @@ class _Task:
             "splits": outcome.splits,
         }
         on_host = self.settings.engine.device.type == "cpu"
-        most = _CERTIFIED_ON_HOST if on_host else _CERTIFIED_ON_DEVICE
+        most = CERTIFIED_ON_HOST if on_host else CERTIFIED_ON_DEVICE
         for start, stop in part_ranges(len(weights), largest_elements(self.spec), most):
             exact = self._problem(weights.part(start, stop), torch.float64)
             part = outcome.best.select(torch.arange(start, stop, device=outcome.best.model.device))
@@ -299,7 +299,7 @@ class _Task:
             proofs: list[Proof | None] = [None] * len(part)
             if self.settings.prove is not None and outcome.status is not Status.INTERRUPTED:
                 part, proofs = proved(exact, part, self.settings)
-            certified = self._certified(exact, part, _work(search, exact))
+            certified = self._certified(exact, part, search_work(search, exact))
             for model, (known, proof) in enumerate(zip(certified, proofs, strict=True)):
                 result = AlignmentResult(**known, **common, search=winners[start + model])
                 yield result if proof is None else with_proof(result, proof)
@@ -350,7 +350,7 @@ def _evidence_of(settings: Settings) -> dict[str, Any]:
     return {"evidence": evidence.kind, "alpha": evidence.alpha if evidence.kind == "both" else None}
 
 
-def _work(search: Search, problem: AlignmentProblem) -> float:
+def search_work(search: Search, problem: AlignmentProblem) -> float:
     """Return about how many multiply-adds a search spends on the assignments of a model.
 
     The bound may cost as much: a cheap search keeps a cheap bound.

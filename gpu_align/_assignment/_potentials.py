@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from gpu_align._assignment._batch import CostBatch, matched_costs, to_numpy
 from gpu_align._assignment._failures import FAILURES
@@ -19,8 +20,8 @@ from gpu_align._status import Status
 _GAP_TOLERANCE = 1e-9
 _STEP_TOLERANCE = 16 * float(np.finfo(np.float64).eps)
 
-# Problems are taken together up to 256 KiB of float64, which stay in the cache between rounds.
-_CHUNK_ENTRIES = 2**15
+# Problems are taken together up to 512 KiB of float64, which stay in the cache between rounds.
+_CHUNK_ENTRIES = 2**16
 
 
 def certify(problem: AssignmentProblem, solution: AssignmentSolution) -> AssignmentSolution:
@@ -70,6 +71,26 @@ def certify(problem: AssignmentProblem, solution: AssignmentSolution) -> Assignm
             for status, proved in zip(solution.status, optimal, strict=True)
         ),
     )
+
+
+def dual_bounds(problem: AssignmentProblem, columns: Tensor) -> Tensor:
+    """Return the tightest bounds that duals prove for assignments, as `certify` does.
+
+    Args:
+        problem: b problems with finite costs.
+        columns: int64 [b, n], a matching of each, optimal or nearly so.
+
+    Returns:
+        Sums of the duals, float64 [b]: no matching is better.
+    """
+    status = (Status.SOLVED,) * problem.batch
+    nothing = torch.zeros(problem.batch, dtype=torch.float64, device="cpu")
+    found = certify(
+        problem, AssignmentSolution(col_ind=columns, objective=nothing, status=status, stats={})
+    )
+    assert found.row_dual is not None
+    assert found.col_dual is not None
+    return found.row_dual.sum(1) + found.col_dual.sum(1)
 
 
 def padded_float64(costs: CostBatch, part: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -152,18 +173,25 @@ def _column_duals(
     """
     arcs = np.take_along_axis(cost, col_ind[:, None, :], axis=2)
     arcs -= matched_costs(cost, col_ind)[:, :, None]
-    distance = np.zeros(col_ind.shape)
+    found = distance = np.zeros(col_ind.shape)
     rows: slice | NDArray[np.int64] = slice(None)
-    converged = np.ones(len(cost), dtype=bool)
+    converged, moving = np.ones(len(cost), dtype=bool), np.arange(len(cost))
     for _ in range(cost.shape[1]):
         # Only what has become nearer can bring others nearer.
         through = arcs[:, rows] + distance[:, rows, None]
         shorter = np.minimum(distance, through.min(1))
         fall = distance - shorter
-        converged = fall.max(1) <= tolerance
-        if converged.all():
+        converged[moving] = fall.max(1) <= tolerance
+        if converged[moving].all():
             break
-        distance, rows = shorter, np.flatnonzero(fall.any(0))
-    col_dual = np.empty_like(distance)
-    np.put_along_axis(col_dual, col_ind, distance, axis=1)
+        distance, moves = shorter, fall.any(1)
+        if 2 * moves.sum() <= len(moves):
+            # The others will not move again.
+            found[moving] = distance
+            moving, arcs, distance = moving[moves], arcs[moves], distance[moves]
+            fall, tolerance = fall[moves], tolerance[moves]
+        rows = np.flatnonzero(fall.any(0))
+    found[moving] = distance
+    col_dual = np.empty_like(found)
+    np.put_along_axis(col_dual, col_ind, found, axis=1)
     return col_dual, converged

@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -27,10 +28,29 @@ def check_threads(threads: int | None) -> None:
         )
 
 
+@contextmanager
+def at_most_threads(threads: int) -> Iterator[None]:
+    """Let solvers that are not told otherwise use at most so many threads within the body.
+
+    For processes of which there is one for each CPU.
+    """
+    check_threads(threads)
+    _limits.append(threads)
+    try:
+        yield
+    finally:
+        _limits.pop()
+
+
+_limits: list[int] = []
+
+
 def thread_count(threads: int | None) -> int:
     """Return `threads`, or where that is None the number of CPUs this process may use."""
     if threads is not None:
         return threads
+    if _limits:
+        return _limits[-1]
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -5,6 +5,7 @@ from gpu_align._problem._bound import (
     bounded_shares,
     dual_match,
     exact_match,
+    known_match,
     lower_bound,
     optimistic,
 )
@@ -25,7 +26,12 @@ from gpu_align._problem._signed import (
     with_sign,
 )
 from gpu_align._problem._soft_networks import SoftNetworks
-from gpu_align._problem._stack import check_weights, compute_dtype, unusable
+from gpu_align._problem._stack import (
+    check_weights,
+    compute_dtype,
+    unusable,
+    unusable_of_stack,
+)
 from gpu_align._problem._terms import CHUNK_ELEMENTS, Term
 
 __all__ = [
@@ -54,6 +60,7 @@ __all__ = [
     "in_chunks",
     "index_of",
     "is_signed",
+    "known_match",
     "lower_bound",
     "optimistic",
     "picked",
@@ -61,5 +68,6 @@ __all__ = [
     "to_matrix",
     "unsigned",
     "unusable",
+    "unusable_of_stack",
     "with_sign",
 ]

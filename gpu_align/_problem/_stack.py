@@ -9,10 +9,12 @@ from torch import Tensor
 from gpu_align._errors import CheckpointError, GpuAlignError, SpecError, bullet_list
 from gpu_align._symmetry import (
     PermutationSpec,
+    Stack,
     StateDict,
     part_elements,
     part_ranges,
     stack,
+    stack_of,
     tensors_of,
 )
 
@@ -60,12 +62,33 @@ def unusable(spec: PermutationSpec, states: Sequence[StateDict]) -> dict[int, Gp
     return dict(sorted(errors.items()))
 
 
+def unusable_of_stack(spec: PermutationSpec, states: Stack) -> dict[int, GpuAlignError]:
+    """Return what is wrong with the models of a stack that cannot be aligned, by their number.
+
+    Raises:
+        SpecError: names or shapes, which are those of all, do not fit the spec.
+    """
+    if not len(states):
+        return {}
+    spec.validate(states[0], "source")
+    errors: dict[int, GpuAlignError] = {}
+    for number in _not_comparable(spec, states, range(len(states))):
+        try:
+            check_weights(spec, states[number], "source")
+        except CheckpointError as error:
+            errors[number] = error
+    return errors
+
+
 def _not_comparable(
     spec: PermutationSpec, states: Sequence[StateDict], numbers: Sequence[int]
 ) -> list[int]:
     """Return which of the models, all of which fit the spec, have something for `check_weights`."""
     found: set[int] = set()
     for name, tensor_spec in spec.tensors.items():
+        if isinstance(states, Stack):
+            found.update(_not_comparable_rows(spec, name, states))
+            continue
         held = tensors_of(spec, name, [states[number] for number in numbers])
         tensors = dict(zip(numbers, held, strict=True))
         floating = [n for n, tensor in tensors.items() if tensor.is_floating_point()]
@@ -77,6 +100,14 @@ def _not_comparable(
             finite = has_finite_sums(stack([tensors[n] for n in part])).tolist()
             found.update(n for n, good in zip(part, finite, strict=True) if not good)
     return sorted(found)
+
+
+def _not_comparable_rows(spec: PermutationSpec, name: str, states: Stack) -> list[int]:
+    """Return which models of a stack have one tensor that is none to compare."""
+    tensors, tensor_spec = stack_of(spec, name, states), spec.tensors[name]
+    if not tensors.is_floating_point():
+        return list(range(len(states))) if tensor_spec.counted or tensor_spec.groups else []
+    return [int(n) for n in (~has_finite_sums(tensors)).nonzero()[:, 0]]
 
 
 def check_weights(spec: PermutationSpec, state_dict: StateDict, role: str) -> None:
@@ -125,9 +156,8 @@ def _not_finite(tensor: Tensor) -> int:
 def compute_dtype(spec: PermutationSpec, states: Sequence[StateDict]) -> torch.dtype:
     """Half precision is computed in float32; float64 wherever a counted tensor has it."""
     counted = [name for name, tensor in spec.tensors.items() if tensor.counted]
+    some = states[:1] if isinstance(states, Stack) else states
     double = any(
-        tensor.dtype == torch.float64
-        for name in counted
-        for tensor in tensors_of(spec, name, states)
+        tensor.dtype == torch.float64 for name in counted for tensor in tensors_of(spec, name, some)
     )
     return torch.float64 if double else torch.float32

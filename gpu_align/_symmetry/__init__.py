@@ -22,15 +22,15 @@ from gpu_align._symmetry._outputs import Kept, output_tensors
 from gpu_align._symmetry._permutation import Permutation
 from gpu_align._symmetry._reference import Reference, tied_names
 from gpu_align._symmetry._rename import spec_of_file
-from gpu_align._symmetry._reorder import apply_permutations
+from gpu_align._symmetry._reorder import apply_permutations, permuted_stack
 from gpu_align._symmetry._running import as_arguments, evaluation_mode, same_noise
 from gpu_align._symmetry._spec import PermutationSpec, Pin, StateDict
-from gpu_align._symmetry._stacks import stack_size, unstacked
+from gpu_align._symmetry._stacks import Stack, stack_size, unstacked
 from gpu_align._symmetry._tensor_spec import Block, TensorSpec
 from gpu_align._symmetry._trace import discover
 from gpu_align._symmetry._traced_model import TracedModel, trace_model
-from gpu_align._symmetry._verify import Comparison, compare_outputs
-from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, tensors_of
+from gpu_align._symmetry._verify import Comparison, compare_outputs, compare_stacks
+from gpu_align._symmetry._weights import Weights, part_elements, part_ranges, stack_of, tensors_of
 from gpu_align._symmetry._wrappers import unwrapped
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "Pin",
     "Reference",
     "Span",
+    "Stack",
     "StateDict",
     "TensorSpec",
     "TracedModel",
@@ -61,6 +62,7 @@ __all__ = [
     "balance",
     "chain_spec",
     "compare_outputs",
+    "compare_stacks",
     "counted",
     "discover",
     "double",
@@ -74,11 +76,13 @@ __all__ = [
     "output_tensors",
     "part_elements",
     "part_ranges",
+    "permuted_stack",
     "pins_by_reason",
     "rescale",
     "same_noise",
     "spec_of_file",
     "stack",
+    "stack_of",
     "stack_size",
     "tensors_of",
     "tied_names",

@@ -7,6 +7,7 @@ from torch import Tensor
 from gpu_align._symmetry._memory import memory_of
 from gpu_align._symmetry._move import move, multiply
 from gpu_align._symmetry._spec import PermutationSpec, StateDict
+from gpu_align._symmetry._stacks import Stack
 from gpu_align._symmetry._tensor_spec import TensorSpec
 from gpu_align._symmetry._weights import Weights, apart
 
@@ -40,6 +41,30 @@ def apply_permutations(
                 given = results[number][name]
                 results[number][name] = rows[number].to(given.device, given.dtype)
     return results
+
+
+def permuted_stack(
+    weights: Weights, perms: Mapping[str, Tensor], signs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return a stack with the units of every model reordered by its own permutation.
+
+    The same as `apply_permutations`, without a state dict for each model.
+
+    Args:
+        weights: of a `Stack`.
+        perms: group -> int64 [m, units], on the device of the weights.
+        signs: signed group -> int64 [m, units].
+    """
+    assert isinstance(weights.states, Stack)
+    spec, made = weights.spec, {}
+    for name, given in weights.states.tensors.items():
+        kept = spec.ties.get(name, name)
+        tensor_spec = spec.tensors[kept]
+        if tensor_spec.groups:
+            moved = _permuted(given.to(weights.device), tensor_spec, spec, perms, signs)
+            given = moved.to(given.device, given.dtype)
+        made[name] = given
+    return made
 
 
 def reordered(

@@ -1,5 +1,6 @@
 """Function preservation: does a permuted state dict compute the same outputs?"""
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,10 +20,15 @@ from gpu_align._symmetry._reference import Reference
 from gpu_align._symmetry._running import Arguments, as_arguments
 from gpu_align._symmetry._sizes import try_other_sizes
 from gpu_align._symmetry._spec import PermutationSpec, StateDict
+from gpu_align._symmetry._stacks import Stack
+from gpu_align._symmetry._weights import part_ranges
 from gpu_align._symmetry._wrappers import unwrapped
 
 if TYPE_CHECKING:
     from gpu_align._symmetry._permutation import Permutation
+
+_COMPARED = 2**18
+"""Entries of the state dicts that are run together."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,64 @@ def compare_outputs(
 def _difference(first: list[Tensor], second: list[Tensor]) -> float:
     """Return the largest difference of two lists of outputs, see `Comparison`."""
     return max((_relative(a, b) for a, b in zip(first, second, strict=True)), default=0.0)
+
+
+def compare_stacks(
+    model: nn.Module,
+    example_inputs: object,
+    first: Stack,
+    second: Stack,
+    *,
+    outputs: Kept | None = None,
+) -> tuple[Tensor, float]:
+    """Compare the outputs under the state dicts of two stacks, as `compare_outputs` does for each.
+
+    They are run together where `torch.func.vmap` takes the model, else one after another.
+
+    Args:
+        model, example_inputs, outputs: as there.
+        first, second: m state dicts each, with the same names.
+
+    Returns:
+        The difference of each, float64 [m] on the CPU, and the largest that counts as the same
+        function.
+
+    Raises:
+        ModelError: the forward fails.
+    """
+    with MODULES:
+        inner = unwrapped(model)
+        names = inner.state_dict().keys()
+        stacks = []
+        for each in (first, second):
+            known = each.tensors.keys() <= names
+            stacks.append(each.tensors if known else rename(each.tensors, names).state)
+        reference = Reference(inner, as_arguments(example_inputs), kept=outputs)
+        reference.outputs({name: tensor[0] for name, tensor in stacks[0].items()})
+        found = []
+        elements = sum(tensor[0].numel() for tensor in stacks[0].values())
+        for start, stop in part_ranges(len(first), elements, _COMPARED):
+            before, after = (
+                _outputs_together(reference, {n: t[start:stop] for n, t in each.items()})
+                for each in stacks
+            )
+            pairs = zip(before, after, strict=True)
+            worst = [_relative_each(a, b) for a, b in pairs]
+            found.append(torch.stack(worst).amax(0).cpu())
+    difference = torch.cat([torch.zeros(0, dtype=torch.float64, device="cpu"), *found])
+    return difference, SHORT_TOLERANCE if reference.shortened else PRESERVED
+
+
+def _outputs_together(reference: Reference, states: StateDict) -> list[Tensor]:
+    """Return the outputs under every state dict of a stack, [m, *shape] each."""
+    run = torch.func.vmap(reference.outputs, randomness="same")
+    try:
+        return list(run(dict(states)))
+    except (ModelError, RuntimeError, ValueError):
+        # An op that looks at values, or has no rule: then each is run by itself.
+        count = len(next(iter(states.values())))
+        each = [reference.outputs({n: t[i] for n, t in states.items()}) for i in range(count)]
+        return [torch.stack(parts) for parts in zip(*each, strict=True)]
 
 
 class SizeError(SpecError):
@@ -268,6 +332,26 @@ def _relative(a: Tensor, b: Tensor) -> float:
     gap = torch.where(agrees, 0.0, (b - a).abs())
     scale = torch.where(finite, a.abs(), 0.0).clamp_min(_typical(a[finite].abs()))
     return float((gap / scale).max())
+
+
+def _relative_each(a: Tensor, b: Tensor) -> Tensor:
+    """Return `_relative` of each pair of two stacks, float64 [m]."""
+    count = len(a)
+    a, b = a.reshape(count, -1), b.reshape(count, -1)
+    if not (torch.is_floating_point(a) or torch.is_complex(a)):
+        return torch.where((a == b).all(1), 0.0, math.inf).double()
+    if a.shape[1] == 0:
+        return torch.zeros(count, dtype=torch.float64, device=a.device)
+    finite, sizes = a.isfinite(), a.abs()
+    agrees = (a == b) | (a.isnan() & b.isnan())
+    comparable = finite.any(1) & (agrees | (finite & b.isfinite())).all(1)
+    counted = torch.where(finite & (sizes > 0), sizes, math.inf)
+    number = counted.isfinite().sum(1, keepdim=True)
+    typical = counted.sort(1).values.gather(1, (number // 10).clamp_max(a.shape[1] - 1))
+    typical = torch.where(number > 0, typical, torch.finfo(torch.float64).tiny)
+    gap = torch.where(agrees, 0.0, (b - a).abs())
+    scale = torch.maximum(torch.where(finite, sizes, 0.0), typical)
+    return torch.where(comparable, (gap / scale).amax(1), math.inf).double()
 
 
 def _typical(sizes: Tensor) -> float:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gpu_align._symmetry._move import stack
 from gpu_align._symmetry._spec import PermutationSpec, StateDict
+from gpu_align._symmetry._stacks import Stack
 
 _CACHED_ELEMENTS, _DEVICE_ELEMENTS = 2**17, 2**26
 _STAGED_ELEMENTS = 2**22
@@ -39,7 +40,7 @@ class Weights:
     """The tensors of models of one spec, stacked by name where they are computed with.
 
     A stack is made, and moved to the device, when it is first asked for, and kept. That of one
-    model is a view of its tensor, unless the tensor lies on another device.
+    model, and of a `Stack`, is a view, unless the tensors lie on another device.
 
     Attributes:
         spec: names and shapes; every model fits it.
@@ -53,7 +54,8 @@ class Weights:
         self, spec: PermutationSpec, states: Sequence[StateDict], device: torch.device
     ) -> None:
         self.spec, self.states, self.device = spec, states, device
-        self.is_kept = len(states) == 1 or device.type != "cpu"
+        is_view = len(states) == 1 or isinstance(states, Stack)
+        self.is_kept = is_view or device.type != "cpu"
         self._stacks: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
@@ -81,6 +83,9 @@ class Weights:
         return found
 
     def _stacked(self, name: str, start: int, stop: int) -> Tensor:
+        if isinstance(self.states, Stack):
+            part = self.states[start:stop]
+            return stack_of(self.spec, name, part).to(self.device, non_blocking=True)
         tensors = tensors_of(self.spec, name, self.states[start:stop])
         if len(tensors) == 1:
             return tensors[0].to(self.device, non_blocking=True)[None]
@@ -97,4 +102,19 @@ class Weights:
 
 def tensors_of(spec: PermutationSpec, name: str, states: Sequence[StateDict]) -> list[Tensor]:
     """Return one tensor of each of many models, all of which fit the spec."""
+    if isinstance(states, Stack):
+        return list(stack_of(spec, name, states))
     return [state[name] if name in state else spec.tensor_of(name, state) for state in states]
+
+
+def stack_of(spec: PermutationSpec, name: str, states: Stack) -> Tensor:
+    """Return one tensor of each model of a stack that fits the spec, [m, *shape]."""
+    if name in states.tensors:
+        return states.tensors[name]
+    if len(states) == 0:
+        return torch.empty(0, *spec.tensors[name].shape, device="cpu")
+    if any(kept == name for kept in spec.ties.values()):
+        alias = next(a for a, kept in spec.ties.items() if kept == name and a in states.tensors)
+        return states.tensors[alias]
+    one = spec.tensor_of(name, states[0])  # a count that is left out
+    return one.expand(len(states), *one.shape)
