@@ -65,6 +65,7 @@ if typing.TYPE_CHECKING:
     from gpu_align._problem import METRICS, AlignmentProblem, Metric, lower_bound
     from gpu_align._proof import Proof, check_proof, prove
     from gpu_align._report import write_report as write_report
+    from gpu_align._report import write_zoo_report as write_zoo_report
     from gpu_align._search import (
         Annealing,
         BeamDescent,
@@ -86,11 +87,21 @@ if typing.TYPE_CHECKING:
     )
     from gpu_align._status import Status
     from gpu_align._symmetry import Permutation, PermutationSpec, chain_spec, discover
+    from gpu_align._zoo import (
+        AlignedNetworks,
+        CheckpointAligner,
+        ZooAlignment,
+        ZooContents,
+        ZooProgress,
+        align_zoo,
+        inspect_zoo,
+    )
 
     __version__: str
 
 __all__ = [
     "METRICS",
+    "AlignedNetworks",
     "AlignmentFailure",
     "AlignmentProblem",
     "AlignmentResult",
@@ -106,6 +117,7 @@ __all__ = [
     "BeamDescent",
     "Budget",
     "Checkpoint",
+    "CheckpointAligner",
     "CheckpointError",
     "CoordinateDescent",
     "FrankWolfe",
@@ -140,8 +152,12 @@ __all__ = [
     "StraightThrough",
     "TaskLoss",
     "UnavailableError",
+    "ZooAlignment",
+    "ZooContents",
+    "ZooProgress",
     "activation_evidence",
     "align",
+    "align_zoo",
     "average",
     "backends",
     "barrier",
@@ -151,6 +167,7 @@ __all__ = [
     "check_proof",
     "cycle_error",
     "discover",
+    "inspect_zoo",
     "load_checkpoint",
     "loss_plane",
     "lower_bound",
@@ -167,11 +184,11 @@ __all__ = [
 
 _ROOMS = (
     *("_status", "_errors", "_checkpoint", "_device", "_assignment", "_symmetry", "_problem"),
-    *("_network", "_search", "_proof", "_align", "_merge"),
+    *("_network", "_search", "_proof", "_align", "_merge", "_zoo"),
 )
 """Where the names are, from the ground up, so that none loads more than what it stands on."""
 
-_PAGES = ("write_report",)
+_PAGES = ("write_report", "write_zoo_report")
 """Names that `import *` leaves out, as they load matplotlib."""
 
 if not typing.TYPE_CHECKING:  # else a name that does not exist would have a type

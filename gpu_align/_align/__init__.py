@@ -21,7 +21,7 @@ from gpu_align._align._result import (
     read_result,
 )
 from gpu_align._align._settings import Settings, checked_seconds, checked_spec
-from gpu_align._align._stacked import AlignedStack, align_stack
+from gpu_align._align._stacked import AlignedStack, align_stack, move_stack
 from gpu_align._align._summary import (
     change_in_words,
     evidence_in_words,
@@ -61,6 +61,7 @@ __all__ = [
     "evidence_in_words",
     "function_in_words",
     "model_beside",
+    "move_stack",
     "read_result",
     "state_of",
     "status_in_words",

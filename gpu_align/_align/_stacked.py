@@ -21,7 +21,7 @@ from gpu_align._problem import (
     unusable_of_stack,
 )
 from gpu_align._process import full_precision, torch_threads
-from gpu_align._search import Portfolio, Search, run_search
+from gpu_align._search import CoordinateDescent, Portfolio, Search, run_search
 from gpu_align._status import Status
 from gpu_align._symmetry import (
     PermutationSpec,
@@ -122,6 +122,40 @@ def align_stack(
                 yield from task.run(some.select(usable), [start + n for n in usable])
 
 
+def move_stack(
+    stack: Stack,
+    target: StateDict,
+    spec: PermutationSpec,
+    settings: Settings,
+    perms: Mapping[str, Tensor],
+    signs: Mapping[str, Tensor],
+    *,
+    model: Model | None = None,
+) -> Iterator[AlignedStack]:
+    """Give the models of a stack permutations that are known, and certify them as `align_stack`.
+
+    Args:
+        stack, target, spec, settings, model: as there; nothing is searched for.
+        perms, signs: group -> int64 [m, units], for each model.
+
+    Raises:
+        InputError: as there.
+    """
+    with torch_threads.held(single=True), full_precision():
+        task = _Task(target, spec, settings, model)
+        for start, stop in part_ranges(len(stack), 1, task.fitting(stack)):
+            some = stack[start:stop]
+            unusable = unusable_of_stack(spec, some)
+            if unusable:
+                yield task.nothing({start + n: error for n, error in unusable.items()})
+            usable = [n for n in range(stop - start) if n not in unusable]
+            if usable:
+                numbers = [start + n for n in usable]
+                rows = torch.tensor(numbers, dtype=torch.int64, device="cpu")
+                own = ({g: v[rows] for g, v in found.items()} for found in (perms, signs))
+                yield task.moved(some.select(usable), numbers, *own)
+
+
 @dataclass(frozen=True, eq=False)
 class _Task:
     target: StateDict
@@ -175,12 +209,34 @@ class _Task:
         perms, signs = problem.group_vectors(outcome.best)
         states = permuted_stack(weights, perms, signs)
         del problem  # that in float64 is another one
-        table = self._certified(search, weights, outcome.best)
+        table = self._certified(search, weights, outcome.best, found=True)
         perms, signs = ({g: v.cpu() for g, v in found.items()} for found in (perms, signs))
         status = (outcome.status,) * len(batch)
         return AlignedStack(tuple(numbers), states, perms, signs, table, None, {}, status)
 
-    def _certified(self, search: Search, weights: Weights, best: Hypotheses) -> CertificateTable:
+    def moved(
+        self,
+        batch: Stack,
+        numbers: Sequence[int],
+        perms: Mapping[str, Tensor],
+        signs: Mapping[str, Tensor],
+    ) -> AlignedStack:
+        """Move models that can be used as they are told."""
+        device = self.settings.engine.device
+        weights = Weights(self.spec, batch, device)
+        problem = self._problem(weights, torch.float64)
+        there = ({g: v.to(device) for g, v in found.items()} for found in (perms, signs))
+        best = problem.hypotheses(problem.matrices(*there), problem.model_index(1))
+        best = replace(best, models=len(batch))
+        states = permuted_stack(weights, *problem.group_vectors(best))
+        table = self._certified(CoordinateDescent(), weights, best, found=False)
+        status = (Status.COMPLETED,) * len(batch)
+        found = AlignedStack(tuple(numbers), states, perms, signs, table, None, {}, status)
+        return self._checked(found, batch)
+
+    def _certified(
+        self, search: Search, weights: Weights, best: Hypotheses, *, found: bool
+    ) -> CertificateTable:
         on_host = self.settings.engine.device.type == "cpu"
         most = CERTIFIED_ON_HOST if on_host else CERTIFIED_ON_DEVICE
         tables = []
@@ -189,7 +245,7 @@ class _Task:
             part = best.select(torch.arange(start, stop, device=best.model.device))
             part = replace(part, model=part.model - start, models=stop - start)
             work = search_work(search, exact)
-            tables.append(certificate_table(exact, part, work=work, found=True))
+            tables.append(certificate_table(exact, part, work=work, found=found))
         return CertificateTable.joined(tables)
 
     def _checked(self, found: AlignedStack, batch: Stack) -> AlignedStack:

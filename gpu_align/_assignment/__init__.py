@@ -13,7 +13,7 @@ from gpu_align._assignment._problem import (
     AssignmentSolution,
 )
 from gpu_align._assignment._scipy import ScipyAssignment
-from gpu_align._assignment._threads import at_most_threads
+from gpu_align._assignment._threads import at_most_threads, thread_count
 from gpu_align.kernels.auction import STATUS_OF_CODE, Auction, AuctionResult
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "k_best",
     "raise_failures",
     "solve",
+    "thread_count",
 ]

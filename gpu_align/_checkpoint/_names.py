@@ -41,7 +41,7 @@ def match_names(state: Collection[str], wanted: Collection[str]) -> dict[str, st
     bare_state, bare_wanted = _bare_names(state), _bare_names(wanted)
     if bare_state is None or bare_wanted is None:
         return None
-    bare_needed = [_bare(name) for name in needed]
+    bare_needed = [bare_name(name) for name in needed]
     prefixes = [
         (more, less)
         for more, less in dict.fromkeys(_prefixes(bare_state, bare_needed[0]))
@@ -102,13 +102,14 @@ def is_count(name: str) -> bool:
     return name.rpartition(".")[2] in _COUNTS
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
+    """Return a name without the parts that wrappers add."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _bare_names(names: Collection[str]) -> dict[str, str] | None:
     """Map names without wrappers to the names; None if two of them are the same."""
-    result = {_bare(name): name for name in names}
+    result = {bare_name(name): name for name in names}
     return result if len(result) == len(set(names)) else None
 
 

@@ -22,7 +22,7 @@ from gpu_align._checkpoint._memory import memory_key
 from gpu_align._checkpoint._refusal import opened_once, parse_json, unreadable
 from gpu_align._errors import CheckpointError
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -48,7 +48,7 @@ _MOST_HEADER = 100_000_000  # bytes, as in the library
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """A tensor of the header: its bytes are those from `start` to `stop` of the data."""
 
     dtype: torch.dtype
@@ -73,17 +73,27 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | No
         https://github.com/huggingface/safetensors#format
     """
     with opened_once(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        header = _read_header(path, file, size)
-        metadata = _metadata(path, header.pop("__metadata__", None))
-        entries = {name: _entry(path, name, value) for name, value in header.items()}
-        _check_layout(path, entries, size - file.tell())
+        entries, metadata = read_layout(path, file)
         begin = file.tell()
         tensors = {
             name: _read_tensor(path, name, file, begin, entry)
             for name, entry in sorted(entries.items(), key=lambda item: item[1].start)
         }
     return {name: tensors[name] for name in sorted(tensors)}, metadata
+
+
+def read_layout(path: Path, file: BufferedReader) -> tuple[dict[str, Entry], dict[str, str] | None]:
+    """Read where the tensors of a safetensors file lie, and its metadata; the data come next.
+
+    Raises:
+        CheckpointError: the file is damaged or not a safetensors file.
+    """
+    size = os.fstat(file.fileno()).st_size
+    header = _read_header(path, file, size)
+    metadata = _metadata(path, header.pop("__metadata__", None))
+    entries = {name: _entry(path, name, value) for name, value in header.items()}
+    _check_layout(path, entries, size - file.tell())
+    return entries, metadata
 
 
 def _read_header(path: Path, file: BufferedReader, size: int) -> dict[str, Any]:
@@ -105,11 +115,11 @@ def _metadata(path: Path, value: object) -> dict[str, str] | None:
     return value
 
 
-def _entry(path: Path, name: str, value: Any) -> _Entry:
+def _entry(path: Path, name: str, value: Any) -> Entry:
     known = isinstance(value, dict) and value.keys() >= {"dtype", "shape", "data_offsets"}
     if not known or not _are_sizes(value["shape"]) or not _are_sizes(value["data_offsets"]):
         raise _damaged(path, f'the entry of "{name}" is not {{dtype, shape, data_offsets}}')
-    dtype = _DTYPES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
+    dtype = DTYPES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
     if dtype is None:
         raise _damaged(path, f'"{name}" has the unknown dtype {str(value["dtype"])[:40]!r}')
     shape, offsets = tuple(value["shape"]), value["data_offsets"]
@@ -118,7 +128,7 @@ def _entry(path: Path, name: str, value: Any) -> _Entry:
     wanted = math.prod(shape) * dtype.itemsize
     if len(offsets) != 2 or offsets[1] - offsets[0] != wanted:
         raise _damaged(path, f'the size of "{name}" is not that of its shape')
-    return _Entry(dtype, shape, offsets[0], offsets[1])
+    return Entry(dtype, shape, offsets[0], offsets[1])
 
 
 def _are_sizes(value: object) -> bool:
@@ -128,7 +138,7 @@ def _are_sizes(value: object) -> bool:
     return all(type(size) is int and 0 <= size < 1 << 63 for size in value)
 
 
-def _check_layout(path: Path, entries: Mapping[str, _Entry], size: int) -> None:
+def _check_layout(path: Path, entries: Mapping[str, Entry], size: int) -> None:
     """Check that the tensors fill the data without gaps."""
     end = 0
     for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.stop)):
@@ -139,7 +149,7 @@ def _check_layout(path: Path, entries: Mapping[str, _Entry], size: int) -> None:
         raise _damaged(path, f"its tensors have {end} bytes, there are {size}")
 
 
-def _read_tensor(path: Path, name: str, file: BufferedReader, begin: int, entry: _Entry) -> Tensor:
+def _read_tensor(path: Path, name: str, file: BufferedReader, begin: int, entry: Entry) -> Tensor:
     try:
         tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
     except (RuntimeError, OverflowError) as failure:

@@ -26,6 +26,9 @@ from gpu_align._cli._merge import merge
 from gpu_align._cli._repair import repair
 from gpu_align._cli._report import report
 from gpu_align._cli._terminal import print_json, warn
+from gpu_align._cli._zoo import align as align_zoo
+from gpu_align._cli._zoo import inspect as inspect_zoo
+from gpu_align._cli._zoo import make as make_zoo
 from gpu_align._errors import GpuAlignError
 from gpu_align._interrupt import quitting_at_once
 
@@ -119,3 +122,14 @@ def options(
 for _command in (align, barrier, merge, repair, inspect, apply, canonicalize, report, demo, env):
     app.command()(reported(_command))
 app.add_typer(make_learn(reported), name="learn")
+
+zoo = typer.Typer(
+    name="zoo",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Collections of thousands to millions of networks.",
+)
+zoo.command("align")(reported(align_zoo))
+zoo.command("inspect")(reported(inspect_zoo))
+zoo.command("make")(reported(make_zoo))
+app.add_typer(zoo)

@@ -139,11 +139,20 @@ class ExactEvaluation:
 
     def vectors(self, permutation: Permutation) -> dict[str, Tensor]:
         """Return a Permutation as a batch of one, variable -> int64 [1, n]."""
+        perms, signs = (
+            {name: vector[None].to(self.device) for name, vector in found.items()}
+            for found in (permutation.perms, permutation.signs)
+        )
+        return self.matrices(perms, signs)
+
+    def matrices(
+        self, perms: Mapping[str, Tensor], signs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Undo `group_vectors`: group -> int64 [b, units] as variable -> int64 [b, n]."""
         found = {}
         for variable in self.sizes:
             group = unsigned(variable)
-            perm = permutation.perms[group]
-            if is_signed(variable) and group in permutation.signs:
-                perm = with_sign(perm, permutation.signs[group] < 0)
-            found[variable] = perm[None].to(self.device)
+            found[variable] = perms[group]
+            if is_signed(variable) and group in signs:
+                found[variable] = with_sign(perms[group], signs[group] < 0)
         return found

@@ -7,11 +7,14 @@ after the search.
 from gpu_align._report._page import render_report, write_report
 from gpu_align._report._study import beam_width_study
 from gpu_align._report._symmetries import render_symmetries, write_symmetries
+from gpu_align._report._zoo_page import render_zoo, write_zoo_report
 
 __all__ = [
     "beam_width_study",
     "render_report",
     "render_symmetries",
+    "render_zoo",
     "write_report",
     "write_symmetries",
+    "write_zoo_report",
 ]

@@ -20,6 +20,7 @@ from gpu_align._symmetry._outline import (
 )
 from gpu_align._symmetry._outputs import Kept, output_tensors
 from gpu_align._symmetry._permutation import Permutation
+from gpu_align._symmetry._permutation_file import save_stack
 from gpu_align._symmetry._reference import Reference, tied_names
 from gpu_align._symmetry._rename import spec_of_file
 from gpu_align._symmetry._reorder import apply_permutations, permuted_stack
@@ -80,6 +81,7 @@ __all__ = [
     "pins_by_reason",
     "rescale",
     "same_noise",
+    "save_stack",
     "spec_of_file",
     "stack",
     "stack_of",

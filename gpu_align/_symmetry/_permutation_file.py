@@ -8,8 +8,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gpu_align._checkpoint import atomic_write, read_safetensors
+from gpu_align._checkpoint import TensorLayout, atomic_write, read_safetensors, write_in_parts
 from gpu_align._errors import CheckpointError
+from gpu_align._symmetry._spec import PermutationSpec
 
 _SPEC_KEY = "gpu_align_spec"
 _COUNT_KEY = "gpu_align_count"  # of a stack
@@ -40,6 +41,27 @@ def write_vectors(
             raise CheckpointError(
                 f"cannot write {os.fspath(path)}: {error}; check free space, or choose another path"
             ) from error
+
+
+def save_stack(
+    path: str | os.PathLike[str], spec: PermutationSpec, perms: Vectors, signs: Vectors, count: int
+) -> None:
+    """Write a stack of permutations, which `Permutation.load_each` reads.
+
+    Args:
+        path: the file.
+        spec: whose groups are permuted.
+        perms, signs: group -> int64 [count, units].
+        count: how many there are.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    tensors = {**perms, **{_SIGNS + name: sign for name, sign in signs.items()}}
+    layouts = {n: TensorLayout(tensor.dtype, tuple(tensor.shape)) for n, tensor in tensors.items()}
+    # The library writes entries of the metadata in any order; here equal stacks have equal bytes.
+    metadata = {_COUNT_KEY: str(count), _SPEC_KEY: spec.to_json()}
+    write_in_parts(Path(path), layouts, metadata, lambda name: [tensors[name]])
 
 
 def read_vectors(
