@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.pairs import mlp
+from bench.networks import mlp
 
 
 class Attention(nn.Module):

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from bench.pairs import ARCHITECTURES, PAIRS, load_pair, mlp, spec_of
+from bench.networks import mlp
+from bench.pairs import ARCHITECTURES, PAIRS, load_pair, spec_of
 from bench.record import record
 from gpu_align import (
     AlignmentProblem,

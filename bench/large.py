@@ -7,28 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.pairs import mlp
+from bench.networks import Bottleneck, mlp
 from gpu_align import PermutationSpec, discover
-
-
-class Bottleneck(nn.Module):
-    """ResNet's block of three convolutions, with BatchNorm."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        outputs = 4 * width
-        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.short = nn.Sequential()
-        if inputs != outputs:
-            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.short = nn.Sequential(projection, nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
-        return F.relu(self.bn3(self.conv3(inner)) + self.short(x))
 
 
 class BasicBlock(nn.Module):

@@ -8,23 +8,16 @@ multiplied by a random positive number, and both networks are brought into canon
 """
 
 import sys
-import time
+from collections import Counter
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from bench.architectures import ARCHITECTURES
-from bench.planted import plant
+from bench.planted import plant, reached
 from bench.record import record
-from gpu_align import (
-    AlignmentProblem,
-    CoordinateDescent,
-    Portfolio,
-    canonicalize,
-    discover,
-    run_search,
-)
+from gpu_align import AlignmentProblem, canonicalize, discover
 from gpu_align._symmetry import rescale
 
 NOISE = 0.5
@@ -53,8 +46,7 @@ def main() -> None:
 def _try(name: str, draws: int) -> dict[str, float | str]:
     factory, inputs = ARCHITECTURES[name]
     spec = discover(factory(), inputs())
-    reached = {"default": 0, "descent": 0}
-    seconds = 0.0
+    total = Counter[str]()
     for seed in range(draws):
         source, target, planted = plant(factory, spec, NOISE, seed)
         if name == SCALED:
@@ -65,24 +57,14 @@ def _try(name: str, draws: int) -> dict[str, float | str]:
             }
             source = canonicalize(rescale(spec, source, scales), spec=spec)
             target = canonicalize(target, spec=spec)
-        problem = AlignmentProblem(source, target, spec)
-        goal = problem.distance(planted)
-        for label, search in (
-            ("default", Portfolio.for_problem(problem)),
-            ("descent", CoordinateDescent()),
-        ):
-            started = time.perf_counter()
-            outcome = run_search(search, problem, seed=seed)
-            found = problem.distance(problem.permutation(outcome.best))
-            reached[label] += found <= goal * (1 + 1e-9)
-            seconds += (time.perf_counter() - started) * (label == "default")
+        total.update(reached(AlignmentProblem(source, target, spec), planted, seed))
     return {
         "network": name,
         "noise": NOISE,
         "draws": draws,
         "log10 symmetries": spec.log10_symmetries,
-        **reached,
-        "seconds": seconds / draws,
+        **total,
+        "seconds": total["seconds"] / draws,
     }
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from bench.pairs import mlp
+from bench.networks import mlp
 from bench.record import record
 from bench.timing import quantiles
 from gpu_align import CoordinateDescent, Permutation, PermutationSpec, align, discover

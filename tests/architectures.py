@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from networks import Graph, mlp, randomised
 from torch import Tensor, nn
 
+from bench.networks import Bottleneck
+
 Example = tuple[nn.Module, object]
 """A model and example inputs."""
 
@@ -328,26 +330,6 @@ def vgg16() -> Example:
             classifier=nn.Sequential(*hidden, nn.Linear(4096, 1000)),
         )
         return model, torch.empty(2, 3, 224, 224)
-
-
-class Bottleneck(nn.Module):
-    """ResNet's bottleneck block with the names of torchvision."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        outputs = 4 * width
-        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.downsample = nn.Sequential()
-        if inputs != outputs:
-            shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
-        return F.relu(self.bn3(self.conv3(inner)) + self.downsample(x))
 
 
 def resnet50() -> Example:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.large import resnet20, vgg16
-from bench.pairs import mlp
+from bench.networks import mlp
 from bench.record import record
 from bench.reproduce.setting import (
     CpuSeconds,

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bench.pairs import mlp
+from bench.networks import mlp
 from bench.record import record
 from bench.reproduce.setting import (
     CpuSeconds,

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bench.pairs import ARCHITECTURES, PAIRS, load_pair, mlp
+from bench.networks import mlp
+from bench.pairs import ARCHITECTURES, PAIRS, load_pair
 from bench.record import record
 from bench.reproduce.setting import (
     MEASURED,
