@@ -333,9 +333,14 @@ def _write(folder: Path, trial: Trial, source: nn.Module, target: nn.Module) -> 
 
 
 def _write_report(folder: Path, trials: list[Trial]) -> Path:
-    from gpu_align._report import write_report
+    from gpu_align._report import Study, write_report
 
     path = folder / "report.html"
-    results, names = [trial.result for trial in trials], [trial.title for trial in trials]
-    write_report(results, path, title="gpu-align demo: digit classifiers", names=names)
+    write_report(
+        [trial.result for trial in trials],
+        path,
+        title="gpu-align demo: digit classifiers",
+        names=[trial.title for trial in trials],
+        studies=[Study(trial.barrier, trial.merged) for trial in trials],
+    )
     return path

@@ -1,4 +1,4 @@
-"""How `align` keeps a running search beside its outputs, and says how it is continued."""
+"""How `align` and `merge` keep unfinished work beside the outputs, and say how it is continued."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,35 +10,51 @@ from gpu_align._cli._outputs import Outputs, check_unchanged, joined
 from gpu_align._cli._terminal import say, warn
 from gpu_align._errors import GpuAlignError, InputError
 from gpu_align._interrupt import uninterrupted
+from gpu_align._merge import StageStore
 from gpu_align._search import SearchStore
 from gpu_align._status import Status
 
 
 def make_store(outputs: Outputs, *, resume: bool) -> SearchStore | None:
-    """Return where the search is kept; None if nothing is to be written.
+    """Return where a search is kept; None if nothing is to be written.
 
     Raises:
         InputError: there is nothing to resume, or a kept search would be lost.
     """
+    path = _place(outputs, "search", resume=resume)
+    return None if path is None else SearchStore(path, resume=resume, on_failure=warn)
+
+
+def make_stage_store(outputs: Outputs, *, resume: bool) -> StageStore | None:
+    """Return where the stages of a merge are kept; None if nothing is to be written.
+
+    Raises:
+        InputError: there is nothing to resume, or a kept merge would be lost.
+    """
+    path = _place(outputs, "merge", resume=resume)
+    return None if path is None else StageStore(path, resume=resume, on_failure=warn)
+
+
+def _place(outputs: Outputs, work: str, *, resume: bool) -> Path | None:
     path = outputs.state
     if path is None:
         if resume:
             raise InputError(
-                "--resume: a search is kept beside its outputs, but none is named; name them as in "
-                "the command that was interrupted"
+                f"--resume: a {work} is kept beside its outputs, but none is named; name them as "
+                "in the command that was interrupted"
             )
         return None
     if path.exists() and not resume:
         raise InputError(
-            f"{path} keeps a search that was interrupted; add --resume to continue it, or remove "
+            f"{path} keeps a {work} that was interrupted; add --resume to continue it, or remove "
             "the file to begin anew"
         )
-    return SearchStore(path, resume=resume, on_failure=warn)
+    return path
 
 
 @contextmanager
-def keeping(store: SearchStore | None) -> Iterator[None]:
-    """Keep the search, whatever ends the body before the outputs are written."""
+def keeping(store: SearchStore | StageStore | None) -> Iterator[None]:
+    """Keep the work, whatever ends the body before the outputs are written."""
     try:
         yield
     except (KeyboardInterrupt, MemoryError, RuntimeError, OSError):
@@ -98,8 +114,10 @@ def write_and_discard(
     return written, joined(failures)
 
 
-def tell_how_to_continue(store: SearchStore | None, unwritten: Path | None = None) -> None:
-    """Say how an interrupted search is continued, if it is kept.
+def tell_how_to_continue(
+    store: SearchStore | StageStore | None, unwritten: Path | None = None
+) -> None:
+    """Say how interrupted work is continued, if it is kept.
 
     Args:
         store: where.
@@ -107,7 +125,8 @@ def tell_how_to_continue(store: SearchStore | None, unwritten: Path | None = Non
     """
     if store is None or not store.kept:
         return
-    text = f"to continue, run the same command with --resume: the search is kept in {store.path}"
+    work = "search" if isinstance(store, SearchStore) else "merge"
+    text = f"to continue, run the same command with --resume: the {work} is kept in {store.path}"
     if unwritten is not None:
         text += f"; with --resume --steps 1 it only writes the best found so far to {unwritten}"
     say(text)

@@ -57,6 +57,12 @@ def merge(
             metavar="FILE.json", rich_help_panel=OUTPUTS, help="Write what was tried as JSON."
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", rich_help_panel=OUTPUTS, help="Write a page with figures."
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     log: Log = None,
@@ -97,6 +103,14 @@ def merge(
             help=f"What the distance is made of: {', '.join(METRICS)}.",
         ),
     ] = "l2",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            rich_help_panel=MERGING,
+            help="Continue the merge that the same command began and that was interrupted.",
+        ),
+    ] = False,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -105,6 +119,10 @@ def merge(
     Their units are brought into the order of A's and their parameters averaged; on data, what the
     mean has lost is set right. With --data, several ways are tried, and the one with the lowest
     loss on held-back data is written. Without, a lower distance need not be a better network.
+
+    Ctrl-C ends it, and nothing is written but what is done: it is kept in a file beside OUT
+    (OUT.search), also now and then while it runs; the same command with --resume goes on from
+    there, and writes what it would have written. The file is removed once OUT is written.
     """
     from gpu_align._align import Settings
     from gpu_align._cli._merging import Merging
@@ -119,6 +137,8 @@ def merge(
         paths=networks,
         out=out,
         json_file=json_file,
+        report=report,
+        resume=resume,
         key=key,
         model=model,
         input_shape=input_shape,

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from gpu_align._align import Settings
 from gpu_align._checkpoint import Checkpoint, save_checkpoint
+from gpu_align._cli._keeping import keeping, make_stage_store
 from gpu_align._cli._model import load_model, read_spec
 from gpu_align._cli._on_data import NO_MODEL, load_alike, read_data, read_loss
 from gpu_align._cli._outputs import Outputs, writing
@@ -61,6 +62,8 @@ class Merging:
     paths: Sequence[Path]
     out: Path
     json_file: Path | None
+    report: Path | None
+    resume: bool
     key: str | None
     model: str | None
     input_shape: Sequence[str] | None
@@ -86,12 +89,16 @@ class Merging:
         screen.stage("reading checkpoints")
         networks = load_alike(self.paths, self.key)
         self._check_outputs(networks)
+        store = make_stage_store(self._outputs, resume=self.resume)
         task, warnings = self._task(networks, settings, screen)
-        result = task.run(method)
-        screen.stage("measuring the networks on test data")
-        tested = _tested(task, result)
-        screen.stage("writing")
-        written = self._write(result, networks[0])
+        with keeping(store):
+            result = replace(task, store=store).run(method)
+            screen.stage("measuring the networks on test data")
+            tested = _tested(task, result)
+            screen.stage("writing")
+            written = self._write(result, networks[0])
+        if store is not None:
+            store.discard()
         warnings = [*networks[0].warnings, *warnings, *result.notes]
         return Done(result, written, warnings, tested)
 
@@ -111,6 +118,12 @@ class Merging:
             print_line(f"wrote merged checkpoint: {self.out}")
             if self.json_file is not None:
                 print_line(f"wrote result: {self.json_file}")
+            if self.report is not None:
+                print_line(f"wrote report: {self.report}")
+
+    @property
+    def _outputs(self) -> Outputs:
+        return Outputs(self.out, None, self.json_file, self.report)
 
     @property
     def _names(self) -> list[str]:
@@ -122,8 +135,7 @@ class Merging:
         """Check that outputs can be written, and overwrite none of the networks, the first too."""
         first, second, *_ = networks
         files = [file for network in networks for file in network.files]
-        outputs = Outputs(self.out, None, self.json_file, None)
-        outputs.check(first, second, *files, self.spec)
+        self._outputs.check(first, second, *files, self.spec)
 
     def _task(
         self, networks: Sequence[Checkpoint], settings: Settings, screen: Display
@@ -167,6 +179,10 @@ class Merging:
                 with writing(self.json_file):
                     result.save_json(self.json_file)
                 written["json_file"] = str(self.json_file)
+            if self.report is not None:
+                with writing(self.report):
+                    result.write_report(self.report, title=f"Merge of {', '.join(self._names)}")
+                written["report"] = str(self.report)
         return written
 
 

@@ -10,7 +10,8 @@ from gpu_align._merge._merge import merge
 from gpu_align._merge._partial import PartialMerge, partial_merge
 from gpu_align._merge._plane import LossPlane
 from gpu_align._merge._repair import RepairResult, repair
-from gpu_align._merge._result import MergeResult, Trial
+from gpu_align._merge._result import GroupMatch, MergeResult, Trial
+from gpu_align._merge._stages import StageStore
 from gpu_align._merge._task import WAYS, Task
 from gpu_align._merge._trio import Trio, aligned
 
@@ -18,6 +19,7 @@ __all__ = [
     "STATISTICS",
     "WAYS",
     "BarrierResult",
+    "GroupMatch",
     "HeadedMerge",
     "Judge",
     "LossCurve",
@@ -26,6 +28,7 @@ __all__ = [
     "PartialMerge",
     "RepairResult",
     "SharedBody",
+    "StageStore",
     "Task",
     "Trial",
     "Trio",

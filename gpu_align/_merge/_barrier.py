@@ -68,9 +68,8 @@ def barrier(
         model: the module that is run. Default: one of the networks, or the model that a
             `config.json` beside a checkpoint describes.
         example_inputs: as for `align`; by default the first examples of the data.
-        outputs, spec, search, metric, budget: as for `align`.
+        outputs, spec, search, metric, device, budget: as for `align`.
         statistics: how many examples statistics are re-estimated on.
-        device: as for `align`.
         seed: of the search, and of the part of the data that is held back.
         in_double: whether to run the networks in float64.
         progress: called as the work goes on.

@@ -78,14 +78,7 @@ def repair(
     known = Data.of(data, seed=seed)
     state = state_of(network)
     model = model or _model(network, state, known, example_inputs, outputs)
-    method = method or ("repair" if parents else "norms")
-    if method not in METHODS:
-        raise InputError(f"expected a method among {', '.join(METHODS)}, got {method!r}")
-    if method != "norms" and not parents:
-        raise InputError(
-            f"method={method!r} takes its measure from the networks that were merged; pass them "
-            "as parents, or method='norms'"
-        )
+    method = _checked(method or ("repair" if parents else "norms"), parents)
     others = [state_of(parent) for parent in parents]
     check_alike([state, *others])
     keys = model.module.state_dict().keys()
@@ -98,12 +91,22 @@ def repair(
     [made] = calibration.mended([inside[0].state], [each.state for each in inside[1:]], shares, way)
     back = {own: name for own, name in model.names.items()}
     after = {back.get(n, n): t for n, t in inside[0].restore(made).items()}
-    scores: list[Score | None] = [None, None]
+    scores: Sequence[Score | None] = (None, None)
     if known.held.have_targets:
         pair = [inside[0].state, made]
-        held = known.held.take(HELD)
-        scores = [*evaluate_many(model.module, pair, held, loss, device=place)]
+        scores = evaluate_many(model.module, pair, known.held.take(HELD), loss, device=place)
     return RepairResult({**state, **after}, method, *scores)
+
+
+def _checked(method: str, parents: Sequence[Network]) -> str:
+    if method not in METHODS:
+        raise InputError(f"expected a method among {', '.join(METHODS)}, got {method!r}")
+    if method != "norms" and not parents:
+        raise InputError(
+            f"method={method!r} takes its measure from the networks that were merged; pass them "
+            "as parents, or method='norms'"
+        )
+    return method
 
 
 def _model(

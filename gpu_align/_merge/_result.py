@@ -47,6 +47,26 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class GroupMatch:
+    """How well the units of a group match in the networks that are merged.
+
+    Attributes:
+        name: of the group.
+        units: how many it has.
+        moved: how many of them another place was found for, in all networks together.
+        kept_before, kept: share of the squares of the weights on its units that is left in their
+            mean, as given and in the order that was chosen: 1 for equal networks, 1 / n for n
+            whose units have nothing to do with each other.
+    """
+
+    name: str
+    units: int
+    moved: int
+    kept_before: float
+    kept: float
+
+
+@dataclass(frozen=True)
 class MergeResult:
     """A merged network and what is known about it.
 
@@ -59,6 +79,7 @@ class MergeResult:
         cycle_error: share of units that do not return over triangles of networks; None for two.
         weights: of the networks, summing to 1.
         notes: what is to be known of it, a sentence each.
+        groups: how well the units match, group by group.
         seconds: time spent.
         seed: of all random numbers.
     """
@@ -70,6 +91,7 @@ class MergeResult:
     cycle_error: float | None
     weights: Sequence[float]
     notes: Sequence[str]
+    groups: Sequence[GroupMatch]
     seconds: float
     seed: int
 
@@ -83,6 +105,7 @@ class MergeResult:
             "cycle_error": self.cycle_error,
             "weights": list(self.weights),
             "notes": list(self.notes),
+            "groups": [asdict(group) for group in self.groups],
             "seconds": self.seconds,
             "seed": self.seed,
         }
@@ -96,6 +119,16 @@ class MergeResult:
         text = json.dumps(self.to_json(), indent=1)
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+    def write_report(self, path: str | os.PathLike[str], *, title: str = "Merge") -> None:
+        """Write one HTML page with figures, as `gpu_align.write_report` does.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        import gpu_align  # the page is made above this room, which does not know who makes it
+
+        gpu_align.write_report(self, path, title=title)
 
     def summary(self) -> str:
         """Return what was tried as a table, for `print`; the chosen way is marked."""

@@ -3,19 +3,21 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
-from gpu_align._align import Evidence, Model, Settings, align_networks, barycentre
+from gpu_align._align import Model, Settings
 from gpu_align._checkpoint import Renamed, rename
 from gpu_align._errors import InputError
 from gpu_align._merge._average import average, check_alike, shares_of, slerp
 from gpu_align._merge._calibration import METHODS, Calibration
+from gpu_align._merge._match import group_matches
+from gpu_align._merge._orders import EVIDENCE, Order, Orders
 from gpu_align._merge._result import MergeResult, Trial
+from gpu_align._merge._stages import StageStore, identity_of, stage
 from gpu_align._network import Data, Examples, Loss, Score, Traces, evaluate_many
-from gpu_align._search import Annealing, CoordinateDescent, Search
-from gpu_align._status import Status
-from gpu_align._symmetry import Permutation, PermutationSpec, StateDict, chain_spec
+from gpu_align._symmetry import PermutationSpec, StateDict, chain_spec
 
 PLAIN = ("naive", "average", "slerp")
 """Ways that need no data; with data the statistics of batch norms are measured anew."""
@@ -24,29 +26,8 @@ ALPHAS = (0.3, 1.0)
 """How much activations count beside weights, as "auto" tries it."""
 FIT, HELD = 1500, 750
 """Examples that are fitted on by default, and that choose."""
-EVIDENCE = 1000
-"""Examples that correlations are taken over."""
 _FIRST = 750
 """Examples that the order of the units is chosen on."""
-_WIDE = 256
-"""Units of a group from which annealing costs more than it gains."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """Networks whose units were brought into one order.
-
-    Attributes:
-        name: how.
-        states: of the networks.
-        permutations: what brought them there.
-        cycle_error: see `MergeResult`.
-    """
-
-    name: str
-    states: Sequence[StateDict]
-    permutations: Sequence[Permutation]
-    cycle_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +53,7 @@ class Task:
         known_spec: the symmetries; None to find them.
         names: of the networks.
         settings, data, weights, loss, examples, tell: as for `merge`; `tell` is its progress.
+        store: where stages that are done are kept; None for nowhere.
     """
 
     given: Sequence[StateDict]
@@ -84,6 +66,7 @@ class Task:
     loss: str | Loss
     examples: int
     tell: Callable[[str], None] = field(default=silent)
+    store: StageStore | None = None
 
     def run(self, method: str) -> MergeResult:
         """Merge.
@@ -93,6 +76,8 @@ class Task:
         """
         began = time.perf_counter()
         self._check(method)
+        if self.store is not None:
+            self.store.begin(self._identity(method))
         trials: list[Trial] = []
         if self.data is not None:
             self.tell("measuring the networks")
@@ -112,6 +97,9 @@ class Task:
             cycle_error=best.order.cycle_error,
             weights=tuple(self.shares),
             notes=tuple(self._notes(best.trial, trials)),
+            groups=group_matches(
+                *(self.spec, self.states, best.order.states, best.order.permutations, self.shares)
+            ),
             seconds=time.perf_counter() - began,
             seed=self.settings.seed,
         )
@@ -147,6 +135,12 @@ class Task:
         assert self.model is not None
         return Traces(self.model.network, self.model.outputs, self.settings.engine.device)
 
+    @cached_property
+    def _orders(self) -> Orders:
+        examples = None if self.data is None else self._fit(EVIDENCE)
+        about = self.spec, self.states, self.settings, self.model
+        return Orders(*about, examples, self.tell, self.store)
+
     def _check(self, method: str) -> None:
         if method not in WAYS:
             raise InputError(f"expected a method among {', '.join(WAYS)}, got {method!r}")
@@ -171,10 +165,10 @@ class Task:
     def _one(self, method: str) -> list[Merged]:
         """Merge in one way."""
         if method == "naive":
-            order = self._as_given()
+            order = self._orders.as_given()
         else:
             by_data = self.data is not None and len(self.given) == 2
-            order = self._aligned(ALPHAS[0] if by_data else None)
+            order = self._orders.aligned(ALPHAS[0] if by_data else None)
         start = (
             slerp(order.states[0], order.states[1], self.shares[1], self.spec)
             if method == "slerp"
@@ -187,9 +181,9 @@ class Task:
         """Merge in several ways: first for the order of the units, then to set the mean right."""
         if self.data is None:
             return self._one("average")
-        orders = [self._as_given(), self._aligned(None)]
+        orders = [self._orders.as_given(), self._orders.aligned(None)]
         if len(self.given) == 2:
-            orders += map(self._aligned, ALPHAS)
+            orders += map(self._orders.aligned, ALPHAS)
         found = [one for order in orders for one in self._set_right(order, ["norms"], _FIRST)]
         best = min(found, key=_loss_of)
         ways = ["repair", "refit", "refit-parents"]
@@ -206,52 +200,25 @@ class Task:
             _trial(first.order.name, "refit, mean", score, None, first.trial.fitted),
         )
 
-    def _as_given(self) -> Order:
-        still = [Permutation.identity(self.spec) for _ in self.states]
-        return Order("as given", self.states, still)
-
-    def _aligned(self, alpha: float | None) -> Order:
-        """Align to the first network; by weights alone without an alpha."""
-        name = "weights" if alpha is None else f"weights and data, {alpha:g}"
-        self.tell(f"aligning by {name}")
-        settings = replace(self.settings, search=self._search)
-        if len(self.states) > 2:
-            return self._in_one_frame(name, settings)
-        if alpha is not None:
-            assert self.data is not None
-            settings = replace(settings, evidence=Evidence("both", alpha, self._fit(EVIDENCE)))
-        first, second = self.states
-        [found] = align_networks(
-            [second], first, settings, spec=self.spec, model=self.model, throw=True
+    def _identity(self, method: str) -> dict[str, str]:
+        """Return all that the result depends on."""
+        data = self.data
+        parts = [] if data is None else [self._fit(max(self.examples, EVIDENCE)), self._held]
+        return identity_of(
+            self.given,
+            parts,
+            {
+                "the method": method,
+                "the weights": self.shares,
+                "the loss": getattr(self.loss, "__qualname__", self.loss),
+                "the examples": self.examples,
+                "the search": self._orders.search,
+                "the metric": self.settings.metric.name,
+                "the device": self.settings.engine.device.type,
+                "the seed": self.settings.seed,
+                "the symmetries": replace(self.spec, origin="").to_json(),
+            },
         )
-        result = found.unwrap()
-        if result.status is Status.INTERRUPTED:
-            raise KeyboardInterrupt
-        still = Permutation.identity(self.spec)
-        return Order(name, [first, result.state_dict], [still, result.permutation])
-
-    def _in_one_frame(self, name: str, settings: Settings) -> Order:
-        found = barycentre(
-            self.states,
-            self.spec,
-            method="one_by_one",
-            start=None,
-            frame=0,
-            search=settings.search,
-            device=settings.engine.device,
-            seed=settings.seed,
-        )
-        if found.status is Status.INTERRUPTED:
-            raise KeyboardInterrupt
-        return Order(name, found.state_dicts, found.permutations, found.cycle_error())
-
-    @property
-    def _search(self) -> Search:
-        if self.settings.search is not None:
-            return self.settings.search
-        widest = max(map(self.spec.units, self.spec.groups), default=0)
-        alone = len(self.states) == 2 and widest <= _WIDE
-        return Annealing() if alone else CoordinateDescent()
 
     def _fit(self, count: int) -> Examples:
         assert self.data is not None
@@ -265,7 +232,19 @@ class Task:
         distance = self._distance(order, mean)
         if self.data is None or self.model is None:
             return [Merged(mean, order, Trial(order.name, "none", distance=distance))]
-        self.tell(f"{order.name}: {', '.join(methods)}")
+        name = f"{order.name}: {', '.join(methods)}"
+        self.tell(name)
+        done = stage(self.store, name, lambda: self._mended(order, mean, methods, examples))
+        return [
+            Merged(state, order, replace(Trial(**trial), distance=distance))
+            for state, trial in zip(done["states"], done["trials"], strict=True)
+        ]
+
+    def _mended(
+        self, order: Order, mean: StateDict, methods: Sequence[str], examples: int
+    ) -> dict[str, Any]:
+        """Set a mean right by each method, and measure what comes out."""
+        assert self.model is not None
         ways = [METHODS[method] for method in methods]
         calibration = Calibration(self._traces, self._fit(examples))
         calibration = calibration.fitting(len(order.states), ways)
@@ -274,12 +253,12 @@ class Task:
         back = {own: name for own, name in self.model.names.items()}
         states = [{**mean, **{back.get(n, n): t for n, t in one.items()}} for one in made]
         scores = self._scores(states, self._held)
-        return [
-            Merged(
-                state, order, _trial(order.name, method, score, distance, len(calibration.examples))
-            )
-            for state, method, score in zip(states, methods, scores, strict=True)
+        fitted = len(calibration.examples)
+        trials = [
+            asdict(_trial(order.name, method, score, None, fitted))
+            for method, score in zip(methods, scores, strict=True)
         ]
+        return {"states": states, "trials": trials}
 
     def _scores(self, states: Sequence[StateDict], examples: Examples) -> list[Score]:
         assert self.model is not None

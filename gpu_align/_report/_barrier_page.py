@@ -20,7 +20,7 @@ def render_barrier(result: BarrierResult, title: str) -> str:
     after = result.curve(aligned=True)
     accuracy = after.accuracies[after.midpoint] if after.accuracies else None
     with matplotlib.style.context(["default", STYLE]):
-        pictures = [*_segment(result), *_plane(result.plane)]
+        pictures = [*barrier_pictures(result), *_plane(result.plane)]
     return template("barrier.html.j2").render(
         title=title,
         before=number(result.barrier_before, 4),
@@ -44,7 +44,8 @@ def _measured(result: BarrierResult) -> Iterator[str]:
         )
 
 
-def _segment(result: BarrierResult) -> Iterator[Picture]:
+def barrier_pictures(result: BarrierResult) -> Iterator[Picture]:
+    """Yield the figure of the curves; none without finite losses."""
     curves = [curve for curve in result.curves if np.isfinite(curve.losses).any()]
     if not curves:
         return

@@ -4,12 +4,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import matplotlib.style
+
 from gpu_align._align import ResultRecord, evidence_in_words, status_in_words
 from gpu_align._checkpoint import atomic_write
-from gpu_align._merge import BarrierResult
-from gpu_align._report._barrier_page import render_barrier
+from gpu_align._merge import BarrierResult, MergeResult
+from gpu_align._report._barrier_page import barrier_pictures, render_barrier
 from gpu_align._report._checks import Check, checks
+from gpu_align._report._figures import STYLE
 from gpu_align._report._format import number, percent
+from gpu_align._report._merge_page import merge_pictures, merge_tables, render_merge
 from gpu_align._report._parse import Entry, Results, finite, read_entries
 from gpu_align._report._pictures import Picture, pictures
 from gpu_align._report._tables import (
@@ -46,10 +50,22 @@ class _Section:
     versions: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Study:
+    """What came after an alignment: the loss between both networks, and a merge of them."""
+
+    barrier: BarrierResult
+    merge: MergeResult
+
+
 def render_report(
-    data: Results | BarrierResult, title: str = TITLE, *, names: Sequence[str] = ()
+    data: Results | BarrierResult | MergeResult,
+    title: str = TITLE,
+    *,
+    names: Sequence[str] = (),
+    studies: Sequence[Study] = (),
 ) -> str:
-    """Return the HTML page of one result or several, or of a barrier.
+    """Return the HTML page of one result or several, of a barrier or of a merge.
 
     Equal data gives equal text: nothing depends on the time or the place.
 
@@ -58,44 +74,55 @@ def render_report(
             these. Its "studies" may have "beam_width" (see `beam_width_study`) and
             "comparison", a list of dicts with "search", "distance" and any of "gap_percent" (by
             default taken from the distances), "accuracy_before", "accuracy_after" (accuracies
-            from 0 to 1) and "seconds". A `BarrierResult` has a page of its own.
+            from 0 to 1) and "seconds". A `BarrierResult` and a `MergeResult` have pages of their
+            own.
         title: heading of the page.
         names: headings of the results; a "name" in the JSON form goes before.
+        studies: what came after each result; none by default.
 
     Raises:
         InputError: something is not a result.
     """
     if isinstance(data, BarrierResult):
         return render_barrier(data, title)
+    if isinstance(data, MergeResult):
+        return render_merge(data, title)
     entries = read_entries(data, names)
+    known: list[Study | None] = [*studies] or [None] * len(entries)
+    pairs = zip(entries, known, strict=True)
     return template("report.html.j2").render(
         title=title,
         summary=summary_table(entries),
-        sections=[_section(entry, f"result-{n}") for n, entry in enumerate(entries, 1)],
+        sections=[_section(*pair, f"result-{n}") for n, pair in enumerate(pairs, 1)],
     )
 
 
 def write_report(
-    data: Results | BarrierResult,
+    data: Results | BarrierResult | MergeResult,
     path: str | os.PathLike[str],
     *,
     title: str = TITLE,
     names: Sequence[str] = (),
+    studies: Sequence[Study] = (),
 ) -> None:
     """Write the page of `render_report` to a file, whole or not at all.
 
     Raises:
         InputError: something is not a result, or the file cannot be written.
     """
-    text = render_report(data, title, names=names)
+    text = render_report(data, title, names=names, studies=studies)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _section(entry: Entry, anchor: str) -> _Section:
+def _section(entry: Entry, study: Study | None, anchor: str) -> _Section:
     result = entry.result
     symmetries, status = finite(result.log10_symmetries), result.status
-    tables = (width_table(entry.widths), group_table(result.groups))
+    tables = [width_table(entry.widths), group_table(result.groups)]
+    figures = pictures(entry)
+    if study is not None:
+        figures += _pictures_after(study)
+        tables += merge_tables(study.merge)
     return _Section(
         anchor=anchor,
         name=entry.name,
@@ -108,12 +135,17 @@ def _section(entry: Entry, anchor: str) -> _Section:
         status="" if status is None else str(status).replace("_", " "),
         status_note=status_in_words(result),
         checks=checks(entry),
-        pictures=pictures(entry),
+        pictures=figures,
         comparison=comparison_table(entry.comparison),
         tables=[table for table in tables if table is not None],
         settings=_settings(result),
         versions=result.versions,
     )
+
+
+def _pictures_after(study: Study) -> list[Picture]:
+    with matplotlib.style.context(["default", STYLE]):
+        return [*barrier_pictures(study.barrier), *merge_pictures(study.merge)]
 
 
 def _settings(result: ResultRecord) -> dict[str, str]:

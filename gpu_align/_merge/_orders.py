@@ -1,0 +1,144 @@
+"""Orders: networks whose units are brought into one order, in several ways."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+from gpu_align._align import (
+    Correlations,
+    Correlator,
+    Evidence,
+    Model,
+    Settings,
+    align_networks,
+    barycentre,
+)
+from gpu_align._merge._stages import StageStore, stage
+from gpu_align._network import Examples
+from gpu_align._search import Annealing, CoordinateDescent, Search
+from gpu_align._status import Status
+from gpu_align._symmetry import Permutation, PermutationSpec, StateDict
+
+EVIDENCE = 1000
+"""Examples that correlations are taken over."""
+_WIDE = 256
+"""Units of a group from which annealing costs more than it gains."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Networks whose units were brought into one order.
+
+    Attributes:
+        name: how.
+        states: of the networks.
+        permutations: what brought them there.
+        cycle_error: see `MergeResult`.
+    """
+
+    name: str
+    states: Sequence[StateDict]
+    permutations: Sequence[Permutation]
+    cycle_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Brings the units of networks into one order.
+
+    Attributes:
+        spec: the symmetries of the networks.
+        states: the networks, under the names of the spec.
+        settings: of the searches.
+        model: what is run; None if there is none.
+        examples: what correlations are taken over; None without data.
+        tell: called with a few words before each alignment.
+        store: where what was found is kept; None for nowhere.
+    """
+
+    spec: PermutationSpec
+    states: Sequence[StateDict]
+    settings: Settings
+    model: Model | None
+    examples: Examples | None
+    tell: Callable[[str], None]
+    store: StageStore | None
+
+    def as_given(self) -> Order:
+        """Return the networks as they are."""
+        still = [Permutation.identity(self.spec) for _ in self.states]
+        return Order("as given", self.states, still)
+
+    @property
+    def search(self) -> Search:
+        """What looks for the permutations."""
+        if self.settings.search is not None:
+            return self.settings.search
+        widest = max(map(self.spec.units, self.spec.groups), default=0)
+        alone = len(self.states) == 2 and widest <= _WIDE
+        return Annealing() if alone else CoordinateDescent()
+
+    def aligned(self, alpha: float | None) -> Order:
+        """Align to the first network; by weights alone without an alpha."""
+        name = "weights" if alpha is None else f"weights and data, {alpha:g}"
+        self.tell(f"aligning by {name}")
+        are_many = len(self.states) > 2
+        find = self._in_one_frame if are_many else partial(self._pair, alpha)
+        found = stage(self.store, f"aligning by {name}", find)
+        moves = [Permutation(self.spec, *vectors) for vectors in found["permutations"]]
+        pairs = zip(moves, self.states[1:], strict=True)
+        states = [self.states[0], *(move.apply(state) for move, state in pairs)]
+        still = Permutation.identity(self.spec)
+        return Order(name, states, [still, *moves], found["cycle_error"])
+
+    def _pair(self, alpha: float | None) -> dict[str, Any]:
+        """Align two networks; see `aligned`."""
+        settings = replace(self.settings, search=self.search)
+        if alpha is not None:
+            assert self.examples is not None
+            known = [self._correlations]
+            evidence = Evidence("both", alpha, self.examples, known=known)
+            settings = replace(settings, evidence=evidence)
+        first, second = self.states
+        [found] = align_networks(
+            *([second], first, settings),
+            spec=self.spec,
+            model=self.model,
+            throw=True,
+            store=None if self.store is None else self.store.search_store(),
+        )
+        result = found.unwrap()
+        if result.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        return _found([result.permutation], None)
+
+    @cached_property
+    def _correlations(self) -> Correlations:
+        """How the units of two networks correlate, the same for every alpha."""
+        assert self.examples is not None
+        first, second = self.states
+        device = self.settings.engine.device
+        return Correlator(self.model, self.spec, first, self.examples, device).of(second)
+
+    def _in_one_frame(self) -> dict[str, Any]:
+        """Align several networks to the first one, so that cycles close."""
+        found = barycentre(
+            self.states,
+            self.spec,
+            method="one_by_one",
+            start=None,
+            frame=0,
+            search=self.search,
+            device=self.settings.engine.device,
+            seed=self.settings.seed,
+        )
+        if found.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        return _found(found.permutations[1:], found.cycle_error())
+
+
+def _found(permutations: Sequence[Permutation], cycle_error: float | None) -> dict[str, Any]:
+    """Return what an alignment came to, as a stage."""
+    vectors = [(dict(each.perms), dict(each.signs)) for each in permutations]
+    return {"permutations": vectors, "cycle_error": cycle_error}
