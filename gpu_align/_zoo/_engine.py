@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait as wait_for
 from typing import Any, Protocol, TypeVar
 
@@ -39,6 +39,9 @@ class Engine(Protocol):
         Raises:
             What the work raises; then tasks that were begun are given up.
         """
+
+    def close(self) -> None:
+        """Leave nothing behind; called once, when no more tasks come."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,9 @@ class LocalEngine:
                         deaths[number] += 1
                         if deaths[number] >= _DEATHS:
                             yield left.pop(number), None
+
+    def close(self) -> None:
+        """See `Engine.close`: processes end with their tasks."""
 
 
 def _submitted(
@@ -173,27 +179,38 @@ class RayEngine:
     address: str | None = None
     workers: int | None = None
     gpus: float = 0
+    _opened: list[Any] = field(default_factory=list, repr=False)
 
     def each(self, work: Work, context: Any, tasks: Sequence[T]) -> Iterator[tuple[T, R | None]]:
-        """See `Engine.each`."""
+        """See `Engine.each`; a single task is done in this process."""
+        if len(tasks) <= 1:
+            yield from LocalEngine(1).each(work, context, tasks)
+            return
         ray = find_ray()
-        is_ours = not ray.is_initialized()
-        if is_ours:
-            local = {} if self.address else {"num_cpus": self.workers, "include_dashboard": False}
-            ray.init(address=self.address, log_to_driver=False, logging_level="error", **local)
         try:
+            self._connect(ray)
             yield from self._done(ray, work, context, tasks)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             raise cause if isinstance(cause, GpuAlignError) else error from None
-        except (ray.exceptions.RaySystemError, ConnectionError) as error:
+        except (ray.exceptions.RayError, ConnectionError) as error:
             raise GpuAlignError(
                 f"Ray has ended: {error}; what is done is kept: start Ray, and run the same "
                 "command with --resume"
             ) from error
-        finally:
-            if is_ours:
-                ray.shutdown()
+
+    def _connect(self, ray: Any) -> None:
+        """Use the Ray that this process uses already, or connect to one, or begin one."""
+        if ray.is_initialized():
+            return
+        own = {} if self.address else {"num_cpus": self.workers, "include_dashboard": False}
+        ray.init(address=self.address, log_to_driver=False, logging_level="error", **own)
+        self._opened.append(ray)
+
+    def close(self) -> None:
+        """See `Engine.close`: what this engine began is ended."""
+        while self._opened:
+            self._opened.pop().shutdown()
 
     def _done(
         self, ray: Any, work: Work, context: Any, tasks: Sequence[T]

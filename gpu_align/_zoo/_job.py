@@ -98,8 +98,11 @@ class Job:
             InputError: something cannot be used; GpuAlignError: the output cannot be written.
             KeyboardInterrupt: Ctrl-C; what is committed is kept.
         """
-        plan = self._known() or self._made()
-        done = self._shards(plan)
+        try:
+            plan = self._known() or self._made()
+            done = self._shards(plan)
+        finally:
+            self.engine.close()
         self._tell("writing the index", 0, 1)
         if self.settings.layout == "same":
             assemble(self.out, plan)
