@@ -1,4 +1,4 @@
-"""What searches are compared with: local optima and a greedy pass, in NumPy float64."""
+"""What searches are compared with and go by: local optima, a greedy pass, plain scores."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +23,7 @@ from oracles import (
 )
 from torch import Tensor
 
-from gpu_align import Permutation, PermutationSpec
+from gpu_align import AlignmentProblem, Permutation, PermutationSpec
 from gpu_align._symmetry._spec import Group
 
 
@@ -118,3 +118,14 @@ def _row_norms(spec: PermutationSpec, group: Group, state: Mapping[str, Tensor])
             summed = squares.sum(others)
             total += (summed if along == sorted(along) else summed.T).ravel()
     return total
+
+
+class AtIdentity:
+    """In the place of an aligner: similarities with all other units where they are."""
+
+    def __repr__(self) -> str:
+        return "AtIdentity()"
+
+    def scores(self, problem: AlignmentProblem) -> Mapping[str, Tensor]:
+        still = problem.identity()
+        return {v: problem.similarity(v, still.perms, still.model) for v in problem.sizes}

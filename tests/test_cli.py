@@ -141,7 +141,10 @@ def test_same_seed_same_file(cli: Cli, folder: Path) -> None:
     assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not SEARCHES[name].needs_data])
+ALONE = [name for name, its in SEARCHES.items() if not (its.needs_data or its.needs_aligner)]
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_every_search_has_a_name(name: str, cli: Cli, folder: Path) -> None:
     result = cli("align", "1.safetensors", "0.safetensors", "--search", name, "--json")
     document = json.loads(result.stdout)

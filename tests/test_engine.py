@@ -14,6 +14,7 @@ import pytest
 import torch
 from marks import slow
 from networks import pair
+from search_oracles import AtIdentity
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -27,6 +28,7 @@ from gpu_align import (
     FrankWolfe,
     KBest,
     LayerwiseBeam,
+    Learned,
     Noise,
     Portfolio,
     Recombination,
@@ -64,6 +66,7 @@ SEARCHES: dict[str, Search] = {
     "frank_wolfe": FrankWolfe(starts=3),
     "annealing": Annealing(starts=3),
     "recombination": Recombination(population=4, children=4, generations=2),
+    "learned": Learned(AtIdentity(), then=CoordinateDescent()),
     "portfolio": Portfolio(
         (LayerwiseBeam(lookahead=True), CoordinateDescent(), Annealing(starts=2)),
         (Recombination(4, 4, 2), BeamDescent(patience=2)),

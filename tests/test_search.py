@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from marks import slow
 from networks import Pair, pair, planted
 from oracles import Symmetry, hypothesis, objective, symmetry_of
-from search_oracles import assert_local_optimum
+from search_oracles import AtIdentity, assert_local_optimum
 from strategies import seeds, tiny_pairs
 from test_permutation import assert_permutations_equal
 from test_problem import problem_of
@@ -24,6 +24,7 @@ from gpu_align import (
     InputError,
     KBest,
     LayerwiseBeam,
+    Learned,
     Noise,
     Portfolio,
     Progress,
@@ -53,6 +54,8 @@ SEARCHES: dict[str, Search] = {
     "frank_wolfe_starts": FrankWolfe(starts=3),
     "annealing": Annealing(starts=3),
     "recombination": Recombination(population=4, children=4, generations=2),
+    "learned": Learned(AtIdentity()),
+    "learned_start": Learned(AtIdentity(), then=CoordinateDescent()),
     "portfolio": Portfolio(
         (LayerwiseBeam(lookahead=True), CoordinateDescent(), Annealing(starts=2)),
         (Recombination(4, 4, 2), BeamDescent(patience=2)),

@@ -117,6 +117,11 @@ def _search(search: Any) -> Search | None:
                     f"search={search!r} needs a loss on data; pass "
                     f"search={entry.kind.__name__}(TaskLoss(module, data))"
                 )
+            if entry.needs_aligner:
+                raise InputError(
+                    f"search={search!r} needs an aligner; pass "
+                    f"search={entry.kind.__name__}(gpu_align.learn.Aligner.load(path))"
+                )
             return entry.make()
         raise InputError(
             f"expected a search among {', '.join(SEARCHES)}, or an object such as "

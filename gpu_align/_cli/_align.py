@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gpu_align._cli._options import (
+    BUNDLED,
     CHECKPOINT_HELP,
     DATA,
     EVIDENCE,
@@ -122,6 +123,17 @@ def align(
             metavar="NAME", rich_help_panel=SEARCH, help=f"How to look: {', '.join(SEARCHES)}."
         ),
     ] = "portfolio",
+    aligner: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=SEARCH,
+            help="Aligner of `gpu-align learn aligner` for networks of this structure. It is what "
+            "--search learned goes by, and other searches begin from its answer. By default of "
+            f"--search learned {BUNDLED}: the one that comes with gpu-align, for the perceptrons "
+            "of `gpu-align demo`.",
+        ),
+    ] = None,
     metric: Annotated[
         str,
         typer.Option(
@@ -214,7 +226,7 @@ def align(
     )
     is_late = data is not None and follows_loss(search)  # made when the model is at hand
     settings = Settings(
-        None if is_late else make_search(search, width, starts),
+        None if is_late else make_search(search, width, starts, aligner=aligner),
         as_metric(metric),
         choose_engine(device),
         seed,
@@ -230,7 +242,7 @@ def align(
             screen.stage("reading data")
             known = Data.of(data, seed=seed)
         if is_late and known is not None:
-            pair = replace(pair, following=(search, known))
+            pair = replace(pair, following=(search, known), aligner=aligner)
         found = Evidence.of(evidence, known, alpha, seed)
         if found is not None:
             found = replace(found, progress=screen.examples).beside_weights

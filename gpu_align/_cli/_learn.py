@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import typer
 
-COMMANDS: tuple[Callable[..., None], ...] = ()
+from gpu_align._cli._learn_aligner import aligner
+
+COMMANDS: tuple[Callable[..., None], ...] = (aligner,)
 """Each with its options in a module of its own."""
 
 

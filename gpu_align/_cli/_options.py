@@ -13,12 +13,14 @@ CHECKPOINT_HELP = (
 # Named here too, as the help needs no torch; a test compares them with what there is.
 OF_WEIGHTS = (
     *("portfolio", "layerwise", "beam", "recombination", "descent", "frank-wolfe", "annealing"),
+    "learned",
 )
 SEARCHES = (*OF_WEIGHTS, "ste", "sinkhorn")
 WIDTHS = "layerwise 4, beam 4, recombination 16"
 STARTS = "descent 1, frank-wolfe 1, annealing 4"
 EVIDENCE = ("weights", "activations", "both")
 METRICS = ("l2", "normalized", "standardized", "row")
+BUNDLED = "bundled"
 PLAIN = ("auto", "naive", "average", "slerp")
 MENDING = ("norms", "repair", "rescale", "refit", "refit-parents")
 EXAMPLES = 1500

@@ -51,7 +51,7 @@ class Pair:
     """Two checkpoints and what goes with them, as they are named on the command line.
 
     `keys` lead to the tensors of the source and of the target in their files; `following` is the
-    name of a search that follows the loss on data, and these.
+    name of a search that follows the loss on data, and these; `aligner` is where it begins.
     """
 
     source: Path
@@ -64,6 +64,7 @@ class Pair:
     outputs: Outputs
     store: SearchStore | None
     following: tuple[str, Data] | None = None
+    aligner: str | None = None
 
     def align(self, settings: Settings, screen: Display) -> Done:
         """Read the checkpoints, align them and write the outputs.
@@ -88,7 +89,8 @@ class Pair:
         spec = read_spec(self.spec, model)
         settings = replace(settings, progress=screen.search)
         if self.following is not None:
-            settings = replace(settings, search=_following(*self.following, model, settings.seed))
+            search = _following(*self.following, model, settings.seed, self.aligner)
+            settings = replace(settings, search=search)
         with keeping(self.store):
             [outcome] = align_networks(
                 *([source.tensors], target.tensors, settings),
@@ -139,7 +141,9 @@ class Pair:
             raise typer.Exit(1)
 
 
-def _following(name: str, data: Data, model: Model | None, seed: int) -> Search | None:
+def _following(
+    name: str, data: Data, model: Model | None, seed: int, aligner: str | None
+) -> Search | None:
     """Return a search that follows the loss on data.
 
     Raises:
@@ -148,7 +152,7 @@ def _following(name: str, data: Data, model: Model | None, seed: int) -> Search 
     if model is None:
         raise InputError(NO_MODEL)
     loss = TaskLoss(model.module, fitted_to(data, model), seed=seed)
-    return make_search(name, None, None, loss)
+    return make_search(name, None, None, loss, aligner)
 
 
 def _with_beam_widths(

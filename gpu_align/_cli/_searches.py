@@ -1,8 +1,9 @@
 """The searches by their names on the command line."""
 
+from gpu_align._cli._options import BUNDLED
 from gpu_align._errors import InputError
 from gpu_align._network import TaskLoss
-from gpu_align._search import SEARCHES, Search
+from gpu_align._search import SEARCHES, Learned, Portfolio, Search
 
 NAMES = tuple(SEARCHES)
 
@@ -13,7 +14,11 @@ def follows_loss(name: str) -> bool:
 
 
 def make_search(
-    name: str, width: int | None, starts: int | None, loss: TaskLoss | None = None
+    name: str,
+    width: int | None,
+    starts: int | None,
+    loss: TaskLoss | None = None,
+    aligner: str | None = None,
 ) -> Search | None:
     """Return the search of this name; None for the portfolio, which is made to fit the problem.
 
@@ -22,9 +27,11 @@ def make_search(
         width: hypotheses that are kept, for searches with a beam or a population.
         starts: hypotheses to begin from, for the others.
         loss: on data, for searches that follow one.
+        aligner: path of a trained one, or `BUNDLED`, from whose answer the search begins.
 
     Raises:
-        InputError: no search has this name, it has no such setting, or it needs data.
+        InputError: no search has this name, it has no such setting, or it needs data;
+        CheckpointError: the aligner cannot be read.
     """
     if name not in SEARCHES:
         raise InputError(f"--search: expected one of {', '.join(NAMES)}, got {name!r}")
@@ -37,11 +44,22 @@ def make_search(
                 f"--{option} is not a setting of --search {name}, but of {', '.join(others)}; "
                 "leave it out or choose one of them"
             )
+    if entry.needs_aligner:
+        return _learned(aligner or BUNDLED, None)
     if not entry.needs_data:
-        return entry.make(*chosen.values())
+        search = entry.make(*chosen.values())
+        return search if aligner is None else _learned(aligner, search or Portfolio())
     if loss is None:
         raise InputError(
             f"--search {name} follows the loss of the networks on data, and needs these; add "
             "--data, --model and --input-shape, or choose another search"
         )
-    return entry.make(loss)
+    search = entry.make(loss)
+    return search if aligner is None else _learned(aligner, search)
+
+
+def _learned(aligner: str, then: Search | None) -> Search:
+    # Few searches need it, and its layers take a moment to import.
+    from gpu_align.learn import Aligner
+
+    return Learned(Aligner.bundled() if aligner == BUNDLED else Aligner.load(aligner), then)

@@ -6,6 +6,7 @@ from gpu_align._search._candidates import Candidates, KBest, Noise, Rounding
 from gpu_align._search._descent import CoordinateDescent
 from gpu_align._search._frank_wolfe import FrankWolfe
 from gpu_align._search._layerwise import LayerwiseBeam
+from gpu_align._search._learned import Learned, Scorer
 from gpu_align._search._loop import Outcome, run_search
 from gpu_align._search._portfolio import Portfolio
 from gpu_align._search._recombination import Recombination
@@ -27,6 +28,7 @@ __all__ = [
     "FrankWolfe",
     "KBest",
     "LayerwiseBeam",
+    "Learned",
     "Noise",
     "Outcome",
     "Portfolio",
@@ -35,6 +37,7 @@ __all__ = [
     "Recombination",
     "Rounding",
     "Run",
+    "Scorer",
     "Search",
     "SearchStore",
     "Sinkhorn",

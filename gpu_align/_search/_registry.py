@@ -10,6 +10,7 @@ from gpu_align._search._candidates import KBest
 from gpu_align._search._descent import CoordinateDescent
 from gpu_align._search._frank_wolfe import FrankWolfe
 from gpu_align._search._layerwise import LayerwiseBeam
+from gpu_align._search._learned import Learned
 from gpu_align._search._portfolio import Portfolio
 from gpu_align._search._recombination import Recombination
 from gpu_align._search._search import Search
@@ -27,14 +28,17 @@ class Entry:
         kind: its class.
         setting: what may be chosen: hypotheses that are kept ("width") or begun from ("starts").
         make: returns the search, with its own default or with a value of the setting; None where
-            it is made to fit the problem. One that needs data is made of its `TaskLoss`.
+            it is made to fit the problem. One that needs data is made of its `TaskLoss`, one that
+            needs an aligner of that and of the search that goes on, if there is one.
         needs_data: whether it follows a loss on data.
+        needs_aligner: whether it goes by learned scores.
     """
 
     kind: type[Search]
     setting: Literal["width", "starts"] | None
     make: Callable[..., Search | None]
     needs_data: bool = False
+    needs_aligner: bool = False
 
 
 def _layerwise(width: int = 4) -> Search:
@@ -54,6 +58,7 @@ SEARCHES: Mapping[str, Entry] = {
     "descent": Entry(CoordinateDescent, "starts", _descent),
     "frank-wolfe": Entry(FrankWolfe, "starts", FrankWolfe),
     "annealing": Entry(Annealing, "starts", Annealing),
+    "learned": Entry(Learned, None, Learned, needs_aligner=True),
     "ste": Entry(StraightThrough, None, StraightThrough, needs_data=True),
     "sinkhorn": Entry(Sinkhorn, None, Sinkhorn, needs_data=True),
 }

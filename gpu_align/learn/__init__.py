@@ -12,6 +12,9 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
+    from gpu_align.learn._aligner import Aligner, AlignerSettings
+    from gpu_align.learn._aligner_losses import AlignerLosses
+    from gpu_align.learn._aligner_training import train_aligner
     from gpu_align.learn._cells import Cell, CellAxis, Features
     from gpu_align.learn._elements import Elements
     from gpu_align.learn._heads import InvariantHead, UnitFeatures
@@ -26,15 +29,19 @@ if typing.TYPE_CHECKING:
     from gpu_align.learn._linear import EquivariantLinear
     from gpu_align.learn._many import Trained, train_together
     from gpu_align.learn._messages import MessageHead, MessagePassing, UnitStates
-    from gpu_align.learn._nets import Siren
+    from gpu_align.learn._nets import Siren, perceptron
     from gpu_align.learn._patterns import dimension
     from gpu_align.learn._recipes import ClassifierRecipe, SirenRecipe
+    from gpu_align.learn._soft import SoftElements
     from gpu_align.learn._space import Statistics, WeightSpace
     from gpu_align.learn._training import Epoch, Training, TrainingPlan, train
     from gpu_align.learn._training_file import TrainingFile
     from gpu_align.learn._zoos import Zoo, load_zoo, make_zoo
 
 _MODULES = {
+    "_aligner": ("Aligner", "AlignerSettings"),
+    "_aligner_losses": ("AlignerLosses",),
+    "_aligner_training": ("train_aligner",),
     "_cells": ("Cell", "CellAxis", "Features"),
     "_elements": ("Elements",),
     "_heads": ("InvariantHead", "UnitFeatures"),
@@ -49,9 +56,10 @@ _MODULES = {
     "_linear": ("EquivariantLinear",),
     "_many": ("Trained", "train_together"),
     "_messages": ("MessageHead", "MessagePassing", "UnitStates"),
-    "_nets": ("Siren",),
+    "_nets": ("Siren", "perceptron"),
     "_patterns": ("dimension",),
     "_recipes": ("ClassifierRecipe", "SirenRecipe"),
+    "_soft": ("SoftElements",),
     "_space": ("Statistics", "WeightSpace"),
     "_training": ("Epoch", "Training", "TrainingPlan", "train"),
     "_training_file": ("TrainingFile",),
@@ -62,6 +70,9 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "Aligner",
+    "AlignerLosses",
+    "AlignerSettings",
     "Cell",
     "CellAxis",
     "ClassifierRecipe",
@@ -80,6 +91,7 @@ __all__ = [
     "ResidualBlock",
     "Siren",
     "SirenRecipe",
+    "SoftElements",
     "Statistics",
     "Trained",
     "Training",
@@ -92,7 +104,9 @@ __all__ = [
     "dimension",
     "load_zoo",
     "make_zoo",
+    "perceptron",
     "train",
+    "train_aligner",
     "train_together",
 ]
 

@@ -71,12 +71,22 @@ class WeightSpace:
             SpecError: names or shapes do not fit the spec.
             InputError: there are none.
         """
-        read = self._stacks(states)
-        found = {read[cell.name].dtype for cell in self.cells}
+        return self.from_stacks(self._stacks(states), dtype)
+
+    def from_stacks(
+        self, stacks: Mapping[str, Tensor], dtype: torch.dtype | None = None
+    ) -> Features:
+        """Return what `from_state_dicts` does of stacks that are known to fit the spec.
+
+        Args:
+            stacks: the names of the cells -> [b, *shape].
+            dtype: of the features.
+        """
+        found = {stacks[cell.name].dtype for cell in self.cells}
         dtype = dtype or (found.pop() if len(found) == 1 else torch.float64)
         features = []
         for cell in self.cells:
-            part = cell.view(read[cell.name])
+            part = cell.view(stacks[cell.name])
             shape = (len(part), *cell.sizes, cell.fixed)
             wide = part.to(dtype, memory_format=torch.contiguous_format, copy=True)
             features.append(wide.contiguous().reshape(shape))
