@@ -154,6 +154,8 @@ def test_it_recovers_a_planted_symmetry_without_any_training(name: str) -> None:
     assert float(outcome.best.objective) < 1e-9 * float(problem_of(moved).constant)
     assert outcome.status is Status.COMPLETED
     assert len(outcome.history) == 1
+    alone = run_search(Learned(Aligner(networks.spec, settings=SMALL), looks=0), problem_of(moved))
+    assert float(alone.best.objective) < 1e-9 * float(problem_of(moved).constant)
 
 
 @pytest.mark.parametrize("name", ["mlp", "signed", "gqa", "fixed_gqa", "signed_heads"])
@@ -165,7 +167,7 @@ def test_whole_batches_are_aligned_as_the_search_does(name: str) -> None:
     together = aligner.align(a, b).permutations()
     for number, permutation in enumerate(together):
         problem = AlignmentProblem(states[2 + number], states[number], spec)
-        outcome = run_search(Learned(aligner), problem)
+        outcome = run_search(Learned(aligner, looks=0), problem)
         found = problem.permutation(outcome.hypotheses)
         assert {g: p.tolist() for g, p in found.perms.items()} == {
             g: p.tolist() for g, p in permutation.perms.items()
@@ -192,13 +194,23 @@ def test_the_planted_loss_is_least_where_the_truth_is_known(name: str) -> None:
 def test_another_search_goes_on_from_what_was_learned() -> None:
     problem = problem_of(pair("deep"))
     alone = run_search(Learned(AtIdentity()), problem, seed=1)
-    start = problem.hypotheses(alone.hypotheses.perms)
+    start = alone.hypotheses.best()
     expected = run_search(CoordinateDescent(), problem, seed=1, start=start)
     found = run_search(Learned(AtIdentity(), then=CoordinateDescent()), problem, seed=1)
     assert torch.equal(found.best.objective, expected.best.objective)
     assert found.status is Status.CONVERGED
     stages = [entry.stage for entry in found.history]
     assert stages == ["Learned", *["CoordinateDescent"] * len(expected.history)]
+
+
+def test_a_look_is_kept_only_if_it_is_better() -> None:
+    problem = problem_of(pair("deep"))
+    found = [run_search(Learned(AtIdentity(), looks=n), problem).hypotheses for n in range(4)]
+    assert [hypotheses.each for hypotheses in found] == [1, 2, 3, 4]
+    best = [float(hypotheses.best().objective) for hypotheses in found]
+    assert best == sorted(best, reverse=True)
+    assert best[1] < best[0]
+    assert torch.equal(found[3].objective[:3], found[2].objective)
 
 
 @pytest.mark.parametrize("then", [None, CoordinateDescent()])
@@ -217,7 +229,7 @@ def test_names_and_orders_of_tensors_do_not_matter() -> None:
     expected = align(*states, spec=spec, search=Learned(aligner))
     renamed = [{f"{6 * int(n[0])}.{n[2:]}": state[n] for n in sorted(state)} for state in states]
     found = align(*renamed, search=Learned(aligner))
-    assert found.distance == expected.distance
+    assert found.distance == pytest.approx(expected.distance, rel=1e-12)
     assert found.distance < found.distance_before
     assert natural("a.10.b") > natural("a.9.b")
 
@@ -241,6 +253,8 @@ def test_what_is_no_aligner_or_no_search_is_refused() -> None:
         Learned("digits.safetensors")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="expected a search or None"):
         Learned(AtIdentity(), then="descent")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="looks of at least 0, got -1"):
+        Learned(AtIdentity(), looks=-1)
     with pytest.raises(InputError, match="no units that could be reordered"):
         Aligner(chain(3, 2))
     for wrong in ({"features": 0}, {"scale": 0.0}, {"channels": 0}):
