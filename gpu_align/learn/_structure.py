@@ -5,7 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from gpu_align._symmetry import PermutationSpec
+from gpu_align._symmetry import PermutationSpec, Units
 from gpu_align.learn._cells import BlockCell
 from gpu_align.learn._space import WeightSpace
 
@@ -31,9 +31,8 @@ class Structure:
         cells = sorted(WeightSpace(spec).cells, key=lambda cell: natural(cell.name))
         numbers: dict[str, int] = {}
         for cell in cells:
-            for factor in cell.block.factors:
-                if factor.group is not None:
-                    numbers.setdefault(factor.group, len(numbers))
+            for factor in cell.block.units.values():
+                numbers.setdefault(factor.group, len(numbers))
         groups = [spec.groups[name] for name in numbers]
         document = {
             "groups": [
@@ -57,7 +56,7 @@ def _described(cell: BlockCell, spec: PermutationSpec, numbers: dict[str, int]) 
         [
             piece.start,
             list(piece.strides),
-            [[f.size, None if f.group is None else numbers[f.group]] for f in piece.factors],
+            [[f.size, numbers[f.group] if isinstance(f, Units) else None] for f in piece.factors],
         ]
         for piece in cell.block.pieces
     ]
