@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from report_pages import Page, parsed
+from report_pages import Page, parsed, result
+from test_barrier_report import FOUND as BARRIER
 from trained_digits import DIGITS, MLP
 from typer.testing import CliRunner
 
@@ -14,7 +15,7 @@ import gpu_align
 from gpu_align import merge
 from gpu_align._cli._main import app
 from gpu_align._merge import GroupMatch, MergeResult, Trial
-from gpu_align._report import render_report
+from gpu_align._report import Study, render_report
 
 CHOSEN = Trial("weights and data, 1", "refit", 0.0716, 0.9867, 0.014, 47.8, 750, 1500)
 FOUND = MergeResult(
@@ -74,6 +75,15 @@ def test_page_needs_nothing_but_itself(page: Page) -> None:
     [picture] = [attributes for tag, attributes in page.tags if tag == "img"]
     assert str(picture["src"]).startswith("data:image/")
     assert "0.0716" in str(picture["alt"])
+
+
+def test_a_report_of_alignments_has_what_came_after_each() -> None:
+    given = [result(), result()]
+    alone = Page(render_report(given))
+    page = Page(render_report(given, studies=[Study(BARRIER, FOUND)] * 2))
+    for title in ("Between the two networks", "Losses of what was tried", "What was tried"):
+        assert page.headings.count(title) == 2
+        assert title not in alone.headings
 
 
 def test_without_losses_there_is_no_figure() -> None:
