@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,8 @@ from pathlib import Path
 import pytest
 from zoos import files_of, state, write_folder
 
-from gpu_align import GpuAlignError, ZooProgress, align_zoo, inspect_zoo, save_checkpoint
-from gpu_align._zoo._engine import LocalEngine, RayEngine
+from gpu_align import ZooProgress, align_zoo, inspect_zoo, save_checkpoint
+from gpu_align._zoo._engine import LocalEngine
 
 TARGET = state(99, 5, 6, 2)
 HERE = Path(__file__).parent
@@ -153,26 +152,35 @@ def test_a_cluster_of_two_nodes_shares_the_work(tmp_path: Path, ray: object) -> 
     assert files_of(tmp_path / "local") == files_of(tmp_path / "ray")
 
 
-def slowly(context: Path, task: int) -> int:
-    time.sleep(0.5)
-    return task
+KILLED_RAY = """
+import os, signal, sys
+from pathlib import Path
+from test_zoo_engines import TARGET, descendants
+from gpu_align import align_zoo
+
+def kill(progress):
+    if progress.stage == "aligning" and progress.done >= 4:
+        for process in descendants():
+            os.kill(process, signal.SIGKILL)
+
+folder = Path(sys.argv[1])
+align_zoo(folder / "zoo", TARGET, folder / "out", shard=1, engine="ray", workers=1, progress=kill)
+"""
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_an_end_of_ray_is_an_error_that_says_how_to_go_on(ray: object) -> None:
-    before = descendants()
-
-    def kill() -> None:
-        for process in descendants() - before:
-            os.kill(process, signal.SIGKILL)
-
-    engine = RayEngine(workers=1)
-    found: list[object] = []
-    with pytest.raises(GpuAlignError, match="with --resume"):  # noqa: PT012
-        for pair in engine.each(slowly, None, list(range(100))):
-            found.append(pair)
-            if len(found) == 2:
-                threading.Timer(0.1, kill).start()
-    engine.close()
-    assert len(found) < 100
+def test_what_was_done_when_ray_is_killed_is_kept(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    source = zoo(tmp_path, 40)
+    environment = {"RAY_gcs_rpc_server_reconnect_timeout_s": "2", "PYTHONPATH": str(HERE)}
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED_RAY, tmp_path],
+        capture_output=True,
+        env=os.environ | environment,
+        check=False,
+    )
+    assert run.returncode != 0  # Ray may end the process that uses it
+    assert 4 <= len(list((tmp_path / "out" / "shards").iterdir())) < 40
+    align_zoo(source, TARGET, tmp_path / "out", workers=1, shard=1, resume=True)
+    align_zoo(source, TARGET, tmp_path / "whole", workers=1, shard=1)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")

@@ -215,7 +215,7 @@ class RayEngine:
     def _done(
         self, ray: Any, work: Work, context: Any, tasks: Sequence[T]
     ) -> Iterator[tuple[T, R | None]]:
-        payload = ray.put(pickled(work, context))
+        payload = ray.put(ray.cloudpickle.dumps((work, context)))
         options = {"num_cpus": 1, "num_gpus": self.gpus, "max_retries": _DEATHS}
         remote = ray.remote(**options)(_do_remote)
         most = self.workers or _AHEAD * max(int(ray.cluster_resources().get("CPU", 1)), 1)
