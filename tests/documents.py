@@ -61,7 +61,7 @@ def _run_shell(block: Block) -> None:
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.code],
-        env=os.environ | {"PATH": programs},
+        env=os.environ | {"PATH": programs, "GPU_ALIGN_CLONE": str(ROOT)},
         capture_output=True,
         text=True,
     )

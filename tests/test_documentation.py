@@ -7,12 +7,14 @@ from pathlib import Path
 from types import ModuleType
 
 import documents
+import jupytext
+import nbformat
 import pytest
 import test_architectures
 from marks import slow
 
 import gpu_align
-from docs.generate import gallery
+from docs.generate import gallery, notebooks
 from gpu_align import learn
 
 RUN = [
@@ -20,6 +22,7 @@ RUN = [
     for page in documents.PAGES
     if {"python", "sh"} & {b.language for b in documents.blocks(page)}
 ]
+PROSE = [*documents.PAGES, *(documents.ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md"))]
 
 
 @pytest.mark.parametrize("page", documents.PAGES, ids=lambda page: page.stem)
@@ -28,6 +31,13 @@ def test_blocks_are_of_known_languages(page: Path) -> None:
     found = list(documents.blocks(page))
     assert 2 * len(found) == fences + page.read_text(encoding="utf-8").startswith("```")
     assert {block.language for block in found} <= documents.LANGUAGES
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.stem)
+def test_links_lead_to_files_of_the_repository(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 @pytest.mark.parametrize("page", slow(RUN), ids=lambda page: page.stem)
@@ -55,3 +65,23 @@ def test_the_gallery_has_every_architecture_of_the_tests() -> None:
     for name, (_, expected) in known.items():
         assert found[name]["log10"] == pytest.approx(expected, abs=1e-6), name
         assert (gallery.GALLERY / f"{name}.svg").is_file()
+
+
+@pytest.mark.parametrize("name", notebooks.TITLES)
+def test_notebooks_are_those_of_the_scripts_and_have_run(name: str) -> None:
+    script = jupytext.read(notebooks.FOLDER / f"{name}.py")
+    kept = nbformat.read(notebooks.FOLDER / f"{name}.ipynb", as_version=4)
+    assert [cell.source for cell in kept.cells] == [cell.source for cell in script.cells]
+    code = [cell for cell in kept.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert any(output.output_type == "display_data" for cell in code for output in cell.outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", notebooks.TITLES)
+def test_notebooks_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPU_ALIGN_FAST", "1")
+    kinds = {
+        o.output_type for cell in notebooks.executed(name).cells for o in cell.get("outputs", [])
+    }
+    assert "display_data" in kinds

@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # mkdocs imports this file by its path
 
-from docs.generate import commands, gallery, tables  # noqa: E402
+from docs.generate import commands, gallery, notebooks, tables  # noqa: E402
 
 BESIDE = {
     "bench.md": "bench/README.md",
@@ -31,10 +31,13 @@ _LINK = re.compile(r"(\]\()([\w./-]+)((?:#[\w-]*)?\))")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add files of the repository: the pages above, recorded runs and their drawings."""
+    """Add the pages above and those of the notebooks, recorded runs and their drawings."""
+    for name in notebooks.TITLES:
+        page = f"notebooks/{name}.md"
+        files.append(File.generated(config, page, content=notebooks.page(name)))
     for page, name in BESIDE.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / name)))
-    for path in sorted(tables.RESULTS.glob("*")):
+    for path in (*sorted(tables.RESULTS.glob("*")), ROOT / "bench/instances/records.json"):
         if path.suffix in (".json", ".png"):
             name = f"figures/{path.name}"
             files.append(File.generated(config, name, abs_src_path=str(path)))
@@ -59,7 +62,8 @@ def _on_site(path: str) -> str:
     if path.startswith("bench/results/"):
         return f"figures/{posixpath.basename(path)}"
     pages = {name: page for page, name in BESIDE.items()} | {"README.md": "index.md"}
-    return pages.get(path, path.removeprefix("docs/"))
+    notebooks_as_pages = re.sub(r"^(docs/notebooks/\w+)\.ipynb$", r"\1.md", path)
+    return pages.get(path, notebooks_as_pages.removeprefix("docs/"))
 
 
 def _made(place: re.Match[str]) -> str:

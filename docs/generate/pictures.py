@@ -1,11 +1,13 @@
 """The pictures of the README and of the pages.
 
-    python -m docs.generate.pictures
+    python -m docs.generate.pictures [NAME ...]
 
-Trains two small networks on scikit-learn's digits and writes `docs/images/*.svg`.
+Writes `docs/images/*.svg`. For `alignment` it trains two small networks on scikit-learn's digits.
 """
 
 import io
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,6 +161,51 @@ def heads() -> Figure:
     return figure
 
 
+CLOSE = 1e-3
+"""A search has solved an instance when it is above the best known value by no more than this."""
+
+
+def instances() -> Figure:
+    """Draw how many instances the searches solve within some time, and how close they end."""
+    path = Path(__file__).parents[2] / "bench" / "instances" / "records.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["instances"].values()
+    searches = list(next(iter(known))["entries"]) if known else []
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    times, ends = figure.subplots(1, 2, sharey=True)
+    for number, search in enumerate(searches):
+        solved, gaps = [], []
+        for instance in known:
+            best, entry = instance["best"]["value"], instance["entries"][search]
+            close = [t for t, value in entry["events"] if value <= best * (1 + CLOSE)]
+            solved += [max(close[0], 1e-3)] if close else []
+            gaps.append(max(entry["value"] / best - 1, 1e-6))
+        style = {
+            "color": STAGES[number % len(STAGES)],
+            "linestyle": "-" if number < len(STAGES) else "--",
+            "linewidth": 1.8,
+        }
+        _draw_shares(times, solved, len(known), 1e3, style | {"label": search})
+        _draw_shares(ends, gaps, len(known), 1.0, style)
+    times.set_xlabel("CPU seconds")
+    times.set_ylabel("share of the instances")
+    times.set_title("within 0.1 % of the best known", loc="left", fontsize=10)
+    ends.set_xlabel("above the best known, at the end")
+    ends.set_title("at most so far above", loc="left", fontsize=10)
+    for axes in (times, ends):
+        axes.set_xscale("log")
+        axes.set_ylim(0, 1.02)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def _draw_shares(axes: Axes, values: list[float], count: int, last: float, style: dict) -> None:
+    """Draw what share of all instances has a value of at most x."""
+    ordered = sorted(values)
+    shares = np.arange(1, len(ordered) + 1) / count
+    end = max([*ordered, last / 10])
+    axes.step([*ordered, end], [*shares, shares[-1] if len(shares) else 0], where="post", **style)
+
+
 def _square(x: float, y: float, color: str, shade: float) -> object:
     from matplotlib.patches import Rectangle
 
@@ -183,16 +230,17 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "order": order,
     "groups": groups,
     "heads": heads,
+    "instances": instances,
 }
 
 
 def main() -> None:
-    """Draw all pictures."""
+    """Draw the pictures that are named, or all."""
     IMAGES.mkdir(exist_ok=True)
-    for name, draw in PICTURES.items():
+    for name in sys.argv[1:] or PICTURES:
         with matplotlib.style.context(["default", STYLE]):
             held = io.StringIO()
-            draw().savefig(held, format="svg", metadata={"Date": None})
+            PICTURES[name]().savefig(held, format="svg", metadata={"Date": None})
         lines = (line.rstrip() for line in held.getvalue().splitlines())
         (IMAGES / f"{name}.svg").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(IMAGES / f"{name}.svg")
