@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # mkdocs imports this file by its path
 
-from docs.generate import commands, gallery, notebooks, tables  # noqa: E402
+from docs.generate import benchmark, commands, gallery, notebooks, tables  # noqa: E402
 
 BESIDE = {
     "bench.md": "bench/README.md",
@@ -70,7 +70,7 @@ def _made(place: re.Match[str]) -> str:
     kind, name = place.groups()
     match kind:
         case "table":
-            return tables.TABLES[name]()
+            return (tables.TABLES | benchmark.TABLES)[name]()
         case "commands":
             return commands.reference()
         case "gallery":

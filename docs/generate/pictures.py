@@ -184,7 +184,7 @@ def instances() -> Figure:
             "linestyle": "-" if number < len(STAGES) else "--",
             "linewidth": 1.8,
         }
-        _draw_shares(times, solved, len(known), 1e3, style | {"label": search})
+        _draw_shares(times, solved, len(known), 100.0, style | {"label": search})
         _draw_shares(ends, gaps, len(known), 1.0, style)
     times.set_xlabel("CPU seconds")
     times.set_ylabel("share of the instances")
@@ -202,7 +202,7 @@ def _draw_shares(axes: Axes, values: list[float], count: int, last: float, style
     """Draw what share of all instances has a value of at most x."""
     ordered = sorted(values)
     shares = np.arange(1, len(ordered) + 1) / count
-    end = max([*ordered, last / 10])
+    end = max([*ordered, last])
     axes.step([*ordered, end], [*shares, shares[-1] if len(shares) else 0], where="post", **style)
 
 

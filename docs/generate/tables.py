@@ -32,10 +32,11 @@ def source(*names: str) -> str:
 
 
 def _source(name: str) -> str:
-    return _recorded(run(name), name)
+    return recorded(run(name), name)
 
 
-def _recorded(held: Row, name: str) -> str:
+def recorded(held: Row, name: str) -> str:
+    """Return in words what a run was recorded on, with a link to it."""
     machine, versions = held["machine"], held["versions"]
     gpu = f"one {machine['gpu']} and " if machine["gpu"] else ""
     what = f"{gpu}{machine['cores']} cores of an {machine['processor']}"
@@ -89,7 +90,7 @@ def bounds() -> str:
         rows.append(
             (
                 *(PAIRS[row["pair"]], f"{found:.2f}", f"{row['lower bound alone']:.1f}"),
-                *(f"{bound:.2f}", "0, proved optimal" if is_proved else f"{left:.1%}"),
+                *(f"{bound:.2f}", "0, proved optimal" if is_proved else f"{100 * left:.1f} %"),
                 *(row["method"], f"{row['seconds']:.0f}"),
             )
         )
@@ -308,57 +309,6 @@ def memory() -> str:
     return markdown(columns, rows)
 
 
-def instances() -> str:
-    """The open benchmark: best values, bounds, what is proved."""
-    rows = []
-    for name, known in _instances().items():
-        best, bound = known["best"], known["bound"]
-        left = (best["value"] - bound["value"]) / best["value"]
-        rows.append(
-            (
-                *(f"`{name}`", known["title"], known["groups"], known["units"]),
-                *(f"{known['log10']:.0f}", f"{known['before']:.2f}", f"{best['value']:.4f}"),
-                *(f"{bound['value']:.4f}", "0, **proved**" if bound["proved"] else f"{left:.1%}"),
-                *(f"{best['by']}: {best['with']}", f"{best['seconds']:.2f}"),
-            )
-        )
-    columns = (
-        *("instance", "networks", "groups", "units", "log10 of orders", "unaligned", "best known"),
-        *("lower bound", "of it open", "found by", "CPU seconds"),
-    )
-    return f"{markdown(columns, rows, words=2)}\n\n{_instances_source()}"
-
-
-def entries() -> str:
-    """How far above the best known value every search ends, and after how long."""
-    known = _instances()
-    searches = list(next(iter(known.values()))["entries"])
-    rows = []
-    for name, instance in known.items():
-        cells = []
-        for search in searches:
-            entry, best = instance["entries"][search], instance["best"]["value"]
-            above = entry["value"] / best - 1
-            gap = "**0**" if above < 1e-6 else f"{above:.2%}".replace("%", " %")
-            cells.append(f"{gap}, {entry['seconds']:.2f} s")
-        rows.append((f"`{name}`", *cells))
-    return f"{markdown(('instance', *searches), rows)}\n\n{_instances_source()}"
-
-
-@cache
-def _records() -> Row:
-    path = ROOT / "bench" / "instances" / "records.json"
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _instances() -> Mapping[str, Row]:
-    return _records()["instances"]
-
-
-def _instances_source() -> str:
-    return f"<small>{_recorded(_records(), 'records')}</small>"
-
-
 TABLES: Mapping[str, Callable[[], str]] = {
     "reference": reference,
     "bounds": bounds,
@@ -376,7 +326,5 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "rounds": rounds,
     "merging": merging,
     "memory": memory,
-    "instances": instances,
-    "entries": entries,
 }
 """What `<!-- table: NAME -->` in a page stands for."""
