@@ -24,7 +24,7 @@ from gpu_align._cli._digits import mlp, train
 from gpu_align._device import versions
 from gpu_align._network import Data, load_digits
 from gpu_align.learn import (
-    AlignerSettings,
+    AlignerLosses,
     Epoch,
     TrainingFile,
     TrainingPlan,
@@ -35,7 +35,7 @@ FIRST = 10**6
 """The first seed: those of the demo are small."""
 
 OUT = Path(__file__).parents[1] / "gpu_align" / "learn" / "digits_mlp.safetensors"
-SETTINGS = AlignerSettings(channels=64, features=128)
+LOSSES = AlignerLosses(iterations=10)
 
 
 def networks(path: Path, count: int) -> dict[str, Tensor]:
@@ -58,14 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--zoo", type=Path, default=Path("zoo/demo_mlps.safetensors"))
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--networks", type=int, default=300)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=40)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     console, started = Console(), time.process_time()
     states = networks(options.zoo, options.networks)
     console.print(f"{options.networks} networks in {time.process_time() - started:.0f} CPU s")
     data = Data.of("digits").fitted((1, 8, 8))
-    file = TrainingFile(options.out.with_suffix(".training"), resume=True)
+    file = TrainingFile(options.zoo.with_suffix(".training"), resume=True)
 
     def told(epoch: Epoch) -> None:
         console.print(f"epoch {epoch.number}: loss {epoch.loss:.4f}, held {epoch.held:.4f}")
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         discover(mlp(), torch.zeros(2, 1, 8, 8)),
         task=TaskLoss(mlp(), data, batch_size=64),
         plan=TrainingPlan(options.epochs, batch=16, rate=5e-3, decay=0.1, clip=1.0),
-        settings=SETTINGS,
+        losses=LOSSES,
         file=file,
         progress=told,
         about={"networks from": "train('mlp', digits, seed=n) of gpu_align/_cli/_digits.py"}

@@ -25,6 +25,7 @@ from gpu_align import (
     save_checkpoint,
 )
 from gpu_align._search import SEARCHES, Search
+from gpu_align.learn import Aligner
 
 ROOTS = (Path(__file__).parents[1] / "gpu_align", Path(__file__).parents[1] / "kernels" / "src")
 LAYERS = ("_layers.py", "_linear.py", "_narrow.py")
@@ -92,6 +93,8 @@ def networks() -> list[torch.nn.Module]:
 def search_of(name: str) -> Search | None:
     """Return a search; one that follows a loss takes a few steps on drawn examples."""
     entry = SEARCHES[name]
+    if entry.needs_aligner:
+        return entry.make(Aligner(chain_spec(networks()[0].state_dict())))
     if not entry.needs_data:
         return entry.make()
     generator = torch.Generator().manual_seed(0)

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from gpu_align._cli._options import (
-    BUNDLED,
     CHECKPOINT_HELP,
     DATA,
     EVIDENCE,
@@ -17,6 +16,7 @@ from gpu_align._cli._options import (
     SEARCHES,
     STARTS,
     WIDTHS,
+    AlignerFile,
     Device,
     InputShape,
     Json,
@@ -123,17 +123,7 @@ def align(
             metavar="NAME", rich_help_panel=SEARCH, help=f"How to look: {', '.join(SEARCHES)}."
         ),
     ] = "portfolio",
-    aligner: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=SEARCH,
-            help="Aligner of `gpu-align learn aligner` for networks of this structure. It is what "
-            "--search learned goes by, and other searches begin from its answer. By default of "
-            f"--search learned {BUNDLED}: the one that comes with gpu-align, for the perceptrons "
-            "of `gpu-align demo`.",
-        ),
-    ] = None,
+    aligner: AlignerFile = None,
     metric: Annotated[
         str,
         typer.Option(

@@ -11,6 +11,7 @@ from gpu_align._cli._options import (
     OF_WEIGHTS,
     OUTPUTS,
     SEARCH,
+    AlignerFile,
     Device,
     InputShape,
     Json,
@@ -115,6 +116,7 @@ def barrier(
             metavar="NAME", rich_help_panel=SEARCH, help=f"How to look: {', '.join(OF_WEIGHTS)}."
         ),
     ] = "portfolio",
+    aligner: AlignerFile = None,
     metric: Annotated[
         str,
         typer.Option(
@@ -153,9 +155,8 @@ def barrier(
         json_file=json_file,
         report=report,
     )
-    settings = Settings(
-        make_search(search, None, None), as_metric(metric), choose_engine(device), seed
-    )
+    chosen = make_search(search, None, None, aligner=aligner)
+    settings = Settings(chosen, as_metric(metric), choose_engine(device), seed)
     with display(quiet=quiet) as screen, stdout_to_stderr():
         result, written = segment.measure(settings, screen)
     segment.tell(result, written, as_json=as_json, quiet=quiet)

@@ -60,6 +60,7 @@ def next_commands(folder: Path) -> list[str]:
     new = _quoted(folder, "cnn_new.safetensors")
     return [
         f"gpu-align align {mlp} -o {_quoted(folder, 'mlp_new.safetensors')}",
+        f"gpu-align align {mlp} --search learned",
         f"gpu-align align {cnn} {model} --search annealing --report {_quoted(folder, 'cnn.html')}",
         f"gpu-align merge {both} -o {new} --data digits {model}",
     ]

@@ -29,16 +29,19 @@ from gpu_align._search import (
     FrankWolfe,
     KBest,
     LayerwiseBeam,
+    Learned,
     Portfolio,
     Recombination,
     Search,
 )
 from gpu_align._status import Status
 from gpu_align._symmetry import discover
+from gpu_align.learn import Aligner
 
 _EPOCHS = {False: 15, True: 3}
 _BATCH = 64
 _PROVED = "mlp"  # small enough to see a proof at work
+_LEARNED = "mlp"  # what the bundled aligner is for
 _PROOF_SECONDS = {False: 10.0, True: 1.0}
 _POINTS = 13
 _WIDTHS = {False: (1, 2, 5, 10, 20), True: (1, 2, 5)}
@@ -65,14 +68,21 @@ ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = {"mlp": mlp, "cnn": cnn}
 TITLES = {"mlp": "MLP 64-64-64-10 on digits", "cnn": "CNN with BatchNorm on digits"}
 
 
-def searches(*, quick: bool) -> dict[str, Search | None]:
-    """Return every search by its name, the portfolio last; None is the one that fits the size."""
+def searches(name: str, *, quick: bool) -> dict[str, Search | None]:
+    """Return every search by its name, the portfolio last; None is the one that fits the size.
+
+    Args:
+        name: key of `ARCHITECTURES`; the bundled aligner is for the perceptron.
+        quick: whether they search less.
+    """
     layerwise, steps, patience = LayerwiseBeam(4, KBest(4), lookahead=True), 60, 6
     portfolio = None
     if quick:
         steps, patience = 20, 2
         portfolio = Portfolio((layerwise, Annealing(steps=steps)), (BeamDescent(patience=1),))
+    learned = {"Learned": Learned(Aligner.bundled())} if name == _LEARNED else {}
     return {
+        **learned,
         "LayerwiseBeam": layerwise,
         "CoordinateDescent": CoordinateDescent(),
         "BeamDescent": BeamDescent(patience=patience),
@@ -221,7 +231,7 @@ def _try_all(
     spec = discover(target, example)
     before = accuracy(midpoint(target, moving, stay, digits), digits)
     rows, difference = [], 0.0
-    offered = searches(quick=setting.quick)
+    offered = searches(name, quick=setting.quick)
     for label, search in offered.items():
         is_last = label == list(offered)[-1]
         setting.progress(f"aligning {name}_1 to {name}_0: {label}")

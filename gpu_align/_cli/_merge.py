@@ -17,6 +17,7 @@ from gpu_align._cli._options import (
     OUTPUTS,
     PLAIN,
     SEARCH,
+    AlignerFile,
     Device,
     Examples,
     InputShape,
@@ -95,6 +96,7 @@ def merge(
             "annealing, or descent for wide or many networks.",
         ),
     ] = None,
+    aligner: AlignerFile = None,
     metric: Annotated[
         str,
         typer.Option(
@@ -149,7 +151,9 @@ def merge(
         examples=examples,
         weights=read_weights(weights),
     )
-    chosen = None if search is None else make_search(search, None, None) or Portfolio()
+    chosen = None
+    if search or aligner:
+        chosen = make_search(search or "learned", None, None, aligner=aligner) or Portfolio()
     settings = Settings(chosen, as_metric(metric), choose_engine(device), seed)
     with display(quiet=quiet) as screen, stdout_to_stderr():
         done = merging.run(method, settings, screen)

@@ -119,6 +119,18 @@ Examples = Annotated[
     int,
     typer.Option(metavar="N", min=1, rich_help_panel=DATA, help="How many examples are fitted on."),
 ]
+AlignerFile = Annotated[
+    str | None,
+    typer.Option(
+        "--aligner",
+        metavar="FILE",
+        rich_help_panel=SEARCH,
+        help="Aligner of `gpu-align learn aligner` for networks of this structure: what --search "
+        "learned goes by, and from whose answer other searches begin. By default of --search "
+        f"learned {BUNDLED}, the one that comes with gpu-align, for the perceptrons of `gpu-align "
+        "demo`.",
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(

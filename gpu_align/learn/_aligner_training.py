@@ -151,7 +151,8 @@ class _Pairs:
         self.held = tuple(x[count - kept :].to(device) for x in every)
         if task is not None:
             task.check_names(spec.tensors)
-            self.task, self._states = task.to(device), _stacked(states, spec)
+            self.task = task.to(device)
+            self._states = {n: t.to(device) for n, t in _stacked(states, spec).items()}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.aligner = Aligner(spec, self.space.statistics(self.fit), settings)
@@ -180,7 +181,7 @@ class _Pairs:
         if weights.distance:
             total = total + weights.distance * distance_share(target, source, aligned).mean()
         if weights.path and self.task is not None:
-            like = {name: tensor[numbers] for name, tensor in self._states.items()}
+            like = {name: t[numbers.to(t.device)] for name, t in self._states.items()}
             seed = int(torch.randint(2**31, (), device="cpu"))
             total = total + weights.path * path_loss(
                 self.space, target, aligned, like, self.task, seed
@@ -209,9 +210,7 @@ class _Pairs:
         if self.task is None:
             return value
         middle = tuple((a + b) / 2 for a, b in zip(target, aligned, strict=True))
-        like = {
-            name: tensor[len(self.fit[0]) + first.cpu()] for name, tensor in self._states.items()
-        }
+        like = {name: tensor[len(self.fit[0]) + first] for name, tensor in self._states.items()}
         states = self.space.to_state_dicts(middle, like)
         lost = [
             float(self.task.held_loss({name: tensor[n] for name, tensor in states.items()}))
