@@ -1,6 +1,5 @@
 """Aligner: an encoder of units whose vectors say which unit of one network is which of another."""
 
-import copy
 import hashlib
 import json
 import math
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from gpu_align._assignment import AssignmentProblem, solve
 from gpu_align._checkpoint import atomic_write, read_safetensors
@@ -225,17 +225,19 @@ class Aligner(nn.Module):
         self._check(other, problem.spec)
         names = dict(zip(self.structure.tensors, other.tensors, strict=True))
         own = dict(zip(other.groups, self.structure.groups, strict=True))
-        model = copy.deepcopy(self).to(problem.device, torch.float64).eval()
+        wide = {n: t.to(problem.device, torch.float64) for n, t in self.state_dict().items()}
 
         def vectors(weights: Any, start: int, stop: int) -> dict[str, Tensor]:
             stacks = {name: weights.some(theirs, start, stop) for name, theirs in names.items()}
-            return model(self.space.from_stacks(stacks, torch.float64))
+            features = self.space.from_stacks(stacks, torch.float64)
+            found: dict[str, Tensor] = functional_call(self, wide, (features,))
+            return found
 
         target = vectors(problem.target, 0, 1)
         parts = []
         for start in range(0, problem.models, _TOGETHER):
             stop = min(start + _TOGETHER, problem.models)
-            parts.append(model.compare(target, vectors(problem.sources, start, stop)))
+            parts.append(self.compare(target, vectors(problem.sources, start, stop)))
         found = {}
         for variable in problem.sizes:
             group = own[unsigned(variable)]
