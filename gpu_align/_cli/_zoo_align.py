@@ -109,7 +109,7 @@ class Aligning:
                 source=self.source,
                 out=self.out,
                 targets=targets,
-                called={"source": self.source, "target": called_targets(targets)},
+                called={"source": self.source, "target": called_targets(targets, self.target)},
                 specs=[spec for spec in specs if spec is not None],
                 make_model=self._make_model(),
                 settings=settings,

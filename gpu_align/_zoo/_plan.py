@@ -19,7 +19,7 @@ from gpu_align._zoo._settings import Family, ZooSettings
 PLAN, TARGETS = "plan.json", "targets"
 _FORMAT = "gpu-align/zoo-plan/1"
 _SHARD_BYTES = 2**28
-_LEAST, _MOST, _SHARDS = 32, 1024, 16
+_LEAST, _MOST, _SHARDS = 32, 1024, 8
 
 
 @dataclass(frozen=True)

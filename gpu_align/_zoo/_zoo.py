@@ -139,9 +139,14 @@ def called(source: Any) -> str:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else "an iterable"
 
 
-def called_targets(targets: Sequence[Mapping[str, Tensor]] | Frame) -> str:
-    """Return what targets are called: a hash of their tensors, which tells them apart."""
-    return targets if isinstance(targets, str) else hash_tensors(targets)
+def called_targets(
+    targets: Sequence[Mapping[str, Tensor]] | Frame, names: Sequence[str] = ()
+) -> str:
+    """Return what targets are called: by their names, and a hash that tells others apart."""
+    if isinstance(targets, str):
+        return targets
+    named = ", ".join(names) or ("a network" if len(targets) == 1 else f"{len(targets)} networks")
+    return f"{named} ({hash_tensors(targets)[:16]})"
 
 
 def make_engine(
