@@ -255,6 +255,25 @@ def rounds() -> str:
     return f"{markdown(columns, rows)}\n\n{source('rounds')}"
 
 
+def zoo() -> str:
+    """Zoos of many sizes, and who aligned them."""
+    rows = []
+    for row in run("zoo")["rows"]:
+        who = row["engine"]
+        if who in ("local", "ray"):
+            who = f"{who}, {row['workers']} worker{'s' if row['workers'] > 1 else ''}"
+        cpu = row.get("cpu_ms_per_model_in_shards", row["cpu_ms_per_model"])
+        peak = f"{row['peak_mb']:,}" if "peak_mb" in row else ""
+        rows.append(
+            (
+                *(f"{row['models']:,} × {row['network']}", who),
+                *(f"{row['ms_per_model']:.2f}", f"{cpu:.2f}", peak, f"{row['load']:.0f}"),
+            )
+        )
+    columns = ("networks", "by", "ms a model", "processor ms a model", "peak MB", "load")
+    return f"{markdown(columns, rows)}\n\n{source('zoo')}"
+
+
 MERGED = ("mnist_mlp_128x3", "mnist_mlp_512x3", "mnist_cnn_bn", "mnist_resnet_w16")
 
 
@@ -324,6 +343,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "inr_digits": inr_digits,
     "assignment": assignment,
     "rounds": rounds,
+    "zoo": zoo,
     "merging": merging,
     "memory": memory,
 }
