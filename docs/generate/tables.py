@@ -7,6 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from bench.large import NETWORKS
+from gpu_align import METRICS, CoordinateDescent
+from gpu_align._align._batches import bytes_per_model
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 
@@ -307,12 +313,6 @@ def _way(order: str, set_right_by: str) -> str:
 
 def memory() -> str:
     """Memory that is planned with for networks of known size."""
-    import torch
-
-    from bench.large import NETWORKS
-    from gpu_align import METRICS, CoordinateDescent
-    from gpu_align._align._batches import bytes_per_model
-
     rows = []
     for network in NETWORKS:
         spec = network.spec()
