@@ -1,8 +1,9 @@
 """What mkdocs calls: tables and references for the pages, and files of the repository as pages.
 
 A line `<!-- table: NAME -->` stands for a table of recorded figures, `<!-- commands -->` for the
-reference of the command line, `<!-- gallery -->` for the architectures. Links go to files of the
-repository, so that pages can be read there too; here they are turned to places on the site.
+reference of the command line, `<!-- gallery -->` for the architectures, `<!-- names -->` for the
+public names. Links go to files of the repository, so that pages can be read there too; here they are
+turned to places on the site.
 """
 
 import posixpath
@@ -16,7 +17,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # mkdocs imports this file by its path
 
-from docs.generate import benchmark, commands, gallery, notebooks, tables  # noqa: E402
+from docs.generate import benchmark, commands, gallery, names, notebooks, tables  # noqa: E402
 
 BESIDE = {
     "bench.md": "bench/README.md",
@@ -73,6 +74,8 @@ def _made(place: re.Match[str]) -> str:
             return (tables.TABLES | benchmark.TABLES)[name]()
         case "commands":
             return commands.reference()
+        case "names":
+            return names.index()
         case "gallery":
             return gallery.page()
     return place.group()
