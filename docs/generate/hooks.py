@@ -2,8 +2,8 @@
 
 A line `<!-- table: NAME -->` stands for a table of recorded figures, `<!-- commands -->` for the
 reference of the command line, `<!-- gallery -->` for the architectures, `<!-- names -->` for the
-public names. Links go to files of the repository, so that pages can be read there too; here they are
-turned to places on the site.
+public names. Links go to files of the repository, so that pages can be read there too; here they
+are turned to places on the site.
 """
 
 import posixpath
