@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from learn_cases import chain, random_features, random_states, relative_error, spec_of
+from marks import slow
 from networks import Pair, pair
 from safetensors.torch import save_file
 from search_oracles import AtIdentity
@@ -122,7 +123,7 @@ def test_mixtures_are_those_of_the_problem(name: str) -> None:
         torch.testing.assert_close(value[0], expected[tensor], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", slow(KINDS, but=("mlp", "cnn", "signed_heads", "fixed_gqa")))
 def test_scores_go_where_the_units_go(name: str) -> None:
     spec = pair(name).spec
     aligner = Aligner(spec, settings=SMALL).double()
