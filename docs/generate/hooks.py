@@ -71,7 +71,7 @@ def _made(place: re.Match[str]) -> str:
     kind, name = place.groups()
     match kind:
         case "table":
-            return (tables.TABLES | benchmark.TABLES)[name]()
+            return _table(name)
         case "commands":
             return commands.reference()
         case "names":
@@ -79,3 +79,11 @@ def _made(place: re.Match[str]) -> str:
         case "gallery":
             return gallery.page()
     return place.group()
+
+
+def _table(name: str) -> str:
+    """Return a table; of a run that has not been recorded, a sentence that says so."""
+    try:
+        return (tables.TABLES | benchmark.TABLES)[name]()
+    except FileNotFoundError as missing:
+        return f"*Not yet measured: there is no `{Path(missing.filename).name}`.*"
