@@ -14,7 +14,7 @@ import test_architectures
 from marks import slow
 
 import gpu_align
-from docs.generate import gallery, notebooks
+from docs.generate import gallery, notebooks, tables
 from gpu_align import learn
 
 RUN = [
@@ -85,3 +85,10 @@ def test_notebooks_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         o.output_type for cell in notebooks.executed(name).cells for o in cell.get("outputs", [])
     }
     assert "display_data" in kinds
+
+
+def test_the_table_of_the_readme_is_what_was_recorded() -> None:
+    rows = [line for line in tables.reference().splitlines() if line.startswith("| ")][1:]
+    text = (documents.ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(rows) == 4
+    assert [row for row in rows if row not in text] == []
