@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,24 @@ from gpu_align.learn._nets import Siren, coordinates, perceptron
 Named = dict[str, Tensor]
 Progress = Callable[[float], None]
 """Called with the share of the work that is done."""
+
+
+class Recipe(Protocol):
+    """What the networks of a zoo are trained on, and how: a frozen dataclass of plain values."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def shard(self) -> int:
+        """How many networks are trained together and kept in one file."""
+
+    def count(self, examples: Tensor, labels: Tensor) -> int:
+        """Return how many networks there will be, once the data are checked."""
+
+    def train(
+        self, numbers: range, examples: Tensor, labels: Tensor, progress: Progress
+    ) -> tuple[Named, Named]:
+        """Return the state dicts of some networks as a stack, and what is known of each."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +176,6 @@ class ClassifierRecipe:
         outputs = vmap(lambda state: functional_call(model, state, (x,)))(found.states)
         accuracy = (outputs.argmax(-1) == y).float().mean(1)
         return found.states, {"loss": found.losses, "accuracy": accuracy}
-
-
-Recipe = SirenRecipe | ClassifierRecipe
 
 
 def _fresh(
