@@ -20,15 +20,13 @@ from gpu_align._cli._demo import demo
 from gpu_align._cli._env import env
 from gpu_align._cli._failure import BAD_INPUT, Failure
 from gpu_align._cli._inspect import inspect
-from gpu_align._cli._learn import make_learn
+from gpu_align._cli._learn import COMMANDS as LEARN
 from gpu_align._cli._log import logging_to
 from gpu_align._cli._merge import merge
 from gpu_align._cli._repair import repair
 from gpu_align._cli._report import report
 from gpu_align._cli._terminal import print_json, warn
-from gpu_align._cli._zoo import align as align_zoo
-from gpu_align._cli._zoo import inspect as inspect_zoo
-from gpu_align._cli._zoo import make as make_zoo
+from gpu_align._cli._zoo import COMMANDS as ZOO
 from gpu_align._errors import GpuAlignError
 from gpu_align._interrupt import quitting_at_once
 
@@ -121,15 +119,12 @@ def options(
 
 for _command in (align, barrier, merge, repair, inspect, apply, canonicalize, report, demo, env):
     app.command()(reported(_command))
-app.add_typer(make_learn(reported), name="learn")
 
-zoo = typer.Typer(
-    name="zoo",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help="Collections of thousands to millions of networks.",
-)
-zoo.command("align")(reported(align_zoo))
-zoo.command("inspect")(reported(inspect_zoo))
-zoo.command("make")(reported(make_zoo))
-app.add_typer(zoo)
+for _name, _help, _commands in (
+    ("learn", "Learn from the weights of many networks, modulo their symmetries.", LEARN),
+    ("zoo", "Collections of thousands to millions of networks.", ZOO),
+):
+    _group = typer.Typer(name=_name, help=_help, no_args_is_help=True, rich_markup_mode="markdown")
+    for _part in _commands:
+        _group.command()(reported(_part))
+    app.add_typer(_group)

@@ -241,3 +241,6 @@ def make(
     from gpu_align._cli._zoo_make import make_networks
 
     make_networks(out, kind, networks, hidden, steps, data, seed, quiet=quiet)
+
+
+COMMANDS = (align, inspect, make)
