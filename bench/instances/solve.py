@@ -185,7 +185,7 @@ def proved_anew(name: str, known: dict[str, Any], seconds: float) -> dict[str, A
     """Return what is known with the better of two bounds."""
     bound = proved(name, Instance.load(name).read(BEST / f"{name}.safetensors"), seconds)
     print(f"{name:14} {'bound':30} {bound['value']:12.5f} {bound['seconds']:8.2f} s", flush=True)
-    return {**known, "bound": max(bound, known["bound"], key=lambda each: each["value"])}
+    return {**known, "bound": max(known["bound"], bound, key=lambda each: each["value"])}
 
 
 def main(chosen: list[str], step: Callable[[str, Any], dict[str, Any]]) -> None:
