@@ -133,12 +133,12 @@ def _entry(name: str, title: str, counts: Mapping[str, Any]) -> str:
     inside = f", {counts['inside']} of them inside others" if counts["inside"] else ""
     counted = (
         f"{counts['groups']} groups{inside}; {counts['units']:,} units; "
-        f"10^{counts['log10']:.1f} orders"
+        f"10<sup>{counts['log10']:.1f}</sup> orders"
     )
     picture = f"![Groups of {title} over its layers](gallery/{name}.svg)"
     body = "\n\n".join([counted + ".", picture])
     indented = "\n".join(f"    {line}".rstrip() for line in body.splitlines())
-    heading = f"{title}: {counts['groups']} groups, 10^{counts['log10']:.0f} orders"
+    heading = f"{title}: {counts['groups']} groups, 10<sup>{counts['log10']:.0f}</sup> orders"
     return f'??? note "{heading}"\n\n{indented}'
 
 
