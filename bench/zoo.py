@@ -148,7 +148,7 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._end.wait(0.2):
+        while not self._end.wait(1.0):
             self.peak = max(self.peak, sum(map(_proportional, _family(os.getpid()))))
 
 

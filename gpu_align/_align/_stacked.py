@@ -288,4 +288,4 @@ class _Task:
             dtype=dtype,
             engine=CPU,
         )
-        return Portfolio.for_problem(problem)
+        return Portfolio.for_problem(problem, drops_settled=True)

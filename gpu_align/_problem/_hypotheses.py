@@ -75,6 +75,25 @@ class Hypotheses:
         start = torch.arange(self.models, device=index.device)[:, None] * self.each
         return self.select((start + index).flatten())
 
+    def of_models(self, models: Tensor) -> "Hypotheses":
+        """Return the hypotheses of some models, int64 [k], numbered anew."""
+        found = self.select(self._rows_of(models))
+        count = len(models)
+        model = torch.arange(count, device=found.model.device).repeat_interleave(self.each)
+        return replace(found, model=model, models=count)
+
+    def with_models(self, models: Tensor, other: "Hypotheses") -> "Hypotheses":
+        """Return the batch with those of some models, int64 [k], replaced by `of_models`' like."""
+        rows = self._rows_of(models)
+        return replace(
+            self.put(rows, other.perms, other.objective),
+            lineage=self.lineage.index_copy(0, rows, other.lineage),
+        )
+
+    def _rows_of(self, models: Tensor) -> Tensor:
+        inside = torch.arange(self.each, device=self.model.device)
+        return (models.to(inside)[:, None] * self.each + inside).flatten()
+
     def put(self, index: Tensor, perms: Mapping[str, Tensor], objective: Tensor) -> "Hypotheses":
         """Return a copy with the vectors of some matrices and the objective replaced at `index`."""
         moved = {name: self.perms[name].index_copy(0, index, perm) for name, perm in perms.items()}

@@ -204,6 +204,14 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
         problem._build(self.sources.part(model, model + 1), self._target, *rest)
         return problem
 
+    def of_sources(self, models: Sequence[int]) -> "AlignmentProblem":
+        """Return the problem of some of the sources, in this order."""
+        problem, index = AlignmentProblem.__new__(type(self)), list(models)
+        evidence = {n: e if e.ndim == 2 else e[index] for n, e in self.evidence.items()}
+        rest = (self.spec, self.metric, evidence, self.dtype, self.engine)
+        problem._build(self.sources.select(index), self._target, *rest)
+        return problem
+
     def restricted(
         self, keep: Callable[[TensorSpec], bool], metric: str | Metric
     ) -> "AlignmentProblem":

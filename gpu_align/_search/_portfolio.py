@@ -34,12 +34,14 @@ class _Stage:
         pool: what was found before it.
         settled: bool [m], models whose search has ended by consensus; they keep the best of the
             pool, whatever the stages that run for the others find.
+        models: int64 [k] on the host, those that the stage is about; None for all.
     """
 
     number: int
     inner: State
     pool: Hypotheses
     settled: Tensor
+    models: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Portfolio(Search[_Stage]):
         searches: each begins anew.
         refinements: each begins from the pool of all that was found before it.
         width: hypotheses per model that the pool keeps.
+        drops_settled: whether models whose search has ended are left out of the stages that run for
+            others, which then draw other random numbers.
     """
 
     searches: tuple[Search, ...] = (
@@ -66,6 +70,7 @@ class Portfolio(Search[_Stage]):
     )
     refinements: tuple[Search, ...] = (Recombination(), BeamDescent())
     width: int = 16
+    drops_settled: bool = False
     name: ClassVar[str] = "Portfolio"
 
     def __post_init__(self) -> None:
@@ -73,12 +78,15 @@ class Portfolio(Search[_Stage]):
             raise InputError("a portfolio needs at least one search and a width of at least 1")
 
     @classmethod
-    def for_problem(cls, problem: AlignmentProblem, *, patient: bool = False) -> "Portfolio":
+    def for_problem(
+        cls, problem: AlignmentProblem, *, patient: bool = False, drops_settled: bool = False
+    ) -> "Portfolio":
         """Return the default portfolio, with fewer starts and rounds where units are many.
 
         Args:
             problem: what is to be solved.
             patient: leave the end of the refinement to the caller's budget.
+            drops_settled: see there.
         """
         starts = _annealed_starts(problem)
         population = min(starts, 32)
@@ -96,7 +104,8 @@ class Portfolio(Search[_Stage]):
             annealings.append(Annealing(starts - _SCOUTS))
         searches: tuple[Search, ...]
         searches = (LayerwiseBeam(lookahead=True), CoordinateDescent(), *annealings)
-        return cls(searches, (breeding, beam), width=breeding.population)
+        refinements = (breeding, beam)
+        return cls(searches, refinements, breeding.population, drops_settled)
 
     def describe(self, lineage: int) -> str:
         """Say which search a hypothesis with this mark comes from."""
@@ -121,11 +130,15 @@ class Portfolio(Search[_Stage]):
         """Do one step of the present stage, and begin the next one where it ends."""
         stage = state.memory
         stages = (*self.searches, *self.refinements)
-        inner = stages[stage.number].step(run, stage.inner)
+        with run.about(stage.models) as inside:
+            inner = stages[stage.number].step(inside, stage.inner)
         hypotheses = inner.hypotheses
         if stage.number < len(self.searches):
             hypotheses = hypotheses.marked(stage.number + 1)
-        if run.problem.models > 1:
+        if stage.models is not None:
+            others = stage.pool.best().first(hypotheses.each)
+            hypotheses = others.with_models(stage.models, hypotheses)
+        elif run.problem.models > 1:
             best = stage.pool.best().first(hypotheses.each)
             hypotheses = best.chosen(hypotheses, ~stage.settled[hypotheses.model])
         state = replace(state, stage=inner.stage, hypotheses=hypotheses)
@@ -134,18 +147,24 @@ class Portfolio(Search[_Stage]):
         settled = stage.settled | _agree(run, stage.pool, hypotheses)
         if stage.number + 1 == len(stages) or bool(settled.all()):
             return replace(state, finished=inner.finished)
-        stage = replace(stage, settled=settled)
+        models = stage.models
+        if self.drops_settled and bool(settled.any()):
+            models = (~settled).nonzero()[:, 0].cpu()
+        stage = replace(stage, settled=settled, models=models)
         return replace(state, memory=self._next_stage(run, stage, hypotheses))
 
     def _next_stage(self, run: Run, stage: _Stage, hypotheses: Hypotheses) -> _Stage:
         joined = concatenate([stage.pool, hypotheses])
         pool = joined.best(min(self.width, joined.each))
         number = stage.number + 1
-        if number < len(self.searches):
-            inner = self.searches[number].init(run, None)
-            return replace(stage, number=number, inner=inner, pool=pool)
-        refinement = self.refinements[number - len(self.searches)]
-        return replace(stage, number=number, inner=refinement.init(run, pool), pool=pool)
+        with run.about(stage.models) as inside:
+            if number < len(self.searches):
+                inner = self.searches[number].init(inside, None)
+            else:
+                refinement = self.refinements[number - len(self.searches)]
+                start = pool if stage.models is None else pool.of_models(stage.models)
+                inner = refinement.init(inside, start)
+        return replace(stage, number=number, inner=inner, pool=pool)
 
 
 def _assignment_work(family: Family) -> int:

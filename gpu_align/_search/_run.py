@@ -1,6 +1,7 @@
 """What a search needs while it runs."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -129,6 +130,27 @@ class Run:
     def tolerance(self, model: Tensor) -> Tensor:
         """Return the decrease of D below which a move is rounding noise, float64 [b]."""
         return tolerance(self.problem, model)
+
+    @contextmanager
+    def about(self, models: Tensor | None) -> Iterator["Run"]:
+        """Give a run of some of the models, which shares all but the problem with this one.
+
+        Args:
+            models: int64 [k] on the host; None for all of them, which is this run itself.
+        """
+        if models is None:
+            yield self
+            return
+        inside = self.prepared(models, lambda: self._part(models))
+        inside.assignments = 0
+        yield inside
+        self.assignments += inside.assignments
+
+    def _part(self, models: Tensor) -> "Run":
+        problem = self.problem.of_sources(models.tolist())
+        return Run(
+            problem, self.random, self.solver, splits=self.splits, clock=self.clock, free=self.free
+        )
 
     def prepared(self, of: object, make: Callable[[], T]) -> T:
         """Return what was made of an object in an earlier step, or make it now.

@@ -82,6 +82,12 @@ class Weights:
         found._stacks = {name: tensors[start:stop] for name, tensors in self._stacks.items()}
         return found
 
+    def select(self, models: Sequence[int]) -> "Weights":
+        """Return some of the models, in this order."""
+        some = self.states
+        some = some.select(models) if isinstance(some, Stack) else [some[n] for n in models]
+        return Weights(self.spec, some, self.device)
+
     def _stacked(self, name: str, start: int, stop: int) -> Tensor:
         if isinstance(self.states, Stack):
             part = self.states[start:stop]
