@@ -339,3 +339,63 @@ def test_arguments_of_a_wrong_kind_are_refused(tmp_path: Path) -> None:
         align_zoo(tmp_path / "missing", REFERENCE, out, workers=1)
     with pytest.raises(InputError, match="call align"):
         align_zoo(mlp(3, 6, 2), REFERENCE, out, workers=1)  # type: ignore[arg-type]
+
+
+def test_folders_of_hugging_face_keep_what_lies_beside_the_weights(tmp_path: Path) -> None:
+    near, moved = planted(2, REFERENCE)
+    for number, one in enumerate(moved):
+        folder = tmp_path / "zoo" / f"model-{number}"
+        folder.mkdir(parents=True)
+        save_file(one, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text('{"model_type": "of my own"}', encoding="utf-8")
+        (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    zoo = align_zoo(
+        *(tmp_path / "zoo", REFERENCE, tmp_path / "out"),
+        spec=chain_spec(REFERENCE),
+        workers=1,
+        layout="same",
+    )
+    assert zoo.rows("name", "status") == {
+        "name": ["model-0", "model-1"],
+        "status": ["aligned", "aligned"],
+    }
+    for number in range(2):
+        folder = tmp_path / "out" / "models" / f"model-{number}"
+        assert sorted(path.name for path in folder.iterdir()) == [
+            *("config.json", "model.safetensors", "tokenizer.json"),
+        ]
+        assert same(dict(load_checkpoint(folder).tensors), near[number])
+
+
+def test_half_precision_stays(tmp_path: Path) -> None:
+    near, moved = planted(3, {name: tensor.half() for name, tensor in REFERENCE.items()})
+    moved = [{name: tensor.half() for name, tensor in one.items()} for one in moved]
+    source = write_folder(tmp_path / "zoo", moved, ".pt")
+    zoo = align_zoo(source, REFERENCE, tmp_path / "out", workers=1, layout="same")
+    assert zoo.aligned == 3
+    for number in range(3):
+        found = torch.load(tmp_path / "out" / "models" / f"net{number:03d}.pt", weights_only=True)
+        assert same(found, {name: tensor.half() for name, tensor in near[number].items()})
+
+
+@pytest.mark.slow
+def test_one_in_a_hundred_of_each_kind_of_failure(tmp_path: Path) -> None:
+    near, moved = planted(300, REFERENCE)
+    source = write_folder(tmp_path / "zoo", moved)
+    bad = range(0, 9)
+    for number in bad[:3]:
+        path = source / f"net{number:03d}.safetensors"
+        path.write_bytes(path.read_bytes()[:100])
+    for number in bad[3:6]:
+        broken = {**moved[number], "0.weight": torch.full((6, 5), float("nan"))}
+        save_checkpoint(source / f"net{number:03d}.safetensors", broken)
+    for number in bad[6:]:
+        save_checkpoint(source / f"net{number:03d}.safetensors", state(number, 5, 4, 2))
+    zoo = align_zoo(source, REFERENCE, tmp_path / "out", workers=1)
+    assert zoo.failed == {"damaged": 3, "unusable": 3, "foreign": 3}
+    rows = zoo.rows("status", "reason")
+    said = zip(rows["status"], rows["reason"], strict=True)
+    assert all((status == "aligned") == (reason is None) for status, reason in said)
+    found = models(zoo)
+    for number in range(9, 300):
+        assert same(found[f"net{number:03d}.safetensors"], near[number])
