@@ -209,21 +209,6 @@ def learn_layer() -> str:
     return f"{markdown(columns, rows)}\n\n{source('learn_layer')}"
 
 
-def inr_digits() -> str:
-    """Which digit a sine network shows, told from its weights."""
-    rows = []
-    for row in run("inr_digits")["rows"]:
-        if "runs" in row:
-            accuracies = [100 * each["accuracy"] for each in row["runs"]]
-            mean, deviation = _spread(accuracies)
-            times, _ = _spread([each["seconds"] for each in row["runs"]])
-            parameters = row["runs"][0]["parameters"]
-            cells = f"{mean:.1f} ± {deviation:.1f}", f"{times:.0f}", f"{parameters:,}"
-            rows.append((row["model"], *cells))
-    columns = ("model", "accuracy, %", "CPU seconds", "parameters")
-    return f"{markdown(columns, rows)}\n\n{source('inr_digits')}"
-
-
 def _spread(values: Sequence[float]) -> tuple[float, float]:
     mean = sum(values) / len(values)
     return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
@@ -340,7 +325,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "whole_gpu": lambda: whole("whole"),
     "many_models": many_models,
     "learn_layer": learn_layer,
-    "inr_digits": inr_digits,
     "assignment": assignment,
     "rounds": rounds,
     "zoo": zoo,

@@ -179,13 +179,14 @@ def _print(study: "Study", title: str) -> None:
 
 def _table(study: "Study") -> Table:
     numbers = [*study.measures, "parameters", "CPU s"]
-    table = columns("model", "reads", *numbers, numbers=numbers)
+    table = columns("model: what it reads", *numbers, numbers=numbers)
     for row in study.rows:
         cells = [_cell(row, name, unit) for name, unit in study.measures.items()]
         parameters = f"{row.parameters:,}" if row.parameters else ""
         seconds = f"{row.seconds:.1f}" if row.seconds else ""
         style = "dim" if row.listed_apart else None
-        table.add_row(row.model, row.form, *cells, parameters, seconds, style=style)
+        name = f"{row.model}: {row.form}" if row.form else row.model
+        table.add_row(name, *cells, parameters, seconds, style=style)
     return table
 
 

@@ -40,10 +40,10 @@ def bars(rows: Sequence[Mapping[str, Any]], measure: str, unit: str) -> Figure:
             verticalalignment="center",
             fontsize=8.5,
         )
-    axes.set_yticks(range(len(rows)), [f"{row['model']}\n{row['form']}" for row in rows])
+    axes.set_yticks(range(len(rows)), [f"{row['model']}\n{row['form']}".strip() for row in rows])
     axes.tick_params(axis="y", length=0, labelsize=8.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.margins(x=0.12)
+    axes.margins(x=0.14)
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
     if unit == "%":

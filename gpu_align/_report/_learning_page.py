@@ -31,11 +31,11 @@ def render_learning(document: Mapping[str, Any], title: str) -> str:
         title=title,
         measure=measure,
         best=_written(best["mean"][measure], unit),
-        model=f"{best['model']}: {best['form']}",
+        model=_name(best),
         notes=document["notes"],
         pictures=pictures,
         table_content=_table(document, best),
-        checks={name: number(value, 4) for name, value in document["checks"].items()},
+        checks=_checks(document["checks"]),
         settings=dict(_settings(document["settings"])),
     )
 
@@ -58,9 +58,7 @@ def _pictures(document: Mapping[str, Any]) -> Iterator[Picture]:
     yield Picture(
         title=f"Model by model: {measure}",
         source=svg(bars(rows, measure, unit)),
-        alt="; ".join(
-            f"{row['model']}, {row['form']}: {_written(row['mean'][measure], unit)}" for row in rows
-        ),
+        alt="; ".join(f"{_name(row)}: {_written(row['mean'][measure], unit)}" for row in rows),
         caption="On networks of examples that no training has seen, with the standard deviation "
         f"over {plural(len(rows[0]['runs']), 'seed')} where there are several.{apart}",
     )
@@ -76,8 +74,7 @@ def _pictures(document: Mapping[str, Any]) -> Iterator[Picture]:
 def _table(document: Mapping[str, Any], best: Mapping[str, Any]) -> Table:
     measures, rows = document["measures"], document["rows"]
     columns: dict[str, list[str]] = {
-        "model": [row["model"] for row in rows],
-        "reads": [row["form"] for row in rows],
+        "model": [_name(row) for row in rows],
     }
     for name, unit in measures.items():
         columns[name] = [_with_spread(row, name, unit) for row in rows]
@@ -90,8 +87,19 @@ def _table(document: Mapping[str, Any], best: Mapping[str, Any]) -> Table:
         columns=tuple(columns),
         rows=tuple(zip(*columns.values(), strict=True)),
         best=rows.index(best),
-        words=(1,),
     )
+
+
+def _checks(checks: Mapping[str, float]) -> Table | None:
+    """Tabulate the checks of the data; None without any."""
+    if not checks:
+        return None
+    rows = tuple((name, number(value, 4)) for name, value in checks.items())
+    return Table(title="Checks of the data", note="", columns=("check", "value"), rows=rows)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['model']}: {row['form']}" if row["form"] else str(row["model"])
 
 
 def _with_spread(row: Mapping[str, Any], name: str, unit: str) -> str:

@@ -46,14 +46,14 @@ class Embedder(nn.Module):
 
 @dataclass(frozen=True)
 class _Way:
-    """A model, the form of weights that it gets, and how long it is trained."""
+    """A model, the form of weights that it gets, how it is trained, and whether it is pictured."""
 
     model: str
     form: str
     features: Features
     make: Make
     epochs: int
-    rate: float
+    pictured: bool = False
 
 
 def embed(
@@ -93,7 +93,8 @@ def embed(
             runs.append(run)
             embeddings = embeddings if number else places
         rows.append(Row(way.model, way.form, tuple(runs), parameters))
-        plots += _panels(way, embeddings, task.targets[found.parts.test])
+        if way.pictured:
+            plots += _panels(way, embeddings, task.targets[found.parts.test])
     return Study(
         "embed",
         {_FREQUENCY: "", _AMPLITUDE: "", _ERROR: ""},
@@ -157,7 +158,7 @@ def _trained(way: _Way, task: _Task, work: Work, seed: int) -> tuple[Run, Tensor
     name = f"{way.model}, {way.form}, seed {seed}"
     training = train(
         *(model, loss, len(parts.train) // task.views),
-        TrainingPlan(way.epochs, batch=128, rate=way.rate),
+        TrainingPlan(way.epochs, batch=128, rate=3e-3),
         held=lambda: -float(contrast(directions(held.flatten()))),
         seed=seed,
         file=work.file(name),
@@ -210,20 +211,20 @@ def _ways(zoo: SplitZoo, sines: Sines, work: Work) -> list[_Way]:
     def perceptron() -> nn.Module:
         return FlatPerceptron(inputs, WIDTH, hidden=128, dropout=0.2)
 
-    def way(model: str, form: str, features: Features, make: Make, count: int) -> _Way:
-        return _Way(model, form, features, make, epochs(count), 3e-3)
-
     return [
-        way("MLP", "raw weights", forms.each["raw"], perceptron, 60),
-        way("MLP", "aligned to one network", forms.each["one"], perceptron, 60),
-        way("MLP", "aligned to the barycentre", forms.each["barycentre"], perceptron, 60),
-        way(
-            *("EquivariantLinear", "raw weights", forms.by_tensor),
-            *(lambda: linear_reader(forms.orders, WIDTH), 30),
+        _Way("MLP", "raw weights", forms.each["raw"], perceptron, epochs(60), pictured=True),
+        _Way("MLP", "aligned to one network", forms.each["one"], perceptron, epochs(60)),
+        _Way(
+            *("MLP", "aligned to the barycentre", forms.each["barycentre"], perceptron),
+            *(epochs(60), True),
         ),
-        way(
+        _Way(
+            *("EquivariantLinear", "raw weights", forms.by_tensor),
+            *(lambda: linear_reader(forms.orders, WIDTH), epochs(30)),
+        ),
+        _Way(
             *("MessagePassing", "raw weights", forms.by_tensor),
-            *(lambda: message_reader(forms.signs, WIDTH), 40),
+            *(lambda: message_reader(forms.signs, WIDTH), epochs(40), True),
         ),
     ]
 
