@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gpu_align import Permutation, PermutationSpec
 from gpu_align._symmetry._axis import Axis, Factor, Units
-from gpu_align._symmetry._spec import Group
+from gpu_align._symmetry._parts import Group
 from gpu_align._symmetry._tensor_spec import TensorSpec
 
 Array = NDArray[np.float64]

@@ -24,7 +24,7 @@ from oracles import (
 from torch import Tensor
 
 from gpu_align import AlignmentProblem, Permutation, PermutationSpec
-from gpu_align._symmetry._spec import Group
+from gpu_align._symmetry._parts import Group
 
 
 def assert_local_optimum(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gpu_align import Permutation, PermutationSpec, chain_spec
 from gpu_align._symmetry._axis import Axis, Factor, Fixed, Units
-from gpu_align._symmetry._spec import Group
+from gpu_align._symmetry._parts import Group
 from gpu_align._symmetry._tensor_spec import TensorSpec
 
 seeds = st.integers(0, 2**31 - 1)

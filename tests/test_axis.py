@@ -15,7 +15,7 @@ from strategies import GROUPS, SIZES, axes, permutations, seeds, tensor_specs
 from gpu_align import Permutation, PermutationSpec, SpecError, chain_spec
 from gpu_align._symmetry._axis import Axis, Fixed, Units
 from gpu_align._symmetry._move import move, multiply, one_of_each
-from gpu_align._symmetry._spec import Group
+from gpu_align._symmetry._parts import Group
 from gpu_align._symmetry._tensor_spec import TensorSpec
 
 PERMS = {"g": torch.tensor([2, 0, 1]), "h": torch.tensor([1, 0]), "one": torch.tensor([0])}

@@ -54,7 +54,7 @@ from gpu_align._problem import (
 from gpu_align._problem._family import families_of
 from gpu_align._search import Run
 from gpu_align._search._moves import best_move
-from gpu_align._symmetry._spec import Group
+from gpu_align._symmetry._parts import Group
 
 SMALL = [
     "heads",

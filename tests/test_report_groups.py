@@ -18,7 +18,7 @@ from gpu_align._report._lanes import MOST_ROWS, MOST_TRACKS, layout
 from gpu_align._report._pictures import pictures_of_groups
 from gpu_align._symmetry._axis import Axis
 from gpu_align._symmetry._outline import Outline, outline
-from gpu_align._symmetry._spec import Group
+from gpu_align._symmetry._parts import Group
 from gpu_align._symmetry._tensor_spec import TensorSpec
 
 

@@ -19,6 +19,7 @@ from gpu_align._symmetry import (
     Units,
     balance,
     rescale,
+    shift_phases,
 )
 
 
@@ -30,15 +31,17 @@ def canonicalize(
     example_inputs: object = None,
     outputs: Kept | None = None,
 ) -> dict[str, Tensor]:
-    """Bring the scales and signs of a network's units into one form; its function stays the same.
+    """Bring scales, signs and phases of a network's units into one form; its function stays.
 
     Of a ReLU network what makes a unit may be doubled and what reads it halved; of a tanh network
-    both may be negated. Networks that differ only so become equal (to rounding):
+    both may be negated; of a sine network the bias may be shifted by half a period and what reads
+    the unit negated. Networks that differ only so become equal (to rounding):
 
     1. rows that a batch norm frees of their scale get norm 1, with their running statistics;
     2. of each unit with a scale, what makes it and what reads it get the same norm, which
        minimises the total squared norm of the parameters;
-    3. of each unit with a sign, what makes it gets a sum that is not negative, in the order of the
+    3. of each unit with a phase, the bias is shifted by half periods until it is nearest to 0;
+    4. of each unit with a sign, what makes it gets a sum that is not negative, in the order of the
        groups. Only tensors count that no later group and nothing of its own changes again.
 
     What has no scale is left alone: units that nothing makes or nothing reads, rows of zeros. A row
@@ -79,6 +82,8 @@ class CanonicalForm:
         units: group -> by what its units are multiplied, signs times scales [units].
         rows: weight of a norm scale -> by what its rows are multiplied [rows].
         names: its own names.
+        phases: group with a phase -> by how many half periods its biases are shifted, int64
+            [units], before signs and scales.
     """
 
     spec: PermutationSpec
@@ -86,6 +91,7 @@ class CanonicalForm:
     units: dict[str, Tensor]
     rows: dict[str, Tensor]
     names: Renamed
+    phases: dict[str, Tensor]
 
     @cached_property
     def state_dict(self) -> dict[str, Tensor]:
@@ -94,7 +100,11 @@ class CanonicalForm:
 
     @cached_property
     def _after(self) -> dict[str, Tensor]:
-        return rescale(self.spec, self.before, self.units, self.rows)
+        return self._changed(self.before)
+
+    def _changed(self, state: StateDict) -> dict[str, Tensor]:
+        shifted = shift_phases(self.spec, state, self.phases)
+        return rescale(self.spec, shifted, self.units, self.rows)
 
     def comparisons(self, model: Model) -> tuple[Comparison, Comparison]:
         """Compare the outputs before and after: in float64, and as rounded.
@@ -103,7 +113,7 @@ class CanonicalForm:
             ModelError: the forward fails.
         """
         wide = {name: _double(tensor) for name, tensor in self.before.items()}
-        exact = model.compare(wide, rescale(self.spec, wide, self.units, self.rows))
+        exact = model.compare(wide, self._changed(wide))
         return exact, model.compare(self.before, self._after)
 
     def squared_norms(self) -> tuple[float, float]:
@@ -141,11 +151,25 @@ def canonical_form(
     state = names.state
     spec.validate(state)
     wide = {name: _double(spec.tensor_of(name, state)) for name in spec.tensors}
+    phases = canonical_phases(spec, wide)
+    wide = shift_phases(spec, wide, phases)
     scales, rows = balance(spec, wide)
     signs = _signs(spec, rescale(spec, wide, scales, rows))
     one = torch.ones((), dtype=torch.float64, device="cpu")
     units = {name: scales.get(name, one) * signs.get(name, one) for name in (*scales, *signs)}
-    return CanonicalForm(spec, state, units, rows, names)
+    return CanonicalForm(spec, state, units, rows, names, phases)
+
+
+def canonical_phases(spec: PermutationSpec, state: StateDict) -> dict[str, Tensor]:
+    """Return the half periods that bring each bias between -shift / 2 and shift / 2, int64 [units].
+
+    Of the two ends it is the upper one.
+    """
+    found = {}
+    for name, phase in spec.phases.items():
+        bias = spec.tensor_of(phase.bias, state).cpu().to(torch.float64)
+        found[name] = -(bias / phase.shift - 0.5).ceil().to(torch.int64)
+    return found
 
 
 def _double(tensor: Tensor) -> Tensor:

@@ -37,10 +37,14 @@ def apply(
     for warning in before.warnings:
         warn(warning)
     moved, units = sum(order.moved().values()), sum(map(order.spec.units, order.spec.groups))
+    shifted = {name: int((phase != 0).sum()) for name, phase in order.phases.items()}
     if as_json:
         about = {"moved": order.moved(), "units": units, "warnings": list(before.warnings)}
+        about |= {"shifted": shifted} if shifted else {}
         print_json({"schema": "gpu-align/apply/1", **about, "written": {"out": str(out)}})
         return
     verb = "moved or negated" if order.signs else "moved"
     print_line(f"{moved} of {units} units in {len(order.perms)} groups {verb}")
+    if shifted:
+        print_line(f"{sum(shifted.values())} biases shifted by half periods")
     print_written({"out": str(out)}, "-o")

@@ -48,10 +48,10 @@ def canonicalize(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Bring scales and signs of units into one form; the function stays the same.
+    """Bring scales, signs and phases of units into one form; the function stays the same.
 
-    Networks that differ only by scales (relu, batch norm) or signs (tanh, sin) of their units
-    become equal. OUT may be CHECKPOINT itself.
+    Networks that differ only by scales (relu, batch norm), signs (tanh, sin) or phases (sin) of
+    their units become equal. OUT may be CHECKPOINT itself.
     """
     from gpu_align._align import canonical_form
     from gpu_align._checkpoint import load_checkpoint, save_checkpoint
@@ -92,10 +92,12 @@ def _document(
     form: "CanonicalForm", compared: "tuple[Comparison, Comparison] | None"
 ) -> dict[str, Any]:
     before, after = form.squared_norms()
+    shifted = {name: int((phases != 0).sum()) for name, phases in form.phases.items()}
     return {
         "negated": {name: int((signs < 0).sum()) for name, signs in form.units.items()},
         "scaled": [name for name in form.units if form.spec.groups[name].scaled],
         "norm_scales": list(form.rows),
+        **({"shifted": shifted} if shifted else {}),
         "squared_norm_before": before,
         "squared_norm": after,
         "function_difference": None if compared is None else compared[0].difference,
@@ -113,6 +115,9 @@ def _print_summary(spec: "PermutationSpec", about: Mapping[str, Any]) -> None:
         "squared norm": f"{number(about['squared_norm_before'])} -> "
         f"{number(about['squared_norm'])}",
     }
+    if "shifted" in about:
+        phased = sum(map(spec.units, about["shifted"]))
+        rows["phases"] = f"{sum(about['shifted'].values())} of {phased} biases shifted"
     if about["function_difference"] is not None:
         rows["function"] = (
             f"preserved: outputs differ by {about['function_difference']:.1e} relative (float64), "

@@ -35,6 +35,7 @@ def document(spec: PermutationSpec) -> dict[str, Any]:
             "signed": span.signed,
             "scaled": span.scaled,
             "fixed": span.fixed,
+            **_phase(spec, span.name),
             "members": [list(member) for member in spec.perm_to_axes(span.name)],
         }
         for span in found.groups
@@ -57,6 +58,12 @@ def document(spec: PermutationSpec) -> dict[str, Any]:
         "ties": dict(spec.ties),
         "ops_without_rule": ops_without_rule(spec),
     }
+
+
+def _phase(spec: PermutationSpec, group: str) -> dict[str, Any]:
+    """Return what the document says of a group's phase; nothing without one."""
+    phase = spec.phases.get(group)
+    return {} if phase is None else {"phase": {"bias": phase.bias, "shift": phase.shift}}
 
 
 def print_spec(spec: PermutationSpec) -> None:
@@ -114,6 +121,9 @@ def _facts(spec: PermutationSpec, found: Outline) -> dict[str, str]:
         rows["signs"] = f"2^{found.signed_units} sign flips of single units leave it unchanged too"
     if found.scaled_units:
         rows["scales"] = f"{found.scaled_units} units may be multiplied by any positive number"
+    if spec.phases:
+        shiftable = sum(map(spec.units, spec.phases))
+        rows["phases"] = f"the biases of {shiftable} units may be shifted by half periods"
     if spec.norm_scales:
         rows["norm scales"] = (
             f"the rows of {_layers(len(spec.norm_scales))} may be multiplied by positive numbers, "
@@ -137,10 +147,16 @@ def _print_groups(spec: PermutationSpec, found: Outline) -> None:
     for span in found.groups:
         name = span.name if span.parent is None else f"{INSIDE}{span.name}"
         members = folded(axis_names(spec, span.name), shown)
-        gauge = [span.gauge] if has_gauge else []
+        more = " + phase" if span.name in spec.phases else ""
+        gauge = [span.gauge + more] if has_gauge else []
         table.add_row(name, found.units_in_words(span), *gauge, members)
     console().print(table)
     if any(span.parent for span in found.groups):
         print_line("indented: units inside each unit of the group above, which go where it goes")
     if has_gauge:
         print_line("gauge: units may also be negated (sign) or multiplied by a number > 0 (scale)")
+    for name, phase in spec.phases.items():
+        print_line(
+            f"phase of {name}: {phase.bias} may be shifted by multiples of {phase.shift:.6g}, half "
+            "a period; what reads the unit is negated for each"
+        )

@@ -15,9 +15,8 @@ from gpu_align._symmetry import (
     PermutationSpec,
     StateDict,
     Weights,
-    move,
-    multiply,
     part_elements,
+    permuted,
 )
 
 
@@ -56,11 +55,12 @@ class ExactEvaluation:
         return {name: self.unit * distance for name, distance in found.items()}
 
     def _tensor_distances(self, permutation: Permutation, model: int) -> dict[str, float]:
-        perms, signs = (
+        perms, signs, phases = (
             {name: vector[None].to(self.device) for name, vector in found.items()}
-            for found in (permutation.perms, permutation.signs)
+            for found in (permutation.perms, permutation.signs, permutation.phases)
         )
-        found = self._distances(perms, signs, torch.full((1,), model, device=self.device))
+        number = torch.full((1,), model, device=self.device)
+        found = self._distances(perms, signs, number, phases)
         values = torch.cat([*found.values(), self.constant.new_empty(0)]).cpu().tolist()
         return dict(zip(found, values, strict=True))
 
@@ -74,11 +74,16 @@ class ExactEvaluation:
         return self._distances(*self.group_vectors(hypotheses), hypotheses.model)
 
     def _distances(
-        self, perms: Mapping[str, Tensor], signs: Mapping[str, Tensor], model: Tensor
+        self,
+        perms: Mapping[str, Tensor],
+        signs: Mapping[str, Tensor],
+        model: Tensor,
+        phases: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return the distances of sources by number, int64 [b]; without `perms` as they lie."""
         names = (name for name, tensor in self.spec.tensors.items() if tensor.counted)
-        return {name: self._distances_of(name, perms, signs, model) for name in names}
+        rest = (perms, signs, model, phases or {})
+        return {name: self._distances_of(name, *rest) for name in names}
 
     def _distances_of(
         self,
@@ -86,16 +91,20 @@ class ExactEvaluation:
         perms: Mapping[str, Tensor],
         signs: Mapping[str, Tensor],
         model: Tensor,
+        phases: Mapping[str, Tensor],
     ) -> Tensor:
         """Return what one tensor contributes, float64 [b]."""
         stack, a = self.sources[name], self.metric.scaled_each(self._target[name])
-        axes, groups = self.spec.tensors[name], self.spec.groups
+        own = self.spec.tensors[name].groups
 
         def of(part: slice) -> Tensor:
             b = stack.index_select(0, model[part])
             if perms:
-                b = move(b, axes, groups, {g: perms[g][part] for g in axes.groups})
-            b = multiply(b, axes, groups, {g: sign[part] for g, sign in signs.items()})
+                vectors = (
+                    {group: vector[part] for group, vector in found.items() if group in own}
+                    for found in (perms, signs, phases)
+                )
+                b = permuted(b.double() if phases else b, name, self.spec, *vectors)
             return squared_norms(self.metric.scaled_each(b).sub_(a))
 
         return in_chunks(of, len(model), part_elements(self.device) // max(a.numel(), 1))

@@ -4,6 +4,7 @@ from gpu_align._symmetry._axis import Axis, Factor, Fixed, Units
 from gpu_align._symmetry._chain import chain_spec
 from gpu_align._symmetry._gauge._apply import rescale
 from gpu_align._symmetry._gauge._balance import balance
+from gpu_align._symmetry._gauge._shift import shift_phases
 from gpu_align._symmetry._html import counted, html_table
 from gpu_align._symmetry._in_double import PRESERVED, double
 from gpu_align._symmetry._move import move, multiply, stack
@@ -19,13 +20,14 @@ from gpu_align._symmetry._outline import (
     pins_by_reason,
 )
 from gpu_align._symmetry._outputs import Kept, output_tensors
+from gpu_align._symmetry._parts import Pin
 from gpu_align._symmetry._permutation import Permutation
 from gpu_align._symmetry._permutation_file import save_stack
 from gpu_align._symmetry._reference import Reference, tied_names
 from gpu_align._symmetry._rename import spec_of_file
-from gpu_align._symmetry._reorder import apply_permutations, permuted_stack
+from gpu_align._symmetry._reorder import apply_permutations, permuted, permuted_stack
 from gpu_align._symmetry._running import as_arguments, evaluation_mode, same_noise
-from gpu_align._symmetry._spec import PermutationSpec, Pin, StateDict
+from gpu_align._symmetry._spec import PermutationSpec, StateDict
 from gpu_align._symmetry._stacks import Stack, stack_size, unstacked
 from gpu_align._symmetry._tensor_spec import Block, TensorSpec
 from gpu_align._symmetry._trace import discover
@@ -77,11 +79,13 @@ __all__ = [
     "output_tensors",
     "part_elements",
     "part_ranges",
+    "permuted",
     "permuted_stack",
     "pins_by_reason",
     "rescale",
     "same_noise",
     "save_stack",
+    "shift_phases",
     "spec_of_file",
     "stack",
     "stack_of",

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gpu_align._errors import SpecError
 from gpu_align._symmetry._axis import Axis
-from gpu_align._symmetry._spec import Group, PermutationSpec, Pin, StateDict
+from gpu_align._symmetry._parts import Group, Pin
+from gpu_align._symmetry._spec import PermutationSpec, StateDict
 from gpu_align._symmetry._stacks import stack_advice
 from gpu_align._symmetry._tensor_spec import TensorSpec
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from gpu_align._symmetry._axis import Axis, Factor, Fixed, Segment, Units
 from gpu_align._symmetry._classes import AxisClass, Structure
 from gpu_align._symmetry._parents import find_parents
+from gpu_align._symmetry._parts import Group
 from gpu_align._symmetry._propagation import Traced
-from gpu_align._symmetry._spec import Group
 
 
 def layout(axis: AxisClass, names: Mapping[AxisClass, str]) -> Axis:

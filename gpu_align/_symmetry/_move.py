@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gpu_align._symmetry._axis import Units
-from gpu_align._symmetry._spec import Group
+from gpu_align._symmetry._parts import Group
 from gpu_align._symmetry._tensor_spec import Block, TensorSpec
 
 Groups = Mapping[str, Group]

@@ -6,7 +6,8 @@ from functools import cached_property
 from typing import Any
 
 from gpu_align._symmetry._axis import Axis, Factor
-from gpu_align._symmetry._spec import PermutationSpec, Pin
+from gpu_align._symmetry._parts import Pin
+from gpu_align._symmetry._spec import PermutationSpec
 
 _NO_RULE = " has no rule"
 _UNIT_AXES = (0, 1)  # of a weight; those behind them are places of a kernel

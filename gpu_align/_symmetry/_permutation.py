@@ -13,9 +13,10 @@ from gpu_align._errors import CheckpointError, InputError, SpecError, folded
 from gpu_align._symmetry._draw import draw
 from gpu_align._symmetry._html import Shown, counted
 from gpu_align._symmetry._move import one_of_each
+from gpu_align._symmetry._permutation_check import check_vectors
 from gpu_align._symmetry._permutation_file import read_vectors, write_vectors
 from gpu_align._symmetry._reorder import reordered
-from gpu_align._symmetry._spec import Group, PermutationSpec, StateDict
+from gpu_align._symmetry._spec import PermutationSpec, StateDict
 from gpu_align._symmetry._stacks import stack_size, stacked, unstacked
 from gpu_align._symmetry._weights import apart
 
@@ -36,6 +37,8 @@ class Permutation(Shown):
             parent are numbered (unit of the parent, unit inside it), and stay together.
         signs: signed group -> int64 [units] of 1 and -1, the sign that the unit gets at its new
             place; groups left out keep theirs.
+        phases: group with a phase -> int64 [units], by how many half periods the bias of the unit
+            is shifted at its new place, after its sign; groups left out stay.
 
     Raises:
         SpecError: groups are missing, a vector is not a permutation, units leave their parent.
@@ -44,6 +47,7 @@ class Permutation(Shown):
     spec: PermutationSpec
     perms: Mapping[str, Tensor]
     signs: Mapping[str, Tensor] = field(default_factory=dict)
+    phases: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if set(self.perms) != set(self.spec.groups):
@@ -57,7 +61,8 @@ class Permutation(Shown):
                     f"group {name!r}: expected an int64 tensor [units], got {type(perm).__name__}; "
                     "make one by torch.tensor"
                 )
-        _check(self.spec, one_of_each(self.perms), one_of_each(self.signs))
+        vectors = (self.perms, self.signs, self.phases)
+        check_vectors(self.spec, *map(one_of_each, vectors))
 
     @classmethod
     def each(
@@ -66,6 +71,7 @@ class Permutation(Shown):
         perms: Mapping[str, Tensor],
         signs: Mapping[str, Tensor],
         count: int,
+        phases: Mapping[str, Tensor] | None = None,
     ) -> "list[Permutation]":
         """Return many permutations, checked together; each vector in memory of its own.
 
@@ -74,15 +80,17 @@ class Permutation(Shown):
             perms: group -> int64 [count, units] on the CPU, for every group.
             signs: signed group -> int64 [count, units] of 1 and -1.
             count: how many.
+            phases: group with a phase -> int64 [count, units].
 
         Raises:
             SpecError: as for one.
         """
-        _check(spec, perms, signs)
+        found = (perms, signs, phases or {})
+        check_vectors(spec, *found)
         made = []
-        for own in zip(_rows(perms, count), _rows(signs, count), strict=True):
+        for own in zip(*(_rows(vectors, count) for vectors in found), strict=True):
             one = object.__new__(cls)  # what `__post_init__` checks is checked
-            vars(one).update(spec=spec, perms=own[0], signs=own[1])
+            vars(one).update(spec=spec, perms=own[0], signs=own[1], phases=own[2])
             made.append(one)
         return made
 
@@ -124,7 +132,7 @@ class Permutation(Shown):
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> "Permutation | list[Permutation]":
-        """Return a permutation drawn uniformly from all symmetries of the spec, signs included.
+        """Return a permutation drawn uniformly, with signs; phases, of which no end is, stay at 0.
 
         Args:
             spec: whose symmetries.
@@ -147,7 +155,9 @@ class Permutation(Shown):
             "moved": f"{sum(self.moved().values())} of {counted(units, 'unit')} moved",
         }
         negated = sum(int((sign < 0).sum()) for sign in self.signs.values())
-        return facts | ({"negated": f"{negated} negated"} if negated else {})
+        shifted = sum(map(_count, self.phases.values()))
+        facts |= {"negated": f"{negated} negated"} if negated else {}
+        return facts | ({"shifted": f"{shifted} shifted by half periods"} if shifted else {})
 
     def _rows(self) -> dict[str, str]:
         units = {n: f"{moved} of {self.spec.units(n)} moved" for n, moved in self.moved().items()}
@@ -177,7 +187,9 @@ class Permutation(Shown):
         """Return the permutation that undoes this one."""
         perms = {name: perm.argsort() for name, perm in self.perms.items()}
         signs = {name: sign[perms[name]] for name, sign in self.signs.items()}
-        return Permutation(self.spec, perms, signs)
+        back = {name: -self._sign(name) * shift for name, shift in self.phases.items()}
+        phases = {name: shift[perms[name]] for name, shift in back.items()}
+        return Permutation(self.spec, perms, signs, phases)
 
     def compose(self, other: "Permutation") -> "Permutation":
         """Return "first `other`, then self": `self.apply(other.apply(x))` in one step.
@@ -197,10 +209,17 @@ class Permutation(Shown):
             name: self._sign(name) * other._sign(name)[self.perms[name]]
             for name in {**self.signs, **other.signs}
         }
-        return Permutation(self.spec, perms, signs)
+        phases = {
+            name: self._phase(name) + self._sign(name) * other._phase(name)[self.perms[name]]
+            for name in {**self.phases, **other.phases}
+        }
+        return Permutation(self.spec, perms, signs, phases)
 
     def _sign(self, name: str) -> Tensor:
         return self.signs.get(name, torch.ones_like(self.perms[name]))
+
+    def _phase(self, name: str) -> Tensor:
+        return self.phases.get(name, torch.zeros_like(self.perms[name]))
 
     def moved(self) -> dict[str, int]:
         """Return for each group how many units change place or sign."""
@@ -243,15 +262,16 @@ class Permutation(Shown):
         if count:
             return stacked([self.apply(state) for state in unstacked(state_dict, count)])
         self.spec.validate(state_dict)
-        return reordered(self.spec, state_dict, one_of_each(self.perms), one_of_each(self.signs))
+        vectors = (self.perms, self.signs, self.phases)
+        return reordered(self.spec, state_dict, *map(one_of_each, vectors))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the index vectors, the signs and the spec to a safetensors file.
+        """Write the index vectors, signs, phases and the spec to a safetensors file.
 
         Raises:
             CheckpointError: the file cannot be written.
         """
-        write_vectors(path, self.perms, self.signs, self.spec.to_json())
+        write_vectors(path, (self.perms, self.signs, self.phases), self.spec.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Permutation":
@@ -261,13 +281,13 @@ class Permutation(Shown):
             CheckpointError: the file cannot be read or holds no permutation.
             SpecError: its spec cannot be read, or its vectors are no permutation.
         """
-        perms, signs, spec, count = read_vectors(path)
+        vectors, spec, count = read_vectors(path)
         if count is not None:
             raise CheckpointError(
                 f"{os.fspath(path)!r} holds a stack of {count} permutations; read them by "
                 "Permutation.load_each, and save the one that you want"
             )
-        return cls(PermutationSpec.from_json(spec), perms, signs)
+        return cls(PermutationSpec.from_json(spec), *vectors)
 
     @staticmethod
     def save_each(path: str | os.PathLike[str], permutations: "Sequence[Permutation]") -> None:
@@ -283,9 +303,11 @@ class Permutation(Shown):
                 "expected at least one permutation, and all of one spec; save others apart"
             )
         signed = {name for each in permutations for name in each.signs}
+        shifted = {name for each in permutations for name in each.phases}
         perms = {g: torch.stack([each.perms[g] for each in permutations]) for g in specs[0].groups}
         signs = {g: torch.stack([each._sign(g) for each in permutations]) for g in signed}
-        write_vectors(path, perms, signs, specs[0].to_json(), len(specs))
+        phases = {g: torch.stack([each._phase(g) for each in permutations]) for g in shifted}
+        write_vectors(path, (perms, signs, phases), specs[0].to_json(), len(specs))
 
     @classmethod
     def load_each(cls, path: str | os.PathLike[str]) -> "list[Permutation]":
@@ -294,35 +316,18 @@ class Permutation(Shown):
         Raises:
             CheckpointError, SpecError: as for `load`.
         """
-        perms, signs, text, count = read_vectors(path)
+        found, text, count = read_vectors(path)
         if count is None:
             return [cls.load(path)]
         spec = PermutationSpec.from_json(text)
-        vectors = [*perms.values(), *signs.values()]
+        perms, signs, phases = found
+        vectors = [vector for named in found for vector in named.values()]
         if perms.keys() != spec.groups.keys() or any(v.shape[:1] != (count,) for v in vectors):
             raise CheckpointError(
                 f"{os.fspath(path)!r} does not hold the {count} permutations that it says; "
                 "expected a file written by Permutation.save_each"
             )
-        return cls.each(spec, perms, signs, count)
-
-
-def _check(spec: PermutationSpec, perms: Mapping[str, Tensor], signs: Mapping[str, Tensor]) -> None:
-    """Check permutations of all groups of a spec; vectors [b, units].
-
-    Raises:
-        SpecError: a vector is not a permutation, units leave their parent, those of a fixed group
-            their place, signs are none.
-    """
-    for name in spec.groups:
-        _check_perm(name, perms[name], spec.units(name))
-    for name, group in spec.groups.items():
-        if group.parent is not None:
-            _check_parent(name, group, perms)
-        if group.fixed and not bool((perms[name] == torch.arange(group.size, device="cpu")).all()):
-            raise SpecError(f"group {name!r} is fixed: expected torch.arange({group.size})")
-    for name, sign in signs.items():
-        _check_signs(spec, name, sign)
+        return cls.each(spec, perms, signs, count, phases)
 
 
 def _rows(stacks: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor]]:
@@ -332,38 +337,6 @@ def _rows(stacks: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor
     return (dict(zip(names, row, strict=True)) for row in rows)
 
 
-def _check_perm(name: str, perm: Tensor, units: int) -> None:
-    is_plain = isinstance(perm, Tensor) and perm.layout == torch.strided and not perm.is_meta
-    right = is_plain and perm.dtype == torch.int64 and perm.shape[1:] == (units,)
-    if not right or not bool((perm.sort(1).values == torch.arange(units, device="cpu")).all()):
-        raise SpecError(
-            f"group {name!r}: expected an int64 permutation of range({units}), got "
-            f"{perm.dtype} of shape {list(perm.shape[1:])}"
-        )
-
-
-def _check_parent(name: str, group: Group, perms: Mapping[str, Tensor]) -> None:
-    parent = group.parent or ""
-    inside = perms[name].reshape(len(perms[name]), -1, group.size) // group.size
-    if not bool((inside == perms[parent][:, :, None]).all()):
-        raise SpecError(
-            f"group {name!r}: its units must go where those of its parent {parent!r} go; "
-            "expected perms[group] // size to repeat perms[parent]"
-        )
-
-
-def _check_signs(spec: PermutationSpec, name: str, sign: Tensor) -> None:
-    if name not in spec.groups or not spec.groups[name].signed:
-        signed = sorted(n for n, group in spec.groups.items() if group.signed)
-        raise SpecError(
-            f"{name!r} is not a signed group; expected signs for the groups {signed} only"
-        )
-    # Callers may have floats; bool, complex and unsigned numbers are no signs.
-    is_real = sign.dtype.is_signed and not sign.is_complex()
-    is_real = is_real and (sign.dtype.itemsize > 1 or sign.dtype == torch.int8)
-    right = is_real and sign.shape[1:] == (spec.units(name),)
-    if not right or not bool((sign.abs() == 1).all()):
-        raise SpecError(
-            f"group {name!r}: expected a sign of 1 or -1 for each unit, [{spec.units(name)}], got "
-            f"{sign.dtype} of shape {list(sign.shape[1:])}"
-        )
+def _count(vector: Tensor) -> int:
+    """Return how many entries are not 0."""
+    return int((vector != 0).sum())

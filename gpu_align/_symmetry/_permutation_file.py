@@ -14,25 +14,27 @@ from gpu_align._symmetry._spec import PermutationSpec
 
 _SPEC_KEY = "gpu_align_spec"
 _COUNT_KEY = "gpu_align_count"  # of a stack
-_SIGNS = "signs^"  # no group's name has this character
+_KINDS = ("", "signs^", "phases^")  # no group's name has this character
 
 Vectors = Mapping[str, Tensor]
 
 
 def write_vectors(
     path: str | os.PathLike[str],
-    perms: Vectors,
-    signs: Vectors,
+    vectors: tuple[Vectors, Vectors, Vectors],
     spec_text: str,
     count: int | None = None,
 ) -> None:
-    """Write index vectors and signs by group, and the spec as text; `count` of a stack of vectors.
+    """Write index vectors, signs and phases by group, and the spec as text; `count` of a stack.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
-    tensors = {name: perm.contiguous() for name, perm in perms.items()}
-    tensors |= {_SIGNS + name: sign.contiguous() for name, sign in signs.items()}
+    tensors = {
+        kind + name: vector.contiguous()
+        for kind, named in zip(_KINDS, vectors, strict=True)
+        for name, vector in named.items()
+    }
     metadata = {_SPEC_KEY: spec_text} | ({} if count is None else {_COUNT_KEY: str(count)})
     with atomic_write(path, CheckpointError) as temporary:
         try:
@@ -57,7 +59,7 @@ def save_stack(
     Raises:
         OSError: the file cannot be written.
     """
-    tensors = {**perms, **{_SIGNS + name: sign for name, sign in signs.items()}}
+    tensors = {**perms, **{_KINDS[1] + name: sign for name, sign in signs.items()}}
     layouts = {n: TensorLayout(tensor.dtype, tuple(tensor.shape)) for n, tensor in tensors.items()}
     # The library writes entries of the metadata in any order; here equal stacks have equal bytes.
     metadata = {_COUNT_KEY: str(count), _SPEC_KEY: spec.to_json()}
@@ -66,8 +68,8 @@ def save_stack(
 
 def read_vectors(
     path: str | os.PathLike[str],
-) -> tuple[dict[str, Tensor], dict[str, Tensor], str, int | None]:
-    """Read what `write_vectors` wrote: index vectors, signs, the text of the spec, and the count.
+) -> tuple[tuple[Vectors, Vectors, Vectors], str, int | None]:
+    """Read what `write_vectors` wrote: the vectors, the text of the spec, and the count.
 
     Raises:
         CheckpointError: the file cannot be read or holds no permutation.
@@ -85,9 +87,12 @@ def read_vectors(
             f"{os.fspath(path)!r} is a safetensors file without a permutation; expected one "
             "written by `gpu-align align --permutation` or Permutation.save"
         )
-    signs = {n.removeprefix(_SIGNS): t for n, t in held.items() if n.startswith(_SIGNS)}
-    perms = {name: tensor for name, tensor in held.items() if not name.startswith(_SIGNS)}
+    vectors: tuple[dict[str, Tensor], ...] = ({}, {}, {})
+    for name, tensor in held.items():
+        number = max(n for n, kind in enumerate(_KINDS) if name.startswith(kind))
+        vectors[number][name.removeprefix(_KINDS[number])] = tensor
     count = (metadata or {}).get(_COUNT_KEY)
     if count is not None and not (count.isascii() and count.isdecimal() and len(count) < 10):
         raise CheckpointError(f"{os.fspath(path)!r} is a damaged stack of permutations")
-    return perms, signs, spec, None if count is None else int(count)
+    perms, signs, phases = vectors
+    return (perms, signs, phases), spec, None if count is None else int(count)

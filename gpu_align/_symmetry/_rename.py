@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from gpu_align._errors import folded
 from gpu_align._symmetry._axis import Axis
-from gpu_align._symmetry._spec import NormScale, PermutationSpec, Pin, StateDict
+from gpu_align._symmetry._parts import NormScale, Phase, Pin
+from gpu_align._symmetry._spec import PermutationSpec, StateDict
 from gpu_align._symmetry._tensor_spec import TensorSpec
 
 
@@ -30,6 +31,12 @@ def spec_of_file(
     unused = f"; {folded(list(fixed), 3)} is not part of it and stays as it is" if fixed else ""
     return replace(
         spec,
+        groups={
+            name: group
+            if group.phase is None
+            else replace(group, phase=Phase(of(group.phase.bias), group.phase.shift))
+            for name, group in spec.groups.items()
+        },
         tensors={of(name): tensor for name, tensor in spec.tensors.items()} | fixed,
         ties={of(name): of(kept) for name, kept in spec.ties.items()},
         pins=tuple(Pin(of(pin.tensor), pin.axis, pin.reason) for pin in spec.pins),

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from gpu_align._symmetry._gauge._shift import shifted
 from gpu_align._symmetry._memory import memory_of
 from gpu_align._symmetry._move import move, multiply
 from gpu_align._symmetry._spec import PermutationSpec, StateDict
 from gpu_align._symmetry._stacks import Stack
-from gpu_align._symmetry._tensor_spec import TensorSpec
 from gpu_align._symmetry._weights import Weights, apart
 
 
@@ -32,11 +32,13 @@ def apply_permutations(
             results.append(dict(state))
             together.append(number)
         else:
-            own = ({g: v[number, None].cpu() for g, v in found.items()} for found in (perms, signs))
-            results.append(reordered(spec, state, *own))
+            order, negated = (
+                {g: v[number, None].cpu() for g, v in found.items()} for found in (perms, signs)
+            )
+            results.append(reordered(spec, state, order, negated, {}))
     for name, tensor_spec in spec.tensors.items() if together else ():
         if tensor_spec.groups:
-            rows = apart(_permuted(weights[name], tensor_spec, spec, perms, signs).cpu())
+            rows = apart(permuted(weights[name], name, spec, perms, signs, {}).cpu())
             for number in together:
                 given = results[number][name]
                 results[number][name] = rows[number].to(given.device, given.dtype)
@@ -59,9 +61,8 @@ def permuted_stack(
     spec, made = weights.spec, {}
     for name, given in weights.states.tensors.items():
         kept = spec.ties.get(name, name)
-        tensor_spec = spec.tensors[kept]
-        if tensor_spec.groups:
-            moved = _permuted(given.to(weights.device), tensor_spec, spec, perms, signs)
+        if spec.tensors[kept].groups:
+            moved = permuted(given.to(weights.device), kept, spec, perms, signs, {})
             given = moved.to(given.device, given.dtype)
         made[name] = given
     return made
@@ -72,32 +73,35 @@ def reordered(
     state: StateDict,
     perms: Mapping[str, Tensor],
     signs: Mapping[str, Tensor],
+    phases: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Return one state dict with its units reordered; perms and signs [1, units]."""
+    """Return one state dict with its units reordered; perms, signs and phases [1, units]."""
     done: dict[object, Tensor] = {}
     result = {}
-    for name, tensor in state.items():
+    for alias, tensor in state.items():
         # Names may share memory and still be permuted apart, where the spec does not tie them.
-        tensor_spec = spec.lookup(name)
+        name = spec.ties.get(alias, alias)
+        tensor_spec = spec.tensors[name]
         identity = memory_of(tensor), tensor_spec.axes
         if identity not in done:
             done[identity] = tensor
             if tensor_spec.groups:
-                done[identity] = _permuted(tensor[None], tensor_spec, spec, perms, signs)[0]
-        result[name] = done[identity]
+                done[identity] = permuted(tensor[None], name, spec, perms, signs, phases)[0]
+        result[alias] = done[identity]
     return result
 
 
-def _permuted(
+def permuted(
     tensors: Tensor,
-    tensor_spec: TensorSpec,
+    name: str,
     spec: PermutationSpec,
     perms: Mapping[str, Tensor],
     signs: Mapping[str, Tensor],
+    phases: Mapping[str, Tensor],
 ) -> Tensor:
-    """Return a stack of tensors with their units reordered and negated."""
-    moved = move(tensors, tensor_spec, spec.groups, perms)
-    return multiply(moved, tensor_spec, spec.groups, signs)
+    """Return a stack of tensors of one name, their units reordered, then negated, then shifted."""
+    moved = move(tensors, spec.tensors[name], spec.groups, perms)
+    return shifted(multiply(moved, spec.tensors[name], spec.groups, signs), name, spec, phases)
 
 
 def _is_plain(spec: PermutationSpec, state: StateDict) -> bool:

@@ -11,79 +11,14 @@ from torch import Tensor, nn
 from gpu_align._checkpoint import is_count
 from gpu_align._errors import SpecError, bullet_list
 from gpu_align._process import MODULES
-from gpu_align._symmetry._axis import Factor, Fixed
+from gpu_align._symmetry._axis import Axis, Factor, Fixed, Units
 from gpu_align._symmetry._html import Shown, counted
 from gpu_align._symmetry._outputs import Kept
+from gpu_align._symmetry._parts import Group, NormScale, Phase, Pin
 from gpu_align._symmetry._stacks import stack_advice, stack_size
 from gpu_align._symmetry._tensor_spec import Block, TensorSpec
 
 StateDict = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Units that may be reordered together wherever they appear.
-
-    A group with a parent has `size` units inside each unit of its parent: they are reordered
-    inside it, in each in their own way, and go along where it goes. So have the dimensions of an
-    attention head, or the channels of a grouped convolution. (The wreath product of the two.)
-
-    The units of a fixed group stay where they are, like heads that each have a slope of their own:
-    it only tells apart the units inside it.
-
-    Attributes:
-        name: how the group is called.
-        size: number of units, of each unit of the parent if there is one.
-        parent: name of a group without a parent.
-        signed: each unit may also be negated (tanh, sin, linear).
-        scaled: each unit may also be multiplied by a positive number (relu, linear).
-        fixed: the units stay where they are.
-    """
-
-    name: str
-    size: int
-    parent: str | None = None
-    signed: bool = False
-    scaled: bool = False
-    fixed: bool = False
-
-
-@dataclass(frozen=True)
-class Pin:
-    """An axis of a tensor that stays fixed, and why."""
-
-    tensor: str
-    axis: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class NormScale:
-    """A layer that only a batch norm reads: each of its rows may have any positive scale s.
-
-        weight' = s weight,  bias' = s bias,  mean' = s mean,
-        variance' = s² (variance + eps) - eps
-
-    leave the outputs of the batch norm as they are in evaluation mode.
-
-    Attributes:
-        weight: name of the layer's weight, its rows along the first axis.
-        bias: name of the layer's bias, or None.
-        mean, variance: names of the running statistics.
-        eps: of the batch norm.
-    """
-
-    weight: str
-    bias: str | None
-    mean: str
-    variance: str
-    eps: float
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of all its tensors."""
-        names = (self.weight, self.bias, self.mean, self.variance)
-        return tuple(name for name in names if name is not None)
 
 
 @dataclass(frozen=True, repr=False)
@@ -143,6 +78,8 @@ class PermutationSpec(Shown):
                 )
         for scale in self.norm_scales:
             self._check_norm_scale(scale)
+        for group in self.groups.values():
+            self._check_phase(group)
 
     def _check_parent(self, group: Group) -> None:
         if not {"^", "±"}.isdisjoint(group.name):
@@ -212,6 +149,28 @@ class PermutationSpec(Shown):
                     f"a norm scale names {name!r} of shape {list(self.tensors[name].shape)}, "
                     f"expected one entry for each row of {scale.weight!r}: {list(rows)}"
                 )
+
+    def _check_phase(self, group: Group) -> None:
+        phase = group.phase
+        if phase is None:
+            return
+        made = Axis(((Units(group.size, group.name, 1),),))
+        found = self.tensors.get(phase.bias)
+        if not group.signed or found is None or found.axes != (made,):
+            raise SpecError(
+                f"the phase of group {group.name!r} names {phase.bias!r}, expected a tensor whose "
+                f"one axis is that signed group itself, with the power 1: '{group.name}^1'"
+            )
+        if not 0 < phase.shift < math.inf:
+            raise SpecError(
+                f"the phase of group {group.name!r} has the shift {phase.shift!r}, expected half a "
+                "period: a finite number above 0"
+            )
+
+    @property
+    def phases(self) -> dict[str, Phase]:
+        """The phases of the groups that have one, by their names."""
+        return {n: group.phase for n, group in self.groups.items() if group.phase is not None}
 
     def units(self, group: str) -> int:
         """Return the number of units of a group, over all units of its parent."""
@@ -323,7 +282,7 @@ class PermutationSpec(Shown):
     ) -> float:
         """Check that random symmetries of `model` leave its outputs unchanged in float64.
 
-        A draw is a permutation with signs, and scales between 1/2 and 2.
+        A draw is a permutation with signs and phases, and scales between 1/2 and 2.
 
         Each draw is tried on the weights as they are and on weights with noise, because fresh
         biases and running statistics are constant and would hide a mistake. One is tried on inputs

@@ -8,7 +8,8 @@ from typing import Any
 
 from gpu_align._errors import SpecError
 from gpu_align._symmetry._axis import Axis, shown
-from gpu_align._symmetry._spec import Group, NormScale, PermutationSpec, Pin
+from gpu_align._symmetry._parts import Group, NormScale, Phase, Pin
+from gpu_align._symmetry._spec import PermutationSpec
 from gpu_align._symmetry._tensor_spec import TensorSpec
 
 _FORMAT = "gpu-align/spec"
@@ -129,6 +130,8 @@ def _group_to_json(group: Group) -> int | dict[str, Any]:
     """Return the size, or an object where there is more to say."""
     keys = ("parent", "signed", "scaled", "fixed")
     more = {key: getattr(group, key) for key in keys if getattr(group, key)}
+    if group.phase is not None:
+        more["phase"] = asdict(group.phase)
     return {"size": group.size, **more} if more else group.size
 
 
@@ -138,13 +141,26 @@ def _group_from_json(name: str, entry: object) -> Group:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise SpecError(f"group {name!r} needs a positive number of units, got {shown(size)}")
     kinds = {"size": int, "parent": str, "signed": bool, "scaled": bool, "fixed": bool}
+    phase = _phase(name, fields["phase"]) if "phase" in fields else None
+    fields = {key: value for key, value in fields.items() if key != "phase"}
     for key, value in fields.items():
         if key not in kinds or not isinstance(value, kinds[key]):
             raise SpecError(
                 f"group {name!r}: expected a size, or an object of size (int), parent (name), "
-                f"signed, scaled and fixed (true or false), got {key!r}: {shown(value)}"
+                f"signed, scaled and fixed (true or false) and phase, got {key!r}: {shown(value)}"
             )
-    return Group(name, **fields)
+    return Group(name, **fields, phase=phase)
+
+
+def _phase(name: str, entry: object) -> Phase:
+    match entry:
+        case {"bias": str(bias), "shift": (float() | int()) as shift, **others} if not others:
+            if not isinstance(shift, bool):
+                return Phase(bias, float(shift))
+    raise SpecError(
+        f"group {name!r}: expected a phase as an object of bias (name of a tensor) and shift "
+        f"(half a period), got {shown(entry)}"
+    )
 
 
 def _names(entries: Iterable[object], key: str) -> list[str]:

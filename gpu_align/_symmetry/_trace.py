@@ -16,12 +16,14 @@ from gpu_align._symmetry._export import export
 from gpu_align._symmetry._flat_graph import Program, flat_graph
 from gpu_align._symmetry._gauge._find import Layouts, with_gauges
 from gpu_align._symmetry._gauge._norm_scale import find_norm_scales
+from gpu_align._symmetry._gauge._phase import with_phases
 from gpu_align._symmetry._in_double import PRESERVED
 from gpu_align._symmetry._layout import layout, name_groups
 from gpu_align._symmetry._memory import memory_of, overlapping
 from gpu_align._symmetry._outputs import Kept, outputs_of_graph
+from gpu_align._symmetry._parts import Pin
 from gpu_align._symmetry._propagation import propagate
-from gpu_align._symmetry._spec import PermutationSpec, Pin
+from gpu_align._symmetry._spec import PermutationSpec
 from gpu_align._symmetry._splits import TensorAxes
 from gpu_align._symmetry._tensor_spec import TensorSpec
 from gpu_align._symmetry._verify import SizeError, verify_spec
@@ -167,7 +169,7 @@ def find_symmetries(
         partial_pins=tuple(_pins(tensors, partial=True)),
     )
     spec, layouts = with_gauges(spec, traced, names, state)
-    return Symmetries(spec, graph, kept, layouts)
+    return Symmetries(with_phases(spec, traced, names, state), graph, kept, layouts)
 
 
 def _fresh_axes(state: Mapping[str, Tensor]) -> tuple[dict[str, TensorAxes], dict[str, str]]:

@@ -13,6 +13,7 @@ from gpu_align._checkpoint import rename
 from gpu_align._errors import ModelError, SpecError
 from gpu_align._process import MODULES
 from gpu_align._symmetry._gauge._apply import rescale
+from gpu_align._symmetry._gauge._shift import shift_phases
 from gpu_align._symmetry._in_double import PRESERVED, SHORT_TOLERANCE, double
 from gpu_align._symmetry._memory import memory_of
 from gpu_align._symmetry._outputs import Kept
@@ -183,16 +184,17 @@ def verify_spec(
     for _ in range(draws):
         permutation = _without_kept_beginnings(Permutation.random(spec, generator=generator))
         units, rows = _random_scales(spec, generator)
+        phases = _random_phases(spec, generator)
         for weights in (state, _with_noise(state, generator)):
             # Units move in the dtype of the weights, which is shorter; scales need float64.
             moved = {name: double(t) for name, t in permutation.apply(weights).items()}
-            moved = rescale(spec, moved, units, rows)
+            moved = shift_phases(spec, rescale(spec, moved, units, rows), phases)
             before = as_it_is if weights is state else reference.outputs(weights)
             worst = max(worst, _difference(before, reference.outputs(moved)))
     if not worst <= tolerance:
         raise SpecError(
             f"the spec does not describe symmetries of this model: a random one (permutation, "
-            f"signs and scales) changes the outputs by {worst:.3g} relative (accepted: "
+            f"signs, scales and phases) changes the outputs by {worst:.3g} relative (accepted: "
             f"{tolerance:g}); the spec is of another model, or a rule is wrong"
         )
     if draws:
@@ -291,6 +293,14 @@ def _random_scales(
     units = {name: draw(spec.units(name)) for name, group in spec.groups.items() if group.scaled}
     rows = {scale.weight: draw(spec.tensors[scale.mean].shape[0]) for scale in spec.norm_scales}
     return units, rows
+
+
+def _random_phases(spec: PermutationSpec, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return up to two periods to either side for the units of groups with a phase."""
+    return {
+        name: torch.randint(-4, 5, (spec.units(name),), generator=generator, device="cpu")
+        for name in spec.phases
+    }
 
 
 def _with_noise(state: StateDict, generator: torch.Generator) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from gpu_align._symmetry._memory import memory_of
 from gpu_align._symmetry._move import multiply, one_of_each
-from gpu_align._symmetry._spec import NormScale, PermutationSpec, StateDict
+from gpu_align._symmetry._parts import NormScale
+from gpu_align._symmetry._spec import PermutationSpec, StateDict
 
 Multipliers = Mapping[str, Tensor]
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from gpu_align._symmetry._spec import NormScale, PermutationSpec, StateDict
+from gpu_align._symmetry._parts import NormScale
+from gpu_align._symmetry._spec import PermutationSpec, StateDict
 from gpu_align._symmetry._tensor_spec import Block
 
 _TOLERANCE = 1e-11  # of log s², well above the rounding of sums

@@ -4,37 +4,25 @@ One walk through the graph after the axes are known; `_power` says what is propa
 `_rules` how ops speak about it.
 """
 
-import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from gpu_align._symmetry._axis import Axis, Factor, Units
 from gpu_align._symmetry._classes import AxisClass, Structure, concat, product
+from gpu_align._symmetry._gauge._walk import Names, PowerWalk
 from gpu_align._symmetry._layout import layout
-from gpu_align._symmetry._op import Op
 from gpu_align._symmetry._power import (
     AxisPowers,
     Power,
     TensorPowers,
     Unknown,
-    UnmatchedError,
-    set_equal,
 )
 from gpu_align._symmetry._propagation import Traced
-from gpu_align._symmetry._rules import POWER_RULES, PowerCall, find_rule, unknown
 from gpu_align._symmetry._spec import PermutationSpec
-from gpu_align._symmetry._splits import TensorAxes
 from gpu_align._symmetry._tensor_spec import Block, TensorSpec
-
-Names = Mapping[AxisClass, str]
-
-_LOOKS_AT_SHAPES = ("sym_", "_assert")
-
 
 Layouts = Callable[[fx.Node], tuple[Axis, ...] | None]
 """Returns how the units of groups are laid out along the axes of a value; None without a tensor."""
@@ -58,7 +46,7 @@ def with_gauges(
         state: state-dict name -> tensor.
     """
     free = {leaf: name for leaf, name in names.items() if leaf.is_free}
-    walk = _PowerWalk(free)
+    walk = PowerWalk(free)
     stored = {name: walk.stored(axes, state[name]) for name, axes in traced.tensors.items()}
     walk.run(traced, stored)
     occurrences: dict[AxisClass, list[_Occurrence]] = {leaf: [] for leaf in free}
@@ -91,101 +79,6 @@ def with_gauges(
         return tuple(_axis_of_value(along, names, kept, fixed) for along in powers)
 
     return _without(with_all, implied), axes_of
-
-
-class _PowerWalk:
-    """The powers of all values in a graph, node after node."""
-
-    def __init__(self, names: Names) -> None:
-        self.names = names
-        self.found: dict[fx.Node, Any] = {}
-
-    def stored(self, axes: TensorAxes, tensor: Tensor) -> TensorPowers:
-        """Return the unknown powers of a stored tensor; what is not floating point has none."""
-        make = Power.fresh if torch.is_floating_point(tensor) else Power.none
-        powers = TensorPowers(
-            AxisPowers(axis, tuple(make(leaf) for leaf in axis.leaves() if leaf in self.names))
-            for axis in axes
-        )
-        powers.is_stored = True
-        return powers
-
-    def unchanged(self, value: Any) -> Any:
-        """Return powers of 0 for the axes of a node, which may have several outputs."""
-        if isinstance(value, TensorAxes):
-            return TensorPowers(
-                AxisPowers(
-                    axis, tuple(Power.none(leaf) for leaf in axis.leaves() if leaf in self.names)
-                )
-                for axis in value
-            )
-        if isinstance(value, tuple | list):
-            return tuple(self.unchanged(part) for part in value)
-        return value
-
-    def run(self, traced: Traced, stored: Mapping[str, TensorPowers]) -> None:
-        """Give every node its powers, and tell what its op says about those of its arguments."""
-        for node in traced.graph.nodes:
-            if node in traced.stored:
-                self.found[node] = stored[traced.stored[node]]
-            elif node.op != "output":
-                outputs = self.unchanged(traced.values[node])
-                is_call = node.op == "call_function"
-                self.found[node] = self._call(node, outputs) if is_call else outputs
-
-    def _call(self, node: fx.Node, outputs: Any) -> Any:
-        op = Op(node)
-        if op.is_item:
-            return op.item(self.found.__getitem__)
-        if op.name.startswith(_LOOKS_AT_SHAPES):
-            return outputs
-        call = _power_call(op, outputs)
-        try:
-            made = self._apply(op, call)
-        except UnmatchedError:
-            given = node.args, dict(node.kwargs)
-            unknown(call, fx.node.map_arg(given, self.found.__getitem__))
-            return outputs
-        for axes in made:
-            axes.is_stored = all(_are_stored(self.found[n]) for n in node.all_input_nodes)
-        return made[0] if isinstance(outputs, TensorPowers) else made
-
-    def _apply(self, op: Op, call: PowerCall) -> tuple[TensorPowers, ...]:
-        """Apply the rule of an op.
-
-        Raises:
-            UnmatchedError: there is none, or it cannot be applied.
-        """
-        arguments = op.arguments(self.found.__getitem__)
-        rule = None if op.has_out else find_rule(POWER_RULES, op.name, arguments)
-        if rule is None or not call.shapes or not op.gives_floats:
-            raise UnmatchedError
-        made = rule(call, **arguments)
-        made = (made,) if isinstance(made, TensorPowers) else made
-        leaves = [[axis.leaves for axis in axes] for axes in made]
-        if leaves != [[axis.leaves for axis in axes] for axes in call.outputs]:
-            raise UnmatchedError
-        _tie_written([arguments.get(name) for name in op.written], made[0])
-        return tuple(map(copy.copy, made))
-
-
-def _power_call(op: Op, outputs: Any) -> PowerCall:
-    parts = (outputs,) if isinstance(outputs, TensorPowers) else outputs or ()
-    given = [Op(argument).shapes for argument in op.node.all_input_nodes[:1]]
-    return PowerCall(op.name, parts, given[0][0] if given and given[0] else (), op.shapes or ())
-
-
-def _are_stored(value: Any) -> bool:
-    return isinstance(value, TensorPowers) and value.is_stored
-
-
-def _tie_written(written: Sequence[Any], made: TensorPowers) -> None:
-    """An op that writes into its argument changes what earlier nodes hold: it must not change."""
-    for argument in written:
-        if not isinstance(argument, TensorPowers) or len(argument) != len(made):
-            raise UnmatchedError
-        for before, after in zip(argument, made, strict=True):
-            set_equal(before, after)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch import Tensor, fx
 
 from gpu_align._symmetry._memory import overlapping
 from gpu_align._symmetry._op import Op
+from gpu_align._symmetry._parts import NormScale
 from gpu_align._symmetry._propagation import Traced
-from gpu_align._symmetry._spec import NormScale
 
 # The last of each is what the others are decomposed into.
 _LAYERS = ("linear", "conv1d", "conv2d", "conv3d", "convolution")
