@@ -26,6 +26,7 @@ from gpu_align._align._summary import (
     change_in_words,
     evidence_in_words,
     function_in_words,
+    phases_in_words,
     status_in_words,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "function_in_words",
     "model_beside",
     "move_stack",
+    "phases_in_words",
     "read_result",
     "state_of",
     "status_in_words",

@@ -122,6 +122,11 @@ def align(
 ) -> AlignmentResult | list[Aligned] | dict[Key, Aligned]:
     """Find the permutation of the source's units that brings it closest to the target.
 
+    Where units may be negated (tanh, sin) signs are chosen too, and where the bias in front of a
+    sine may be shifted by half periods (SIREN) phases. These are left as they are with evidence,
+    with a proof, which is over orders and signs, in searches by a loss, and with a metric to which
+    a shift is something else; the result's `shifted` says so by None.
+
     Args:
         source: the network whose units are reordered: a module, a state dict, or the path of a
             checkpoint; or any iterable of them, a mapping of names to them, or a stack (tensors

@@ -46,7 +46,8 @@ class Inside:
 class GroupReport:
     """One group before and after alignment, and the certificate of its assignment.
 
-    Distances are over the tensors that the group lies on, so those of coupled groups overlap.
+    Distances are over the tensors that the group lies on, so those of coupled groups overlap. The
+    certificate is over orders and signs, with phases as they are.
 
     Attributes:
         name, units: the group.
@@ -199,7 +200,12 @@ class CertificateTable:
 
 
 def certificates(
-    problem: AlignmentProblem, hypotheses: Hypotheses, *, work: float = math.inf
+    problem: AlignmentProblem,
+    hypotheses: Hypotheses,
+    *,
+    work: float = math.inf,
+    given: Mapping[str, Tensor] | None = None,
+    bounds: Tensor | None = None,
 ) -> list[Certificate]:
     """Certify a batch of hypotheses: the assignment of every group, the others fixed.
 
@@ -207,11 +213,13 @@ def certificates(
         problem: built in float64, so that the certificates are.
         hypotheses: b of them, of any of the problem's models.
         work: most multiply-adds for the lower bound of a model; see `lower_bound`.
+        given: distances of the sources as given, tensor -> [m], where the problem's are others.
+        bounds: float64 [m], lower bounds of the sources, where those of the problem do not hold.
 
     Returns:
         One certificate per hypothesis.
     """
-    table = certificate_table(problem, hypotheses, work=work)
+    table = certificate_table(problem, hypotheses, work=work, given=given, bounds=bounds)
     reports = [of_family.reports() for of_family in table.families]
     numbers = (table.distance_before, table.distance, table.lower_bound)
     groups = zip(*reports, strict=True) if reports else [()] * len(hypotheses)
@@ -225,18 +233,21 @@ def certificate_table(
     *,
     work: float = math.inf,
     found: bool = False,
+    given: Mapping[str, Tensor] | None = None,
+    bounds: Tensor | None = None,
 ) -> CertificateTable:
     """Certify a batch of hypotheses, see `certificates`, without an object for each.
 
     Args:
-        problem, hypotheses, work: as there.
+        problem, hypotheses, work, given, bounds: as there.
         found: whether the hypotheses are what a search has ended with: then the assignments of most
             groups are optimal, so they are not solved again, which changes duals by rounding.
     """
     model = hypotheses.model
-    before = {name: d[model] for name, d in problem.each_tensor_distance().items()}
+    given = problem.each_tensor_distance() if given is None else given
+    before = {name: d[model] for name, d in given.items()}
     after = problem.each_tensor_distance(hypotheses)
-    bounds = lower_bound(problem, work=work)[model]
+    bounds = (lower_bound(problem, work=work) if bounds is None else bounds)[model]
     families = tuple(
         _family_table(problem, hypotheses, family, before, after, found=found)
         for family in problem.families.values()

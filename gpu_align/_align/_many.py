@@ -1,6 +1,7 @@
 """From state dicts of one spec to results: many models in batches that fit the memory."""
 
 import gc
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,14 @@ import torch
 from gpu_align._align._batches import batch_ranges, bytes_per_model, largest_elements
 from gpu_align._align._certificate import certificates, cost_matrix
 from gpu_align._align._evidence import Correlations, guided
+from gpu_align._align._facts import common_facts, winners_of
 from gpu_align._align._networks import Model
+from gpu_align._align._phased import Phased, compare_rounded
+from gpu_align._align._phases import PhaseSearch, shifted_sources, uses_phases
 from gpu_align._align._proving import proved, with_proof
 from gpu_align._align._result import PICTURED, AlignmentFailure, AlignmentResult
 from gpu_align._align._settings import Settings
-from gpu_align._device import CPU, free_bytes, versions
+from gpu_align._device import CPU, free_bytes
 from gpu_align._errors import AssignmentError, GpuAlignError, ModelError
 from gpu_align._problem import (
     AlignmentProblem,
@@ -44,7 +48,6 @@ from gpu_align._symmetry import (
     StateDict,
     Weights,
     apply_permutations,
-    outline,
     part_ranges,
 )
 
@@ -55,9 +58,9 @@ On the host the memory of one part serves the next, which is faster than fresh m
 device it is all that counts.
 """
 _CHECKED = "outputs of the source before and after, {precision}, on the example inputs"
-_NOT_CHECKED = "not checked: no model with example inputs was given"
 _WORK_OF_THREADS = 2**25  # multiply-adds of the largest similarity of one model
 _SWEEPS = 16  # of each hypothesis of a search, at least
+_PHASE_STARTS = 16  # at most, and no more than a search has hypotheses
 Aligned = AlignmentResult | AlignmentFailure
 
 
@@ -222,18 +225,55 @@ class _Task:
         weights = Weights(self.spec, [self.sources[n] for n in batch], self.settings.engine.device)
         problem = self._searched(batch, weights)
         search = search or self._default_search(problem)
-        outcome = run_search(
+        phased = None
+        if uses_phases(self.spec, self.settings, search):
+            phased, outcome = self._with_phases(batch, weights, search)
+            weights = phased.shifted
+        else:
+            outcome = self._found(batch, search, problem, self.store)
+        del problem  # that in float64 would not fit beside it
+        with _collector_paused():
+            results = list(self._results(search, outcome, weights, phased))
+        return dict(zip(batch, map(self._checked, batch, results), strict=True))
+
+    def _found(
+        self,
+        batch: range,
+        search: Search,
+        problem: AlignmentProblem,
+        store: SearchStore | None,
+        share: float = 1.0,
+    ) -> Outcome:
+        """Search a batch with a share of its budget of seconds."""
+        return run_search(
             search,
             problem,
             seed=self.settings.seed,
-            budget=self._share(batch),
+            budget=self._share(len(batch) * share),
             progress=self._named(batch),
-            store=self.store,
+            store=store,
         )
-        del problem  # that in float64 would not fit beside it
-        with _collector_paused():
-            results = list(self._results(search, outcome, weights))
-        return dict(zip(batch, map(self._checked, batch, results), strict=True))
+
+    def _with_phases(
+        self, batch: range, weights: Weights, search: Search
+    ) -> tuple[Phased, Outcome]:
+        """Search a batch over phases too; the first of its searches is kept in the store."""
+        stores = itertools.chain([self.store], itertools.repeat(None))
+        settings = self.settings
+        task = PhaseSearch(
+            weights,
+            self._target,
+            settings.metric,
+            lambda sources, target: AlignmentProblem.of_weights(
+                sources, target, metric=settings.metric, dtype=self.dtype, engine=settings.engine
+            ),
+            lambda problem, share: self._found(batch, search, problem, next(stores), share),
+            min(search.hypotheses_per_model, _PHASE_STARTS),
+            settings.seed,
+        )
+        best, outcome = task.run()
+        shifted = shifted_sources(weights, best)
+        return Phased(weights, self._target, shifted, best.phases), outcome
 
     def _searched(self, batch: range, weights: Weights) -> AlignmentProblem:
         """Return what is minimised: the distance of the weights, less twice the evidence."""
@@ -244,12 +284,12 @@ class _Task:
         seed, progress = self.settings.seed, self._named(batch)
         return guided(problem, evidence, correlations, seed=seed, progress=progress)
 
-    def _share(self, batch: range) -> Budget | None:
-        """Return the budget, of its seconds the batch's share."""
+    def _share(self, models: float) -> Budget | None:
+        """Return the budget, of its seconds the share of so many models."""
         budget = self.settings.budget
         if budget is None or budget.seconds is None:
             return budget
-        return replace(budget, seconds=budget.seconds * len(batch) / len(self.sources))
+        return replace(budget, seconds=budget.seconds * models / len(self.sources))
 
     def _named(self, batch: range) -> ProgressCallback | None:
         """Return the callback; where there are several batches, it is told which one."""
@@ -264,32 +304,15 @@ class _Task:
         return named
 
     def _results(
-        self, search: Search, outcome: Outcome, weights: Weights
+        self, search: Search, outcome: Outcome, weights: Weights, phased: Phased | None
     ) -> Iterator[AlignmentResult]:
         """Yield the results of a batch, whose functions are not checked yet.
 
         What was found is certified in float64 where it was found, in parts that stay in the cache
         of the CPU or keep a device busy.
         """
-        winners = _winners(search, outcome)
-        common: dict[str, Any] = {
-            "metric": self.settings.metric.name,
-            **_evidence_of(self.settings),
-            "function_difference": None,
-            "function_note": _NOT_CHECKED,
-            "history": outcome.history,
-            "status": outcome.status,
-            "seconds": outcome.seconds,
-            "assignments": outcome.assignments,
-            "seed": self.settings.seed,
-            "device": str(self.settings.engine),
-            "versions": versions(),
-            "log10_symmetries": self.spec.log10_symmetries,
-            "origin": self.spec.origin,
-            "outline": outline(self.spec),
-            "batch_size": len(weights),
-            "splits": outcome.splits,
-        }
+        winners = winners_of(search, outcome)
+        common = common_facts(self.settings, self.spec, outcome, len(weights))
         on_host = self.settings.engine.device.type == "cpu"
         most = CERTIFIED_ON_HOST if on_host else CERTIFIED_ON_DEVICE
         for start, stop in part_ranges(len(weights), largest_elements(self.spec), most):
@@ -299,19 +322,25 @@ class _Task:
             proofs: list[Proof | None] = [None] * len(part)
             if self.settings.prove is not None and outcome.status is not Status.INTERRUPTED:
                 part, proofs = proved(exact, part, self.settings)
-            certified = self._certified(exact, part, search_work(search, exact))
+            some = None if phased is None else phased.part(start, stop)
+            certified = self._certified(exact, part, search_work(search, exact), some)
             for model, (known, proof) in enumerate(zip(certified, proofs, strict=True)):
                 result = AlignmentResult(**known, **common, search=winners[start + model])
                 yield result if proof is None else with_proof(result, proof)
 
     def _certified(
-        self, exact: AlignmentProblem, part: Hypotheses, work: float
+        self, exact: AlignmentProblem, part: Hypotheses, work: float, phased: Phased | None
     ) -> Iterator[dict[str, Any]]:
         """Yield what results say about the best hypotheses of some models of a batch."""
         permutations = exact.permutations(part)
         moved = apply_permutations(exact.sources, *exact.group_vectors(part))
         pictured = len(self.sources) <= PICTURED
-        found = zip(permutations, moved, certificates(exact, part, work=work), strict=True)
+        if phased is None:
+            known = certificates(exact, part, work=work)
+        else:
+            known = phased.certificates(exact, part, work)
+            permutations = phased.permutations(permutations)
+        found = zip(permutations, moved, known, strict=True)
         for model, (permutation, state, certificate) in enumerate(found):
             groups = certificate.groups
             yield {
@@ -321,6 +350,7 @@ class _Task:
                 "distance_before": certificate.distance_before,
                 "lower_bound": certificate.lower_bound,
                 "groups": groups,
+                "shifted": None if phased is None else permutation.shifted(),
                 "cost_matrix": cost_matrix(exact, permutation, groups, model) if pictured else None,
             }
 
@@ -330,24 +360,16 @@ class _Task:
         if model is None:
             return result
         try:
-            found = model.compare(self.sources[number], result.state_dict)
+            found, more = compare_rounded(model, self.sources[number], result)
         except ModelError as error:
             return AlignmentFailure(number, None, error, Status.UNUSABLE)
-        note = _CHECKED.format(precision=found.precision)
+        note = _CHECKED.format(precision=found.precision) + more
         return replace(
             result,
             function_difference=found.difference,
             function_limit=found.limit,
             function_note=note,
         )
-
-
-def _evidence_of(settings: Settings) -> dict[str, Any]:
-    """Return what results say about it."""
-    evidence = settings.evidence
-    if evidence is None:
-        return {"evidence": "weights"}
-    return {"evidence": evidence.kind, "alpha": evidence.alpha if evidence.kind == "both" else None}
 
 
 def search_work(search: Search, problem: AlignmentProblem) -> float:
@@ -362,16 +384,3 @@ def search_work(search: Search, problem: AlignmentProblem) -> float:
 def _not_begun(number: int) -> AlignmentFailure:
     error = GpuAlignError("interrupted before this source was begun; align it again")
     return AlignmentFailure(number, None, error, Status.INTERRUPTED)
-
-
-def _winners(search: Search, outcome: Outcome) -> list[str]:
-    """Name the search that each best hypothesis descends from, and the stage that finished it."""
-    if not isinstance(search, Portfolio):
-        return [search.name] * len(outcome.best)
-    origins = [search.describe(lineage) for lineage in outcome.best.lineage.cpu().tolist()]
-    if len(origins) > 1:
-        return origins  # the history is that of all models together
-    origin, best = origins[0], outcome.history[-1].best_distance
-    near = best + 1e-6 * abs(best)
-    last = next((e.stage for e in outcome.history if e.best_distance <= near), origin)
-    return [origin if last in (origin, search.name) else f"{origin}, refined by {last}"]

@@ -56,6 +56,7 @@ class ResultRecord:
     evidence: str = "weights"
     alpha: float | None = None
     proof: ProofRecord | None = None
+    shifted: int | None = None
 
     def __repr__(self) -> str:
         return _summary.one_line(self)
@@ -87,8 +88,9 @@ class ResultRecord:
             "function_preserved": self.function_preserved,
             "status_note": _summary.status_in_words(self) or None,
         }
-        if self.proof is None:
-            del values["proof"]
+        for name in ("proof", "shifted"):
+            if values[name] is None:
+                del values[name]
         return derived | values
 
     @classmethod
@@ -148,6 +150,8 @@ class AlignmentResult(ResultRecord):
             bounds and gaps are those of the weights all the same.
         alpha: how much activations counted beside the weights; None if they did not.
         proof: a `Proof` where one was asked for; a status PROVED_OPTIMAL rests on it.
+        shifted: how many units have their phase shifted; None where phases stay as they are. The
+            lower bound is over all phases, the groups' gaps are with these.
     """
 
     ok: ClassVar[Literal[True]] = True
@@ -304,7 +308,7 @@ _NUMBERS = (
 _READERS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys((*_NUMBERS, "log10_symmetries"), _number),
     **dict.fromkeys(("metric", "function_note", "search", "device", "origin", "evidence"), _text),
-    **dict.fromkeys(("assignments", "seed", "batch_size"), _whole),
+    **dict.fromkeys(("assignments", "seed", "batch_size", "shifted"), _whole),
     "status": lambda name: Status[name.upper()],
     "groups": lambda entries: tuple(map(_read_group, entries)),
     "outline": Outline.from_json,

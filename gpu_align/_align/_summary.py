@@ -16,6 +16,8 @@ UNSEEN = "without data a lower distance can be a worse merge"
 _SHOWN = 8
 """Groups that are named."""
 
+_NONE_WITH_PHASES = "and with these phases there is none"
+
 
 def one_line(result: "ResultRecord") -> str:
     """Return what `repr` shows."""
@@ -38,6 +40,7 @@ def rows(result: "ResultRecord") -> dict[str, str]:
         "distance before": f"{result.distance_before:.6g} ({result.metric})",
         "distance after": f"{result.distance:.6g} ({change_in_words(result)})",
         "lower bound": f"{result.lower_bound:.6g}",
+        "phases": phases_in_words(result),
         "proof": "" if result.proof is None else result.proof.in_words(),
         "function": function_in_words(result),
         "evidence": evidence_in_words(result),
@@ -76,11 +79,22 @@ def status_in_words(result: "ResultRecord") -> str:
         return result.status.value
     loose = [group for group in result.groups if not group.is_optimal]
     if not loose:
-        return f"{result.status.value}, and there is none"
+        there_is_none = "and there is none" if result.shifted is None else _NONE_WITH_PHASES
+        return f"{result.status.value}, {there_is_none}"
     widest = max(loose, key=lambda group: group.gap)
     return (
         f"{result.status.value}; another one of {widest.name} alone could take at most "
         f"{2 * widest.gap:.3g} off the distance"
+    )
+
+
+def phases_in_words(result: "ResultRecord") -> str:
+    """Say how many phases are shifted, and what is proved of phases; nothing where none are."""
+    if result.shifted is None:
+        return ""
+    return (
+        f"{counted(result.shifted, 'unit')} shifted by half periods; the lower bound is over all "
+        "phases, gaps are with these"
     )
 
 

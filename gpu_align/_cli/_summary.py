@@ -10,6 +10,7 @@ from gpu_align._align import (
     change_in_words,
     evidence_in_words,
     function_in_words,
+    phases_in_words,
     status_in_words,
 )
 from gpu_align._cli._terminal import columns, console, duration, facts, number, print_line
@@ -33,6 +34,7 @@ def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
                 "distance before": f"{number(result.distance_before)}  ({result.metric})",
                 "distance after": f"{number(result.distance)}  ({change_in_words(result)})",
                 "lower bound": f"{number(result.lower_bound)}  (no order of the units is closer)",
+                **_phases(result),
                 **_proof(result),
                 "function": function_in_words(result),
                 "evidence": evidence_in_words(result),
@@ -55,6 +57,11 @@ def print_summary(result: AlignmentResult, source: Path, target: Path) -> None:
             print_line(
                 "indented: units inside each unit of the group above, reordered along with it"
             )
+
+
+def _phases(result: AlignmentResult) -> dict[str, str]:
+    said = phases_in_words(result)
+    return {"phases": said} if said else {}
 
 
 def _proof(result: AlignmentResult) -> dict[str, str]:

@@ -78,12 +78,13 @@ def prove(
 
     Raises:
         InputError: there is no such model, seconds are not above 0, or the permutation is of
-            another spec.
+            another spec or shifts phases, over which nothing is proved.
 
     Source: Hahn & Grant, "Lower bounds for the quadratic assignment problem based upon a dual
     formulation", Operations Research 46 (1998), sections 2 and 3.
     """
     _check(problem, incumbent, seconds, model)
+    _check_phases(incumbent)
     with torch_threads.held(single=True), full_precision():
         problem = problem.in_float64()
         form, best = reduced(problem, model), best_duals(problem.engine)
@@ -122,6 +123,14 @@ def _check(problem: AlignmentProblem, incumbent: Permutation, seconds: float, mo
             f"expected a permutation of the problem's spec and a model below {problem.models}, got "
             f"model={model} and a permutation of "
             f"{'this' if incumbent.spec == problem.spec else 'another'} spec"
+        )
+
+
+def _check_phases(incumbent: Permutation) -> None:
+    if incumbent.shifted():
+        raise InputError(
+            "a proof is over orders and signs, and this permutation shifts phases too; apply its "
+            "phases to the source first, and prove the rest"
         )
 
 

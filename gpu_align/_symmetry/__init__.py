@@ -2,6 +2,7 @@
 
 from gpu_align._symmetry._axis import Axis, Factor, Fixed, Units
 from gpu_align._symmetry._chain import chain_spec
+from gpu_align._symmetry._draw import draw
 from gpu_align._symmetry._gauge._apply import rescale
 from gpu_align._symmetry._gauge._balance import balance
 from gpu_align._symmetry._gauge._shift import shift_phases
@@ -69,6 +70,7 @@ __all__ = [
     "counted",
     "discover",
     "double",
+    "draw",
     "evaluation_mode",
     "extent",
     "html_table",

@@ -155,7 +155,7 @@ class Permutation(Shown):
             "moved": f"{sum(self.moved().values())} of {counted(units, 'unit')} moved",
         }
         negated = sum(int((sign < 0).sum()) for sign in self.signs.values())
-        shifted = sum(map(_count, self.phases.values()))
+        shifted = self.shifted()
         facts |= {"negated": f"{negated} negated"} if negated else {}
         return facts | ({"shifted": f"{shifted} shifted by half periods"} if shifted else {})
 
@@ -229,6 +229,10 @@ class Permutation(Shown):
             )
             for name, perm in self.perms.items()
         }
+
+    def shifted(self) -> int:
+        """Return how many units have their phase shifted."""
+        return sum(int((phase != 0).sum()) for phase in self.phases.values())
 
     @overload
     def apply(self, state_dict: M) -> M: ...
@@ -335,8 +339,3 @@ def _rows(stacks: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor
     names, columns = list(stacks), map(apart, stacks.values())
     rows = zip(*columns, strict=True) if names else itertools.repeat((), count)
     return (dict(zip(names, row, strict=True)) for row in rows)
-
-
-def _count(vector: Tensor) -> int:
-    """Return how many entries are not 0."""
-    return int((vector != 0).sum())

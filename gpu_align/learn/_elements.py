@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from gpu_align._errors import InputError
 from gpu_align._symmetry import Permutation, PermutationSpec
-from gpu_align.learn._cells import Cell, CellAxis, Features, check_features
+from gpu_align.learn._cells import BlockCell, Cell, CellAxis, Features, check_features
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +21,14 @@ class Elements:
         perms: group -> int64 [b, units], as those of `Permutation`.
         signs: signed group -> int64 [b, units] of 1 and -1, the sign that a unit gets at its new
             place; groups left out keep theirs.
+        phases: group with a phase -> int64 [b, units], by how many half periods its biases are
+            shifted, as those of `Permutation`. They act on weights as they are, one channel.
     """
 
     spec: PermutationSpec
     perms: Mapping[str, Tensor]
     signs: Mapping[str, Tensor]
+    phases: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def random(
@@ -34,6 +37,7 @@ class Elements:
         count: int,
         *,
         signs: bool = True,
+        phases: int = 0,
         generator: torch.Generator | None = None,
     ) -> "Elements":
         """Draw uniformly and independently from all symmetries of a spec.
@@ -42,10 +46,11 @@ class Elements:
             spec: whose symmetries.
             count: how many.
             signs: whether to draw signs too.
+            phases: most half periods by which biases are shifted to either side.
             generator: what to draw from; by default torch's own. The draws are made on its device.
         """
         device = torch.device("cpu") if generator is None else generator.device
-        perms, drawn = {}, {}
+        perms, drawn, shifts = {}, {}, {}
         for name, group in spec.groups.items():
             units, inside = spec.units(name), torch.arange(group.size, device=device)
             perms[name] = inside.expand(count, units // group.size, group.size)
@@ -58,7 +63,11 @@ class Elements:
         for name, group in spec.groups.items():
             if group.parent is not None:
                 perms[name] = perms[name] + group.size * perms[group.parent].reshape(count, -1, 1)
-        return cls(spec, {name: perm.reshape(count, -1) for name, perm in perms.items()}, drawn)
+        for name in spec.phases if phases else ():
+            shape, bounds = (count, spec.units(name)), (-phases, phases + 1)
+            shifts[name] = torch.randint(*bounds, shape, generator=generator, device=device)
+        flat = {name: perm.reshape(count, -1) for name, perm in perms.items()}
+        return cls(spec, flat, drawn, shifts)
 
     @classmethod
     def of(cls, permutations: Sequence[Permutation]) -> "Elements":
@@ -66,17 +75,21 @@ class Elements:
         spec = permutations[0].spec
         signed = {name for each in permutations for name in each.signs}
         ones = {g: torch.ones_like(permutations[0].perms[g]) for g in signed}
+        shifted = {name for each in permutations for name in each.phases}
+        zeros = {g: torch.zeros_like(permutations[0].perms[g]) for g in shifted}
         return cls(
             spec,
             {g: torch.stack([each.perms[g] for each in permutations]) for g in spec.groups},
             {g: torch.stack([each.signs.get(g, ones[g]) for each in permutations]) for g in signed},
+            {g: torch.stack([p.phases.get(g, zeros[g]) for p in permutations]) for g in shifted},
         )
 
     def permutations(self) -> list[Permutation]:
         """Return each element as a Permutation on the CPU."""
         perms = {name: perm.cpu() for name, perm in self.perms.items()}
         signs = {name: sign.cpu() for name, sign in self.signs.items()}
-        return Permutation.each(self.spec, perms, signs, len(self))
+        phases = {name: phase.cpu() for name, phase in self.phases.items()}
+        return Permutation.each(self.spec, perms, signs, len(self), phases)
 
     def __len__(self) -> int:
         """Return the number of elements; 1 of a spec without groups."""
@@ -86,16 +99,25 @@ class Elements:
         """Return what undoes each element."""
         perms = {name: perm.argsort(1) for name, perm in self.perms.items()}
         signs = {name: sign.gather(1, perms[name]) for name, sign in self.signs.items()}
-        return Elements(self.spec, perms, signs)
+        phases = {
+            name: -(self.signs[name] * k if name in self.signs else k).gather(1, perms[name])
+            for name, k in self.phases.items()
+        }
+        return Elements(self.spec, perms, signs, phases)
 
     def act(self, features: Features, cells: Sequence[Cell], channels: int) -> Features:
         """Return features [b, ...] of cells, each network's reordered by its own element.
 
         Raises:
-            InputError: the features are not those of the cells, or there is another number of
-                networks than of elements.
+            InputError: the features are not those of the cells, there is another number of networks
+                than of elements, or phases are to act on something else than weights.
         """
         check_features(features, cells, channels)
+        if self.phases and (channels != 1 or not all(isinstance(c, BlockCell) for c in cells)):
+            raise InputError(
+                "phases act on weights only, and these are other features; leave the phases out of "
+                "what acts on features, and shift those of the weights before"
+            )
         counts = {len(x) for x in features}
         if len(self) != 1 and counts != {len(self)}:
             raise InputError(
@@ -121,7 +143,21 @@ class Elements:
             if axis.odd and axis.key.group in self.signs:
                 sign = self.signs[axis.key.group].to(x)
                 moved = moved * _beside(sign, axis, number, cell)[..., None]
-        return moved
+        return self._shifted(moved, cell) if isinstance(cell, BlockCell) else moved
+
+    def _shifted(self, x: Tensor, cell: BlockCell) -> Tensor:
+        """Return one cell of weights with its biases shifted, or negated where units are read."""
+        for number, axis in enumerate(cell.axes):
+            group = axis.key.group
+            if group not in self.phases:
+                continue
+            k, phase = self.phases[group], self.spec.phases[group]
+            if phase.bias == cell.name:
+                shift = phase.shift * k.to(x.device, torch.float64)[..., None]
+                x = (x.to(torch.float64) + shift).to(x.dtype)
+            elif cell.block.units[cell.order[number]].power < 0:
+                x = x * _beside((1 - 2 * (k & 1)).to(x), axis, number, cell)[..., None]
+        return x
 
 
 def _beside(units: Tensor, axis: CellAxis, number: int, cell: Cell) -> Tensor:

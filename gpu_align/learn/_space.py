@@ -124,12 +124,18 @@ class WeightSpace:
         return {name: made[source] for name, source in kept.items() if source in made}
 
     def random_elements(
-        self, count: int, *, seed: int | None = None, generator: torch.Generator | None = None
+        self,
+        count: int,
+        *,
+        phases: int = 0,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> Elements:
         """Draw symmetries uniformly and independently.
 
         Args:
             count: how many.
+            phases: most half periods by which biases in front of sines are shifted to either side.
             seed: of the draws.
             generator: what to draw from, in place of a seed; by default torch's own.
 
@@ -140,7 +146,9 @@ class WeightSpace:
             if generator is not None:
                 raise InputError("expected a seed or a generator, got both; leave one out")
             generator = torch.Generator().manual_seed(seed)
-        return Elements.random(self.spec, count, signs=self.signs, generator=generator)
+        return Elements.random(
+            self.spec, count, signs=self.signs, phases=phases, generator=generator
+        )
 
     def act(self, elements: Elements, features: Features, channels: int = 1) -> Features:
         """Return features with the units of each network reordered by its own symmetry.

@@ -107,7 +107,8 @@ def _shifts(value: object, factor: float, alone: Mapping[fx.Node, str]) -> Itera
 def _lies_on(phase: Phase, group: Group, spec: PermutationSpec) -> bool:
     """Whether a tensor has exactly the units of a group, each made with its sign."""
     made = Axis(((Units(group.size, group.name, 1),),))
-    return group.signed and spec.tensors[phase.bias].axes == (made,)
+    bias = spec.tensors[phase.bias]
+    return group.signed and bias.counted and bias.axes == (made,)
 
 
 def _sign_of(powers: object, group: Group, names: Names) -> Unknown | None:
