@@ -107,7 +107,7 @@ def test_other_shifts_are_refused() -> None:
 
 
 def test_networks_of_waves_show_them(tmp_path: Path) -> None:
-    sines = Sines(SineRecipe(hidden=(12, 12), steps=400, shard=5), 6, 2, 3)
+    sines = Sines(SineRecipe(hidden=(12, 12), steps=300), 6, 2, 3)
     found = make_split_zoo(tmp_path, sines.sources(0), device=CPU, progress=quiet)
     assert [len(part) for part in vars(found.parts).values()] == [12, 4, 6]
     assert float(found.facts["error"].median()) < 0.02
@@ -268,7 +268,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gpu_align.learn._regress.measured", interrupted)
+    monkeypatch.setattr("gpu_align.learn._regress.make_split_zoo", interrupted)
     done = run("regress", "--waves", 10, "--seeds", 1, "--out", work / "out")
     assert done.exit_code == 1
     assert "run the same command with --resume" in done.output
