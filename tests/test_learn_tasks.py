@@ -17,7 +17,7 @@ from gpu_align._network import Data, Examples
 from gpu_align.learn import SineRecipe, Sines, TrainingPlan, VariedRecipe, Work, make_zoo
 from gpu_align.learn._adapt import linear_change
 from gpu_align.learn._domains import shifted
-from gpu_align.learn._embed import contrast
+from gpu_align.learn._embed import contrast, sine_forms
 from gpu_align.learn._forms import between_classes
 from gpu_align.learn._nets import perceptron
 from gpu_align.learn._predict import statistics, tau
@@ -118,6 +118,9 @@ def test_networks_of_waves_show_them(tmp_path: Path) -> None:
         a, b = (float(found.facts[name][number]) for name in ("amplitude", "frequency"))
         wave = a * torch.sin(b * torch.pi * x[:, 0])
         assert float((said - wave).square().mean()) < 0.1 * a**2 + 1e-3
+    forms = sine_forms(found, sines, Work())
+    assert all(cell.is_odd for cell in forms.signs.cells[:-1])
+    assert not any(cell.is_odd for cell in forms.orders.cells)
     first = found.states["0.weight"].flatten(1)
     assert len({tuple(row.tolist()) for row in first}) == len(first)
 

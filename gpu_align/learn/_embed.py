@@ -249,7 +249,7 @@ class SineForms:
 
 def sine_forms(zoo: SplitZoo, sines: Sines, work: Work) -> SineForms:
     """Return the weights of networks of waves in each form."""
-    traced = discover(sines.recipe.model(), torch.zeros(2, 1, device="cpu"))
+    traced = discover(sines.recipe.model(), torch.tensor([[-0.5], [0.7]], device="cpu"))
     signs, orders = WeightSpace(traced), WeightSpace(traced, signs=False)
     frames = Frames(zoo.states, len(zoo.parts.train), work.device, work.progress)
     known = zoo.parts.train
