@@ -253,15 +253,26 @@ def zoo() -> str:
         who = row["engine"]
         if who in ("local", "ray"):
             who = f"{who}, {row['workers']} worker{'s' if row['workers'] > 1 else ''}"
-        cpu = row.get("cpu_ms_per_model_in_shards", row["cpu_ms_per_model"])
+        cpu = "" if row["cpu_ms_per_model"] is None else f"{row['cpu_ms_per_model']:.2f}"
+        shards = row.get("cpu_ms_per_model_in_shards")
+        inside = "" if shards is None else f"{shards:.2f}"
         peak = f"{row['peak_mb']:,}" if "peak_mb" in row else ""
         rows.append(
             (
                 *(f"{row['models']:,} × {row['network']}", who),
-                *(f"{row['ms_per_model']:.2f}", f"{cpu:.2f}", peak, f"{row['load']:.0f}"),
+                *(f"{row['ms_per_model']:.2f}", cpu, inside, peak),
+                f"{row['load']:.0f}",
             )
         )
-    columns = ("networks", "by", "ms a model", "processor ms a model", "peak MB", "load")
+    columns = (
+        "networks",
+        "by",
+        "ms a model",
+        "processor ms",
+        "of them in shards",
+        "peak MB",
+        "load",
+    )
     return f"{markdown(columns, rows)}\n\n{source('zoo')}"
 
 

@@ -14,7 +14,7 @@ from gpu_align._zoo._plan import Plan
 from gpu_align._zoo._result import INDEX, SCHEMA, SUMMARY
 from gpu_align._zoo._shard import ROWS, SHARDS, SUMS
 from gpu_align._zoo._sums import add_sums, load_sums, spreads
-from gpu_align._zoo._table import join_rows, read_columns
+from gpu_align._zoo._table import each_columns, join_rows
 
 _BINS = 48
 _EXAMPLES = 5
@@ -47,15 +47,16 @@ def write_summary(out: Path, plan: Plan, about: Mapping[str, Any]) -> dict[str, 
         plan: what was done.
         about: how: engine, workers, seconds.
     """
-    table = read_columns(out / INDEX, ["name", "family", "status", "reason"])
     failed: dict[str, int] = {}
     examples: dict[str, list[list[str]]] = {}
-    for name, status, reason in zip(table["name"], table["status"], table["reason"], strict=True):
-        if status != "aligned":
-            failed[status] = failed.get(status, 0) + 1
-            if len(some := examples.setdefault(status, [])) < _EXAMPLES:
-                some.append([name, reason])
-    count = len(table["name"])
+    count = 0
+    for table in each_columns(out / INDEX, ["name", "status", "reason"]):
+        count += len(table["name"])
+        for name, status, reason in zip(*table.values(), strict=True):
+            if status != "aligned":
+                failed[status] = failed.get(status, 0) + 1
+                if len(some := examples.setdefault(status, [])) < _EXAMPLES:
+                    some.append([name, reason])
     data: dict[str, Any] = {
         "schema": SCHEMA,
         "models": count,
@@ -63,7 +64,7 @@ def write_summary(out: Path, plan: Plan, about: Mapping[str, Any]) -> dict[str, 
         "failed": failed,
         "examples": examples,
         "others": plan.others,
-        "families": _families(out, plan, table["family"]),
+        "families": _families(out, plan),
         "settings": dict(plan.settings),
         "versions": versions(),
         **about,
@@ -73,28 +74,39 @@ def write_summary(out: Path, plan: Plan, about: Mapping[str, Any]) -> dict[str, 
     return data
 
 
-def _families(out: Path, plan: Plan, names: Sequence[str | None]) -> dict[str, Any]:
-    found = {}
-    of_row = np.array([name or "" for name in names])
-    columns = read_columns(out / INDEX, _NUMBERS)
-    numbers = {n: np.array([np.nan if v is None else v for v in columns[n]]) for n in _NUMBERS}
-    for name, known in plan.families.items():
-        rows = of_row == name
-        mine = {n: values[rows] for n, values in numbers.items()}
-        aligned = ~np.isnan(mine["distance"])
-        shards = [s for s in plan.shards if s.family == name]
-        sums = (out / SHARDS / s.folder / SUMS for s in shards)
-        total = add_sums(load_sums(path) for path in sums if path.exists())
-        found[name] = {
+def _families(out: Path, plan: Plan) -> dict[str, Any]:
+    parts: dict[str, list[Any]] = {name: [np.empty((len(_NUMBERS), 0))] for name in plan.families}
+    for table in each_columns(out / INDEX, ["family", *_NUMBERS]):
+        family = table["family"][0]
+        if family is not None:  # the rows of a group are of one family, as those of a shard are
+            parts[family].append(np.array([table[name] for name in _NUMBERS], dtype=np.float64))
+    return {
+        name: {
             **known,
-            "models": int(rows.sum()),
-            "aligned": int(aligned.sum()),
-            **{f"mean_{n}": _mean(values[aligned]) for n, values in mine.items()},
-            "largest_function_difference": _largest(mine["function_difference"]),
-            "histogram": _histogram(mine["distance_before"], mine["distance"]),
-            "spread": spreads(total),
+            **_numbers(np.concatenate(parts[name], axis=1)),
+            "spread": _spread(out, plan, name),
         }
-    return found
+        for name, known in plan.families.items()
+    }
+
+
+def _numbers(columns: Any) -> dict[str, Any]:
+    """Return what is said about the numbers of a family, [numbers, models]."""
+    mine = dict(zip(_NUMBERS, columns, strict=True))
+    aligned = ~np.isnan(mine["distance"])
+    return {
+        "models": columns.shape[1],
+        "aligned": int(aligned.sum()),
+        **{f"mean_{name}": _mean(values[aligned]) for name, values in mine.items()},
+        "largest_function_difference": _largest(mine["function_difference"]),
+        "histogram": _histogram(mine["distance_before"], mine["distance"]),
+    }
+
+
+def _spread(out: Path, plan: Plan, family: str) -> dict[str, dict[str, float]]:
+    folders = (out / SHARDS / s.folder for s in plan.shards if s.family == family)
+    sums = (folder / SUMS for folder in folders)
+    return spreads(add_sums(load_sums(path) for path in sums if path.exists()))
 
 
 def _mean(values: Any) -> float | None:

@@ -1,7 +1,7 @@
 """The index of a zoo: one row per model, as Parquet."""
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,13 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
     table = _parquet().read_table(path, columns=list(columns))
     found: dict[str, list[Any]] = table.to_pydict()
     return found
+
+
+def each_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+    """Yield some columns of an index, a group of rows at a time: as many as a shard has."""
+    file = _parquet().ParquetFile(path)
+    for number in range(file.num_row_groups):
+        yield file.read_row_group(number, columns=list(columns)).to_pydict()
 
 
 def read_table(path: Path) -> Any:
