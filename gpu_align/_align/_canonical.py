@@ -151,7 +151,10 @@ def canonical_form(
     state = names.state
     spec.validate(state)
     wide = {name: _double(spec.tensor_of(name, state)) for name in spec.tensors}
-    phases = canonical_phases(spec, wide)
+    phases = {
+        name: nearest_to_0(spec.tensor_of(phase.bias, wide).cpu(), phase.shift)
+        for name, phase in spec.phases.items()
+    }
     wide = shift_phases(spec, wide, phases)
     scales, rows = balance(spec, wide)
     signs = _signs(spec, rescale(spec, wide, scales, rows))
@@ -160,16 +163,12 @@ def canonical_form(
     return CanonicalForm(spec, state, units, rows, names, phases)
 
 
-def canonical_phases(spec: PermutationSpec, state: StateDict) -> dict[str, Tensor]:
-    """Return the half periods that bring each bias between -shift / 2 and shift / 2, int64 [units].
+def nearest_to_0(bias: Tensor, shift: float) -> Tensor:
+    """Return how many half periods bring each bias between -shift / 2 and shift / 2, int64.
 
     Of the two ends it is the upper one.
     """
-    found = {}
-    for name, phase in spec.phases.items():
-        bias = spec.tensor_of(phase.bias, state).cpu().to(torch.float64)
-        found[name] = -(bias / phase.shift - 0.5).ceil().to(torch.int64)
-    return found
+    return -(bias.to(torch.float64) / shift - 0.5).ceil().to(torch.int64)
 
 
 def _double(tensor: Tensor) -> Tensor:

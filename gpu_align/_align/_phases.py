@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gpu_align._align._canonical import canonical_phases
+from gpu_align._align._canonical import nearest_to_0
 from gpu_align._align._phase_descent import Answers, PhaseDescent, joined
 from gpu_align._align._settings import Settings
 from gpu_align._problem import (
@@ -92,36 +92,43 @@ class PhaseSearch:
         statuses = [outcome.status for outcome in found]
         began = time.perf_counter()
         descent = PhaseDescent(self.sources, self.target, self.metric, exact_match(problem.engine))
-        best = descent.settled(starts[0])
-        distance = descent.distance(best)
-        try:
-            for wave in self._waves(descent, starts, statuses):
-                answers, ends = descent.run(descent.settled(wave))
-                answers, other = _closest(answers, ends, len(distance))
-                wins = other < distance * (1 - _NO_DECREASE)
-                best, distance = best.where(answers, wins), torch.where(wins, other, distance)
-        except KeyboardInterrupt:
-            statuses.append(Status.INTERRUPTED)
+        if not any(status in _CUT_SHORT for status in statuses):
+            starts += self._random(descent, starts[0])
+        best, distance, is_whole = self._descended(descent, starts, statuses)
+        statuses += [] if is_whole else [Status.INTERRUPTED]
         orders = _as_hypotheses(problem, best, found[0])
         return best, _joined(found, statuses, orders, distance, began)
 
-    def _waves(
-        self, descent: PhaseDescent, found: Sequence[Answers], statuses: Sequence[Status]
-    ) -> Iterator[Answers]:
-        """Yield what to descend from: what was found, then random starts if there is time.
+    def _descended(
+        self, descent: PhaseDescent, starts: Sequence[Answers], statuses: Sequence[Status]
+    ) -> tuple[Answers, Tensor, bool]:
+        """Descend from starts of every source, in parts whose similarities fit the memory.
 
-        In batches whose similarities fit the memory, each with as many starts of every source.
+        Returns:
+            The closest answer of each source, its distance, and whether nothing was left out, as
+            Ctrl-C does.
         """
-        starts = [*found]
-        if Status.INTERRUPTED in statuses:
-            return
-        if Status.TIME_BUDGET not in statuses:
-            starts += self._random(descent, found[0])
-        spec = self.sources.spec
+        spec, count = self.sources.spec, len(self.sources)
         largest = max((spec.units(name) for name in spec.groups), default=1)
-        each = max(_WAVE // (largest**2 * len(self.sources)), 1)
-        for begin in range(0, len(starts), each):
-            yield joined(starts[begin : begin + each])
+        each = max(_WAVE // largest**2, 1)
+        models = max(each // len(starts), 1)
+        waves = [starts[n : n + each] for n in range(0, len(starts), each)]
+        is_whole, ends = Status.INTERRUPTED not in statuses, []
+        for begin in range(0, count, models):
+            rows = torch.arange(begin, min(begin + models, count), device=self.sources.device)
+            best = descent.settled(starts[0].select(rows))
+            distance = descent.distance(best)
+            try:
+                for wave in waves if is_whole else ():
+                    some = joined([start.select(rows) for start in wave])
+                    answers, other = _closest(*descent.run(descent.settled(some)), len(rows))
+                    wins = other < distance * (1 - _NO_DECREASE)
+                    best, distance = best.where(answers, wins), torch.where(wins, other, distance)
+            except KeyboardInterrupt:
+                is_whole = False
+            ends.append((best, distance))
+        parts, distances = zip(*ends, strict=True)
+        return joined(parts), torch.cat(distances), is_whole
 
     def _answers(
         self,
@@ -182,11 +189,7 @@ def _as_hypotheses(problem: AlignmentProblem, answers: Answers, first: Outcome) 
 
 def _canonical(weights: Weights) -> dict[str, Tensor]:
     """Return the canonical phases of every model, group -> int64 [m, units]."""
-    each = [canonical_phases(weights.spec, state) for state in weights.states]
-    return {
-        name: torch.stack([phases[name] for phases in each]).to(weights.device)
-        for name in weights.spec.phases
-    }
+    return {n: nearest_to_0(weights[p.bias], p.shift) for n, p in weights.spec.phases.items()}
 
 
 def shift_weights(weights: Weights, phases: Vectors) -> Weights:
