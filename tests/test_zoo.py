@@ -319,6 +319,15 @@ def test_work_that_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
+def test_work_that_ended_before_its_plan_is_begun_anew(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "zoo", [state(number, 5, 6, 2) for number in range(3)])
+    (tmp_path / "out" / "targets").mkdir(parents=True)
+    (tmp_path / "out" / ".gpu-align-01234567-1-ab.tmp").write_bytes(b"half a plan")
+    (tmp_path / "out" / ".work").mkdir()
+    zoo = align_zoo(source, REFERENCE, tmp_path / "out", workers=1, resume=True)
+    assert zoo.aligned == 3
+
+
 def test_arguments_of_a_wrong_kind_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     source = write_folder(tmp_path / "zoo", [state(1, 5, 6, 2)])

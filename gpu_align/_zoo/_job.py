@@ -20,6 +20,7 @@ from gpu_align._zoo._frame import draw_sample, make_frame, sample_size
 from gpu_align._zoo._pieces import Failure, Piece, Shard
 from gpu_align._zoo._plan import (
     PLAN,
+    TARGETS,
     Plan,
     check_same,
     load_family,
@@ -131,9 +132,10 @@ class Job:
             plan = Plan.load(self.out)
             check_same(plan, self._wanted)
             return plan
-        held = [] if not self.out.exists() else [p for p in self.out.iterdir() if p.name != _WORK]
-        unplanned = {"targets"} if self.resume else set()
-        if any(path.name not in unplanned for path in held):
+        held = {path.name for path in self.out.iterdir()} if self.out.exists() else set()
+        if self.resume:  # what a run leaves that was ended before it had a plan
+            held = {name for name in held if name != TARGETS and not name.startswith(".gpu-align-")}
+        if held - {_WORK}:
             advice = "name a new folder, or resume what was begun there"
             raise InputError(f"the folder {self.out} is not empty; {advice}")
         return None
