@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from bench.record import record
+from bench.siren_phases import spec_without
 from gpu_align import AlignmentResult, CoordinateDescent, PermutationSpec, Search, align, discover
 
 State = dict[str, Tensor]
@@ -80,7 +81,8 @@ def zoo(case: Case) -> tuple[PermutationSpec, list[State], State]:
     """Return the spec, the sources and the target."""
     torch.manual_seed(0)
     model = build(case.widths, case.activation)
-    spec = discover(model, torch.randn(2, case.widths[0]))
+    # Orders and signs: phases cost sweeps of their own, which `bench.siren_phases` measures.
+    spec = spec_without(discover(model, torch.randn(2, case.widths[0])), signs=True)
     # As torch draws the weights of one, but of all at once: 60,000 one by one take half a minute.
     drawn = {name: [] for name in model.state_dict()}
     for name, layer in model.named_children():

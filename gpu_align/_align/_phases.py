@@ -27,14 +27,11 @@ from gpu_align._problem import (
 )
 from gpu_align._search import SEARCHES, Outcome, Progress, Search
 from gpu_align._status import Status
-from gpu_align._symmetry import PermutationSpec, Weights, draw, shift_phases
+from gpu_align._symmetry import PermutationSpec, Weights, draw, part_elements, shift_phases
 
 Vectors = Mapping[str, Tensor]
 
 _NO_DECREASE = 1e-12
-_WAVE = 2**22
-"""Entries of the similarities that are in the works at once."""
-
 _CUT_SHORT = (Status.INTERRUPTED, Status.TIME_BUDGET)
 
 
@@ -110,7 +107,7 @@ class PhaseSearch:
         """
         spec, count = self.sources.spec, len(self.sources)
         largest = max((spec.units(name) for name in spec.groups), default=1)
-        each = max(_WAVE // largest**2, 1)
+        each = max(part_elements(self.sources.device) // largest**2, 1)
         models = max(each // len(starts), 1)
         waves = [starts[n : n + each] for n in range(0, len(starts), each)]
         is_whole, ends = Status.INTERRUPTED not in statuses, []
