@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gpu_align._device import CPU, Engine, RandomStream
+from gpu_align._device import CPU, Engine
+from gpu_align._problem._batches import Batches
 from gpu_align._problem._coupling import Coupling
 from gpu_align._problem._evidence import scaled_evidence
 from gpu_align._problem._exact import ExactEvaluation
@@ -19,7 +20,7 @@ from gpu_align._problem._kernel_similarity import KernelSimilarity
 from gpu_align._problem._metric import Metric, as_metric
 from gpu_align._problem._renamed import Renamed
 from gpu_align._problem._sibling_term import SiblingTerm
-from gpu_align._problem._signed import picked, unsigned
+from gpu_align._problem._signed import picked
 from gpu_align._problem._soft import SoftEvaluation
 from gpu_align._problem._stack import check_weights, compute_dtype, unusable
 from gpu_align._problem._terms import Term
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from gpu_align.kernels.row_distance import RowDistance
 
 
-class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
+class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation, Batches):
     """Minimise `D(pi) = sum_t w_t || A_t - pi.B_t ||_F^2` over the symmetries of a spec.
 
     `D(pi) = constant - 2 F(pi)`, where F is a sum of terms `<A, pi.B>`, linear in each permutation
@@ -233,49 +234,6 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation):
         return problem
 
     # Hard permutations
-
-    def hypotheses(self, perms: Mapping[str, Tensor], model: Tensor | None = None) -> Hypotheses:
-        """Make a batch and compute its objective in full.
-
-        Args:
-            perms: variable -> int64 [b, n]; a signed matrix that is left out keeps all signs.
-            model: int64 [b], default all 0.
-        """
-        perms = self.completed(perms)
-        if model is None:
-            batch = next((len(perm) for perm in perms.values()), 1)
-            model = torch.zeros(batch, dtype=torch.int64, device=self.device)
-        objective = self.objective(perms, model)
-        return Hypotheses(perms, model, objective, torch.zeros_like(model), self.models)
-
-    def completed(self, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the vectors of exactly the matrices of this problem; missing signs are 1."""
-        return {variable: perms.get(variable, perms[unsigned(variable)]) for variable in self.sizes}
-
-    def model_index(self, width: int) -> Tensor:
-        """Return the model of each of `width` hypotheses per model, int64 [m * width]."""
-        return torch.arange(self.models, device=self.device).repeat_interleave(width)
-
-    def identity(self, width: int = 1) -> Hypotheses:
-        """Return `width` hypotheses per model that move nothing."""
-        return self._identity if width == 1 else self._identity.spread(width)
-
-    @cached_property
-    def _identity(self) -> Hypotheses:
-        perms = {
-            variable: torch.arange(size, device=self.device).expand(self.models, size)
-            for variable, size in self.sizes.items()
-        }
-        return self.hypotheses(perms, self.model_index(1))
-
-    def random(self, width: int, random: RandomStream) -> Hypotheses:
-        """Return `width` hypotheses per model drawn uniformly, the same ones for each model."""
-        model = self.model_index(width)
-        owners = torch.arange(width, device=self.device).repeat(self.models)
-        perms: dict[str, Tensor] = {}
-        for family in self.families.values():
-            perms |= family.random(owners, random)
-        return self.hypotheses(perms, model)
 
     def objective(self, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
         """Return D of each hypothesis, less twice its evidence, float64 [b], from all terms."""
