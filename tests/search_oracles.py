@@ -105,7 +105,7 @@ def _row_norms(spec: PermutationSpec, group: Group, state: Mapping[str, Tensor])
     total = np.zeros(spec.units(group.name))
     for name, tensor_spec in spec.tensors.items():
         for piece in pieces(tensor_spec) if tensor_spec.counted else ():
-            present = [f.group for f in piece.factors if is_free(spec, f.group)]
+            present = [f.group for f in piece.units.values() if is_free(spec, f.group)]
             if group.name not in present or {c.name for c in children_of(spec, group.name)} & {
                 *present
             }:

@@ -28,7 +28,7 @@ from gpu_align._search import SEARCHES, Search
 from gpu_align.learn import Aligner
 
 ROOTS = (Path(__file__).parents[1] / "gpu_align", Path(__file__).parents[1] / "kernels" / "src")
-LAYERS = ("_layers.py", "_linear.py", "_narrow.py")
+LAYERS = ("_adapt.py", "_layers.py", "_linear.py", "_narrow.py", "_readers.py")
 MAKERS = (
     *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn"),
     *("randperm", "tensor", "zeros"),

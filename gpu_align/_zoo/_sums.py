@@ -23,7 +23,11 @@ def sums_of(
         before, after: name -> [k, *shape].
     """
     names = [n for n, t in spec.tensors.items() if t.counted and n in after]
-    found = {_COUNT: torch.tensor([len(after[names[0]]) if names else 0], dtype=torch.int64)}
+    found = {
+        _COUNT: torch.tensor(
+            [len(after[names[0]]) if names else 0], dtype=torch.int64, device="cpu"
+        )
+    }
     for name in names:
         if after[name].is_floating_point():
             found[_SIDES[0] + name] = before[name].sum(0, dtype=torch.float64)

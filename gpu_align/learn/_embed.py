@@ -87,7 +87,7 @@ def embed(
     task = _Task(found, torch.stack(facts, 1).to(work.device), sines.recipe.views)
     rows, plots = [], []
     for way in _ways(found, sines, work):
-        runs, embeddings, parameters = [], torch.empty(0), 0
+        runs, embeddings, parameters = [], torch.empty(0, device="cpu"), 0
         for number, seed_of_run in enumerate(work.seeds):
             run, places, parameters = _trained(way, task, work, seed_of_run)
             runs.append(run)
@@ -177,7 +177,9 @@ def _probed(model: nn.Module, features: Features, task: _Task) -> tuple[dict[str
     std, mean = torch.std_mean(known, 0)
     known, new = ((x - mean) / std.clamp_min(1e-12) for x in (known, new))
     middle = targets[parts.train].mean(0)
-    square = known.T @ known + _RIDGE * len(known) * torch.eye(WIDTH).to(known)
+    square = known.T @ known + _RIDGE * len(known) * torch.eye(
+        WIDTH, dtype=known.dtype, device=known.device
+    )
     weights = torch.linalg.solve(square, known.T @ (targets[parts.train] - middle))
     said, right = new @ weights + middle, targets[parts.test]
     of_a, of_b = r_squared(said, right).tolist()

@@ -124,7 +124,7 @@ def standardised(space: WeightSpace, features: Features, known: Tensor) -> Featu
 def between_classes(features: Features, labels: Tensor) -> float:
     """Return which share of the variance of networks lies between the means of classes."""
     rows, labels = in_a_row(features).double(), labels.to(features[0].device)
-    means = torch.zeros(int(labels.max()) + 1, rows.shape[1]).to(rows)
+    means = rows.new_zeros(int(labels.max()) + 1, rows.shape[1])
     counts = torch.bincount(labels, minlength=len(means)).clamp_min(1)
     means = means.index_add(0, labels, rows) / counts[:, None]
     centre = rows.mean(0)

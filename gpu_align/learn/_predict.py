@@ -100,7 +100,7 @@ def predict(
         found.digest,
     )
     results = [measured(way, task, work) for way in _ways(found, prediction, work)]
-    low, middle, high = accuracy.quantile(torch.tensor([0.1, 0.5, 0.9]).to(accuracy)).tolist()
+    low, middle, high = accuracy.quantile(accuracy.new_tensor([0.1, 0.5, 0.9])).tolist()
     return Study(
         "predict",
         {_TAU: "", _R2: ""},
