@@ -9,7 +9,9 @@ from gpu_align._cli._learning import (
     NETWORKS,
     Effort,
     Experiment,
+    Hidden,
     Out,
+    Pictures,
     Quick,
     Resume,
     Seeds,
@@ -23,15 +25,7 @@ SHIFTS = ("rotate", "blur", "noise")
 
 
 def adapt(
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="SOURCE",
-            rich_help_panel=NETWORKS,
-            help="Images with classes and a test part: digits, mnist:FOLDER, cifar10:FOLDER, "
-            "FILE.npz (x, y, x_test, y_test), package.module:loader.",
-        ),
-    ] = "digits",
+    data: Pictures = "digits",
     classifiers: Annotated[
         int,
         typer.Option(
@@ -41,14 +35,7 @@ def adapt(
             help="Training classifiers; a sixth as many to choose by, a third to test.",
         ),
     ] = 300,
-    hidden: Annotated[
-        str,
-        typer.Option(
-            metavar="N,N",
-            rich_help_panel=NETWORKS,
-            help="Units of the hidden layers of a classifier.",
-        ),
-    ] = "32,32",
+    hidden: Hidden = "32,32",
     shift: Annotated[
         str,
         typer.Option(metavar="NAME", help=f"What is done to images: {', '.join(SHIFTS)}."),

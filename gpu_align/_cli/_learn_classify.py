@@ -9,6 +9,7 @@ from gpu_align._cli._learning import (
     NETWORKS,
     Effort,
     Experiment,
+    Hidden,
     Out,
     Quick,
     Resume,
@@ -20,12 +21,6 @@ from gpu_align._cli._options import Device, Json, Log, Quiet, Seed
 
 QUICK_IMAGES, QUICK_EFFORT = 100, 0.1
 
-Widths = Annotated[
-    str,
-    typer.Option(
-        metavar="N,N", rich_help_panel=NETWORKS, help="Units of the hidden layers of a network."
-    ),
-]
 W0 = Annotated[
     float,
     typer.Option("--w0", metavar="F", rich_help_panel=NETWORKS, help="Frequency of the sines."),
@@ -61,7 +56,7 @@ def classify(
             help="Networks of each held-back and each test image.",
         ),
     ] = 2,
-    hidden: Widths = "16,16",
+    hidden: Hidden = "16,16",
     w0: W0 = 6.0,
     steps: Steps = 400,
     psnr: Annotated[

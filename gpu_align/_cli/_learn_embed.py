@@ -13,6 +13,7 @@ from gpu_align._cli._learning import (
     Quick,
     Resume,
     Seeds,
+    Waves,
     ZooFolder,
 )
 from gpu_align._cli._options import Device, Json, Log, Quiet, Seed
@@ -21,15 +22,7 @@ QUICK_WAVES, QUICK_EFFORT = 60, 0.05
 
 
 def embed(
-    waves: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=10,
-            rich_help_panel=NETWORKS,
-            help="Training waves; a fifth as many to choose by, two fifths to test.",
-        ),
-    ] = 1000,
+    waves: Waves = 1000,
     views: Annotated[
         int,
         typer.Option(metavar="N", min=2, rich_help_panel=NETWORKS, help="Networks of each wave."),

@@ -9,7 +9,9 @@ from gpu_align._cli._learning import (
     NETWORKS,
     Effort,
     Experiment,
+    Hidden,
     Out,
+    Pictures,
     Quick,
     Resume,
     Seeds,
@@ -22,15 +24,7 @@ QUICK_CLASSIFIERS, QUICK_EFFORT = 60, 0.1
 
 
 def predict(
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="SOURCE",
-            rich_help_panel=NETWORKS,
-            help="Images with classes and a test part: digits, mnist:FOLDER, cifar10:FOLDER, "
-            "FILE.npz (x, y, x_test, y_test), package.module:loader.",
-        ),
-    ] = "digits",
+    data: Pictures = "digits",
     classifiers: Annotated[
         int,
         typer.Option(
@@ -40,14 +34,7 @@ def predict(
             help="Training classifiers; a fifth as many to choose by, two fifths to test.",
         ),
     ] = 2000,
-    hidden: Annotated[
-        str,
-        typer.Option(
-            metavar="N,N",
-            rich_help_panel=NETWORKS,
-            help="Units of the hidden layers of a classifier.",
-        ),
-    ] = "16,16",
+    hidden: Hidden = "16,16",
     zoo: ZooFolder = None,
     out: Out = Path("learn-predict"),
     seeds: Seeds = 3,

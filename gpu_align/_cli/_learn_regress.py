@@ -1,18 +1,15 @@
 """`gpu-align learn regress`."""
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from gpu_align._cli._learning import (
-    NETWORKS,
     Effort,
     Experiment,
     Out,
     Quick,
     Resume,
     Seeds,
+    Waves,
     ZooFolder,
 )
 from gpu_align._cli._options import Device, Json, Log, Quiet, Seed
@@ -21,15 +18,7 @@ QUICK_WAVES, QUICK_EFFORT = 60, 0.05
 
 
 def regress(
-    waves: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=10,
-            rich_help_panel=NETWORKS,
-            help="Training waves; a fifth as many to choose by, two fifths to test.",
-        ),
-    ] = 1000,
+    waves: Waves = 1000,
     zoo: ZooFolder = None,
     out: Out = Path("learn-regress"),
     seeds: Seeds = 3,

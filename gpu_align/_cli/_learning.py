@@ -28,6 +28,31 @@ if TYPE_CHECKING:
 NETWORKS = "Networks"
 TRAINING = "Training"
 
+Pictures = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="SOURCE",
+        rich_help_panel=NETWORKS,
+        help="Images with classes and a test part: digits, mnist:FOLDER, cifar10:FOLDER, "
+        "FILE.npz (x, y, x_test, y_test), package.module:loader.",
+    ),
+]
+Hidden = Annotated[
+    str,
+    typer.Option(
+        metavar="N,N", rich_help_panel=NETWORKS, help="Units of the hidden layers of a network."
+    ),
+]
+Waves = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=10,
+        rich_help_panel=NETWORKS,
+        help="Training waves; a fifth as many to choose by, two fifths to test.",
+    ),
+]
 Out = Annotated[
     Path,
     typer.Option(

@@ -21,8 +21,9 @@ from gpu_align._problem import (
 from gpu_align._proof._reduced import Reduced
 from gpu_align._proof._stage import EPS, Verdict
 
-_MOST = 2**15
-"""Permutations that are gone through at most: seconds on one core."""
+_MOST, _MOST_WORK = 2**15, 2**32
+"""Permutations that are gone through at most, and cubes of units that are assigned beside them:
+seconds on one core, for which no budget is asked."""
 
 _AT_ONCE = 2**20
 """Pairs of units whose gains are computed at once."""
@@ -64,6 +65,9 @@ class Listing:
         linear = [family for family in families if self._is_linear(family)]
         self._assigned = linear[-1] if linear else None
         self._listed = [family for family in families if family is not self._assigned]
+        widest = max(problem.sizes.values(), default=1)
+        self._most = min(_MOST, _MOST_WORK // widest**3)
+        self._step = max(1, _AT_ONCE // widest**2)
 
     def _is_linear(self, family: Family) -> bool:
         own = {member.group for member in family.members}
@@ -80,7 +84,7 @@ class Listing:
         """
         found, total = [], 1
         for family in self._listed:
-            vectors = _vectors_of(family, alive, _MOST // max(1, total))
+            vectors = _vectors_of(family, alive, self._most // max(1, total))
             if vectors is None:
                 return None
             found.append(vectors)
@@ -97,7 +101,7 @@ class Listing:
         if listed is None:
             raise GpuAlignError(
                 f"the proof rests on going through all permutations that its duals leave, which "
-                f"are more than {_MOST} here; it was changed, or belongs to another problem"
+                f"are more than {self._most} here; it was changed, or belongs to another problem"
             )
         allowance = _ROUNDING * self._scale
         least = min((float(self._least(v)) for v in self._batches(listed)), default=math.inf)
@@ -110,10 +114,8 @@ class Listing:
         """Yield every choice of one of each family's vectors, many at once."""
         counts = [len(next(iter(vectors.values()))) for vectors in listed]
         total = math.prod(counts)
-        widest = max(self._problem.sizes.values(), default=1)
-        step = max(1, _AT_ONCE // widest**2)
-        for start in range(0, total, step):
-            number = torch.arange(start, min(start + step, total), device="cpu")
+        for start in range(0, total, self._step):
+            number = torch.arange(start, min(start + self._step, total), device="cpu")
             chosen: dict[str, Tensor] = {}
             for vectors, count in zip(listed, counts, strict=True):
                 chosen |= {
