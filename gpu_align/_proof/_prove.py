@@ -239,10 +239,10 @@ def _ascend(
 
 def _is_gone_through(effort: Effort) -> bool:
     """Go through all permutations that are left, if they are not too many."""
-    is_little = effort.gap and effort.judge.listing.vectors(effort.known.alive) is not None
-    if is_little:
-        effort.take(Leftover())
-    return bool(is_little)
+    if not effort.gap or effort.judge.listing.vectors(effort.known.alive) is None:
+        return False
+    effort.take(Leftover())
+    return True
 
 
 def _relax(form: Reduced, problem: AlignmentProblem, effort: Effort) -> None:
