@@ -3,7 +3,7 @@
 # make test-slow  more cases of what it tests, long campaigns, and the demo; CI runs both
 # make proofs compile every device kernel; no GPU needed. It installs Triton, NVRTC and CuPy, so that
 #             `make test` after it runs the kernels' tests too, which it else skips
-# make simulate  the assignment kernels thread by thread, without a GPU: races, missing barriers,
+# make simulate  the CUDA kernels thread by thread, without a GPU: races, missing barriers,
 #             deadlocks, bad reads. Needs g++ and addr2line. `make test-slow` has the quick form
 # make check  what CI runs before the tests: lint, format, types
 # make docs   the documentation site, into site/; `make docs-serve` serves it and follows changes
@@ -27,10 +27,10 @@ test-slow: $(VENV)/test.stamp
 
 proofs: $(VENV)/proofs.stamp
 	$(BIN)/python -m bench.compile_kernels
-	$(BIN)/python -m bench.compile_auction
+	$(BIN)/python -m bench.compile_cuda
 
 simulate: $(VENV)/test.stamp
-	$(BIN)/pytest -q -n auto tests/test_simulator.py -m ''
+	$(BIN)/pytest -q -n auto tests/test_simulator.py tests/test_k_best_simulator.py -m ''
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

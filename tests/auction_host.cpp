@@ -5,35 +5,10 @@
 
 #include "auction_entry.h"
 
-namespace {
-
-// Like a launch: blocks of threads, all at once, because those of a grid wait for each other.
-template <class Kernel>
-void launch(int blocks, int threads, size_t shared_bytes, Kernel kernel) {
-  std::vector<std::unique_ptr<host::Block>> memory;
-  std::vector<std::thread> running;
-  for (int b = 0; b < blocks; ++b) memory.push_back(std::make_unique<host::Block>(threads, shared_bytes));
-  auto work = [&](int b, int t) {
-    host::current = memory[b].get();
-    blockIdx.x = b;
-    threadIdx.x = t;
-    gridDim.x = blocks;
-    blockDim.x = threads;
-    kernel();
-  };
-  if (blocks * threads == 1) return work(0, 0);
-  for (int b = 0; b < blocks; ++b) {
-    for (int t = 0; t < threads; ++t) running.emplace_back(work, b, t);
-  }
-  for (std::thread& thread : running) thread.join();
-}
-
-}  // namespace
-
 // One launch; the arguments after the batch are those of the kernel, in its order.
 extern "C" void auction_host(i64 kernel, i64 blocks, i64 threads, i64 shared, PARAMETERS, i64 first,
                              i64 second, i64 third, i64 fourth) {
-  launch(static_cast<int>(blocks), static_cast<int>(threads), shared, [=] {
+  host::launch(static_cast<int>(blocks), static_cast<int>(threads), shared, [=] {
     call_kernel(kernel, cost, wide, sizes, old_dual, old_col, b, n, sign, limit, col_ind, row_dual,
                 col_dual, objective, gap, status, stats, first, second, third, fourth);
   });

@@ -1,7 +1,7 @@
-// What kernels/src/auction.cu needs of CUDA, for a host compiler: included before it.
+// What the CUDA kernels of kernels/src need of CUDA, for a host compiler: included before them.
 //
 // A device thread is a std::thread, a warp is HOST_WARP of them. With HOST_WARP 1 and one thread
-// the loops of auction.cu run one after another; with more the barriers, atomics and shuffles
+// the loops of a kernel run one after another; with more the barriers, atomics and shuffles
 // below are real, and the thread sanitizer sees every access between two barriers.
 
 #pragma once
@@ -69,6 +69,27 @@ inline void __syncwarp(unsigned mask = (1ull << HOST_WARP) - 1) {
 }
 
 namespace host {
+
+// Like a launch: blocks of threads, all at once, because those of a grid wait for each other.
+template <class Kernel>
+void launch(int blocks, int threads, size_t shared_bytes, Kernel kernel) {
+  std::vector<std::unique_ptr<host::Block>> memory;
+  std::vector<std::thread> running;
+  for (int b = 0; b < blocks; ++b) memory.push_back(std::make_unique<Block>(threads, shared_bytes));
+  auto work = [&](int b, int t) {
+    current = memory[b].get();
+    blockIdx.x = b;
+    threadIdx.x = t;
+    gridDim.x = blocks;
+    blockDim.x = threads;
+    kernel();
+  };
+  if (blocks * threads == 1) return work(0, 0);
+  for (int b = 0; b < blocks; ++b) {
+    for (int t = 0; t < threads; ++t) running.emplace_back(work, b, t);
+  }
+  for (std::thread& thread : running) thread.join();
+}
 
 // Every thread of a segment shows a value, and makes of all of them what `read(slots)` returns.
 template <class T, class Read>

@@ -45,25 +45,26 @@ def shared_folder(factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def build(folder: Path) -> Path:
-    """Compile a library with one thread for every block, unless the folder has it."""
-    library = folder / "auction_host.so"
+def build(folder: Path, unit: str = "auction_host", warp: int = 1) -> Path:
+    """Compile `{unit}.cpp` to a library with so many threads a warp, unless the folder has it."""
+    library = folder / f"{unit}_{warp}.so"
     if not library.exists():
-        _compile(library, "-O2", "-shared", "-fPIC", "-Wall", "-Wextra")
+        flags = ("-O2", "-shared", "-fPIC", "-Wall", "-Wextra", f"-DHOST_WARP={warp}")
+        _compile(library, unit, *flags)
     return library
 
 
 def build_sanitized(folder: Path) -> Path:
     """Compile a program whose threads the thread sanitizer watches."""
     flags = ("-O1", "-g", "-fsanitize=thread", "-DHOST_MAIN", f"-DHOST_WARP={TSAN_WARP}")
-    return _compile(folder / "auction_tsan", *flags)
+    return _compile(folder / "auction_tsan", "auction_host", *flags)
 
 
-def _compile(target: Path, *flags: str) -> Path:
+def _compile(target: Path, unit: str, *flags: str) -> Path:
     assert COMPILER is not None
     quiet = ("-Wno-unused-parameter", "-Wno-unknown-pragmas")
     command = [COMPILER, "-std=c++17", *flags, *quiet, f"-I{SOURCES}", f"-I{HERE}"]
-    command += [str(HERE / "auction_host.cpp"), "-o", str(target), "-lpthread"]
+    command += [str(HERE / f"{unit}.cpp"), "-o", str(target), "-lpthread"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "warning" not in run.stderr, run.stderr

@@ -1,4 +1,4 @@
-"""How the assignment kernels are handed to CuPy: what of it can be proved without a GPU."""
+"""How the CUDA kernels are handed to CuPy: what of it can be proved without a GPU."""
 
 import contextlib
 import ctypes
@@ -12,6 +12,7 @@ import torch
 from gpu_align import backends
 from gpu_align._assignment import AssignmentProblem, AutoAssignment
 from gpu_align._errors import UnavailableError
+from gpu_align.kernels import _cuda, k_best
 from gpu_align.kernels import auction as launcher
 from gpu_align.kernels.auction import KERNELS, auction
 
@@ -89,18 +90,19 @@ def recorder(monkeypatch):
     """The launcher as it is, above a CuPy that only writes down what it is given."""
     recorder = Recorder()
     monkeypatch.setitem(sys.modules, "cupy", recorder)
-    monkeypatch.setattr(launcher, "_DEVICE", "cpu")
-    monkeypatch.setattr(launcher, "_limits", limits)
+    for module in (launcher, k_best):
+        monkeypatch.setattr(module, "_DEVICE", "cpu")
+        monkeypatch.setattr(module, "_limits", limits)
     current = types.SimpleNamespace(cuda_stream=STREAM)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
-    launcher._compiled.cache_clear()
+    _cuda._compiled.cache_clear()
     yield recorder
-    launcher._compiled.cache_clear()
+    _cuda._compiled.cache_clear()
 
 
 def signature(kernel: int) -> list[str]:
     """Return the names of a kernel's parameters, from its source."""
-    text = launcher.source()
+    text = _cuda.source("auction.cu")
     (shared,) = re.findall(r"#define PARAMETERS((?:.*\\\n)+.*)\n", text)
     (declared,) = re.findall(rf"{KERNELS[kernel]}\((PARAMETERS.*?)\) {{", text)
     shared = shared.replace("\\", " ")
@@ -145,7 +147,7 @@ def test_the_launch_is_the_plan(recorder, kernel):
     chosen = launcher.plan(batch, n, *limits(cost.device))
     assert chosen.kernel == kernel
     (compiled,) = recorder.kernels  # once, though launched twice
-    assert compiled.code == launcher.source()
+    assert compiled.code == _cuda.source("auction.cu")
     assert compiled.options["options"] == launcher.compile_options(kernel)
     # Blocks that wait for each other must all be resident, which only such a launch promises.
     cooperative = KERNELS[kernel] == "auction_grid"
@@ -159,6 +161,29 @@ def test_the_launch_is_the_plan(recorder, kernel):
         assert launch["shared_mem"] == chosen.shared_bytes
         assert (launch["device"], launch["stream"]) == (cost.device.index, STREAM)
     assert len(recorder.launches) == 2
+
+
+def test_the_arguments_of_k_best(recorder):
+    """By name, on the current stream, with as much shared memory as it needs."""
+    cost = torch.rand(3, 100, 100, dtype=torch.float64).mT
+    best = torch.arange(100).repeat(3, 1)
+    col_ind, total = k_best.rank_matchings(cost, best, 7)
+    (launch,) = recorder.launches
+    text = _cuda.source("k_best.cu")
+    (declared,) = re.findall(r"k_best\((const double\*.*?)\) {", text, re.DOTALL)
+    named = dict(zip(re.findall(r"(\w+)(?:,|$)", declared), launch["arguments"], strict=True))
+    given = {"cost": cost.mT, "best": best, "col_ind": col_ind, "total": total}
+    for name, tensor in given.items():
+        assert named.pop(name) == tensor.data_ptr(), name
+    assert len({named.pop(name) for name in ("child", "banned", "last_free")}) == 3
+    assert named == {"b": 3, "n": 100, "k": 7}
+    threads, shared_bytes = k_best.plan(100)
+    assert (launch["grid"], launch["block"]) == ((3,), (threads,))
+    assert (launch["device"], launch["stream"]) == (cost.device.index, STREAM)
+    (compiled,) = recorder.kernels
+    assert launch["shared_mem"] == shared_bytes
+    assert compiled.granted == [shared_bytes]
+    assert compiled.options["options"] == k_best.KERNEL.options
 
 
 def test_blocks_that_wait_for_each_other_must_fit(recorder):
@@ -179,13 +204,13 @@ def test_shared_memory_is_granted_when_more_is_needed(recorder):
 
 
 def test_cupy_takes_the_kernels_as_they_are_given():
-    launcher._compiled.cache_clear()
+    _cuda._compiled.cache_clear()
     for kernel, name in enumerate(KERNELS):
-        compiled, _ = launcher._compiled(kernel, 0)
+        compiled, _ = _cuda._compiled(launcher.entry_of(kernel), 0)
         assert isinstance(compiled, cupy.RawKernel)
         assert (compiled.name, compiled.options) == (name, launcher.compile_options(kernel))
         assert compiled.enable_cooperative_groups == (name == "auction_grid")
-    launcher._compiled.cache_clear()
+    _cuda._compiled.cache_clear()
 
 
 @pytest.mark.parametrize("kernel", SHAPES, ids=lambda k: KERNELS[k])
@@ -194,12 +219,14 @@ def test_cupy_packs_the_arguments_as_the_kernel_reads_them(recorder, kernel):
     pytest.importorskip("cuda.bindings", reason="needs cuda-bindings and nvidia-cuda-nvrtc")
     from cupy._core._scalar import CScalar
 
-    from bench.compile_auction import parameters
+    from bench.compile_cuda import parameters
 
     auction(torch.zeros(*SHAPES[kernel], SHAPES[kernel][1]))
     (launch,) = recorder.launches
     kinds = {"u64": ctypes.c_int64, "f64": ctypes.c_double}
-    for kind, argument in zip(parameters(kernel), launch["arguments"], strict=True):
+    for kind, argument in zip(
+        parameters(launcher.entry_of(kernel)), launch["arguments"], strict=True
+    ):
         packed = CScalar(argument)
         assert packed.dtype.itemsize == 8
         assert kinds[kind].from_address(packed.ptr).value == argument

@@ -19,11 +19,12 @@ from gpu_align._assignment import (
 )
 from gpu_align._errors import GpuAlignError, InputError, UnavailableError
 from gpu_align.kernels import auction as launcher
+from gpu_align.kernels._cuda import source
 from gpu_align.kernels.auction import STATS, STATUS_OF_CODE, auction
 
 
 def test_the_source_is_whole():
-    text = launcher.source()
+    text = source("auction.cu")
     assert "#include" not in text
     for name in launcher.KERNELS:
         assert text.count(f" {name}(PARAMETERS") == 1
@@ -188,12 +189,12 @@ def test_former_forms_of_a_warm_start_warn(auction_on_host):
 
 
 def enumerators(name: str) -> list[str]:
-    (found,) = re.findall(rf"enum {name} {{(.*?)}}", launcher.source(), re.DOTALL)
+    (found,) = re.findall(rf"enum {name} {{(.*?)}}", source("auction.cu"), re.DOTALL)
     return [each.strip() for each in found.split(",")]
 
 
 def test_the_kernels_count_and_end_as_the_launcher_says():
     assert enumerators("Status") == [status.name for status in STATUS_OF_CODE]
     assert enumerators("Stat")[len(STATS) :] == ["STATS"]
-    (box,) = re.findall(r"constexpr int BOX_BYTES = (\d+);", launcher.source())
+    (box,) = re.findall(r"constexpr int BOX_BYTES = (\d+);", source("auction.cu"))
     assert int(box) == launcher._BOX_BYTES

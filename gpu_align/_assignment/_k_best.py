@@ -3,8 +3,10 @@
 Murty's method splits the matchings other than the best one, by the last row in which they
 differ from it, into n subproblems. The best matching of a subproblem differs from its parent by
 one alternating cycle through that row, so all n are found together by one elimination of the
-rows, and the assignment solver is needed only once. All problems advance together, on the device
-of the costs, and the loop over ranks never waits for it.
+rows, and the assignment solver is needed only once. On a CUDA device with CuPy one kernel launch
+finds all ranks, while a matrix fits the shared memory of a block (n up to 169 with 227 KiB).
+Everywhere else all problems advance together by torch operations, to the same matchings, and the
+loop over ranks never waits for the device.
 """
 
 import math
@@ -13,12 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpu_align._assignment._auction import find_cupy
 from gpu_align._assignment._auto import AutoAssignment, solve
 from gpu_align._assignment._problem import AbstractAssignmentSolver, AssignmentProblem
 from gpu_align._errors import GpuAlignError, InputError
+from gpu_align.kernels.k_best import fits, rank_matchings
+
+_DEVICE = "cuda"
 
 # Problems expanded together: on the CPU at most this many entries of their matrices, which then
-# stay in the cache; and of all the matrices kept for the k expansions (9 bytes each).
+# stay in the cache; and of all that is kept: torch keeps the matrices of the k expansions (9 bytes
+# an entry), the kernel only their children.
 _CHUNK_ENTRIES = 2**18
 _KEPT_ENTRIES = 2**24
 
@@ -71,7 +78,7 @@ def k_best(
         whole.masked_fill_(_padding(problem) & ~diagonal, math.inf)
     col_ind = torch.empty((batch, k, n), dtype=torch.int64, device=device)
     objective = torch.empty((batch, k), dtype=torch.float64, device=device)
-    for part in _parts(batch, n, k, device):
+    for part in _parts(whole, k):
         found, total = _rank(whole[part], best[part], k)
         col_ind[part], objective[part] = _in_order(found, total, cost[part])
     return col_ind, -objective if problem.maximize else objective
@@ -118,11 +125,12 @@ def _power_of_two(exponent: Tensor) -> Tensor:
     return ((exponent + 1023) << 52).view(torch.float64)
 
 
-def _parts(batch: int, n: int, k: int, device: torch.device) -> list[slice]:
-    """Cut a batch into runs of problems that are expanded together."""
+def _parts(cost: Tensor, k: int) -> list[slice]:
+    """Cut costs [b, n, n] into runs of problems that are expanded together."""
+    batch, n = cost.shape[:2]
     entries = max(1, n * n)
-    step = _KEPT_ENTRIES // (k * entries)
-    if _reads_are_free(device):
+    step = _KEPT_ENTRIES // (entries + k * n if _has_kernel(cost) else k * entries)
+    if _reads_are_free(cost.device):
         step = min(step, _CHUNK_ENTRIES // entries)
     step = max(1, step)
     return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
@@ -139,22 +147,34 @@ def _rank(cost: Tensor, best: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         col_ind [c, k, n], which repeats the best where none is left, and the costs [c, k].
     """
-    n = best.shape[1]
-    order = _cheap_rows_first(cost, best) if n > 0 else best
+    order = _cheap_rows_first(cost, best) if best.shape[1] > 0 else best
     sorted_cost = cost.gather(1, order[:, :, None].expand_as(cost))
-    splits = n if _reads_are_free(cost.device) else min(n, _few_splits(n))
-    ranking = _Ranking.start(sorted_cost, best.gather(1, order), k, splits).run()
-    if ranking.unfinished:
-        ranking = _Ranking.start(sorted_cost, best.gather(1, order), k, n).run()
-    total = ranking.total
+    rank = rank_matchings if _has_kernel(cost) else _rank_by_torch
+    col_ind, total = rank(sorted_cost, best.gather(1, order), k)
     # A cycle of negative length gives the next matching a lower total.
     if ((total[:, 1:] < total[:, :-1]) | total[:, 1:].isnan()).any():
         raise GpuAlignError(
             "k_best: expected the optimal matching of the rounded costs from the solver; its "
             "matching can be improved. Choose an exact solver, such as ScipyAssignment()."
         )
-    place = order[:, None].expand_as(ranking.col_ind)
-    return torch.empty_like(ranking.col_ind).scatter_(2, place, ranking.col_ind), total
+    place = order[:, None].expand_as(col_ind)
+    return torch.empty_like(col_ind).scatter_(2, place, col_ind), total
+
+
+def _has_kernel(cost: Tensor) -> bool:
+    """Say whether one kernel launch ranks the matchings of costs [c, n, n]."""
+    n = cost.shape[1]
+    return cost.device.type == _DEVICE and n > 0 and find_cupy() and fits(n, cost.device)
+
+
+def _rank_by_torch(cost: Tensor, best: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Do what `rank_matchings` does, by torch operations on any device."""
+    n = best.shape[1]
+    splits = n if _reads_are_free(cost.device) else min(n, _few_splits(n))
+    ranking = _Ranking.start(cost, best, k, splits).run()
+    if ranking.unfinished:
+        ranking = _Ranking.start(cost, best, k, n).run()
+    return ranking.col_ind, ranking.total
 
 
 def _reads_are_free(device: torch.device) -> bool:

@@ -5,9 +5,9 @@
 // Costs become integers (auction_costs.cuh), an auction matches nearly all rows
 // (auction_bids.cuh), a shortest-path forest the rest (auction_forest.cuh), and the result is
 // certified on the original costs. One kernel per size of the team that shares a problem
-// (auction_team.cuh) and type of cost; launched by auction.py.
+// (teams.cuh) and type of cost; launched by auction.py.
 
-#include "auction_team.cuh"
+#include "auction_problem.cuh"
 
 #include "auction_bids.cuh"
 

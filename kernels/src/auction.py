@@ -4,10 +4,7 @@ CuPy compiles the kernels and launches them; memory is PyTorch's, the stream is 
 one, and nothing here waits for the device. ``kernels/README.md`` has the method and its limits.
 """
 
-import importlib.resources
-import re
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +12,8 @@ from torch import Tensor
 
 from gpu_align._errors import InputError, UnavailableError
 from gpu_align._status import Status
+from gpu_align.kernels._cuda import Kernel, compiled, current_stream
+from gpu_align.kernels._cuda import limits as _limits
 
 STATS = ("auction_rounds", "forest_rounds", "forest_phases", "row_scans")
 """What is counted for each problem; ``row_scans / n`` is how often its matrix was read."""
@@ -94,21 +93,6 @@ class Plan:
     team_blocks: int = 1
 
 
-def source() -> str:
-    """Return the device code as one text, its own includes resolved."""
-    folder = importlib.resources.files("gpu_align.kernels")
-    included: set[str] = set()
-
-    def text_of(name: str) -> str:
-        if name in included:
-            return ""
-        included.add(name)
-        text = folder.joinpath(name).read_text(encoding="utf-8").replace("#pragma once\n", "")
-        return re.sub(r'^#include "(.+)"\n', lambda m: text_of(m[1]), text, flags=re.MULTILINE)
-
-    return text_of("auction.cu")
-
-
 def compile_options(kernel: int) -> tuple[str, ...]:
     """Return the NVRTC options, but for the architecture, that build one of `KERNELS`.
 
@@ -116,6 +100,12 @@ def compile_options(kernel: int) -> tuple[str, ...]:
     """
     threads = (f"-DBLOCK_THREADS={_BLOCK_THREADS}", f"-DGRID_THREADS={_GRID_THREADS}")
     return ("--std=c++17", "--fmad=false", f"-DKERNEL={kernel}", *threads)
+
+
+def entry_of(kernel: int) -> Kernel:
+    """Return what is compiled for one of `KERNELS`; the blocks of a grid wait for each other."""
+    name = KERNELS[kernel]
+    return Kernel("auction.cu", name, compile_options(kernel), cooperative=name == "auction_grid")
 
 
 def plan(batch: int, n: int, shared_limit: int, multiprocessors: int) -> Plan:
@@ -298,12 +288,6 @@ def _fill_trivial(result: AuctionResult) -> AuctionResult:
     return result
 
 
-def _limits(device: torch.device) -> tuple[int, int]:
-    """Return the shared memory that a block may have, and the number of multiprocessors."""
-    properties: Any = torch.cuda.get_device_properties(device)
-    return properties.shared_memory_per_block_optin, properties.multi_processor_count
-
-
 def _launch(chosen: Plan, arguments: list[int | float], device: torch.device) -> None:
     """Launch a planned kernel with its scratch memory."""
     scratch_bytes = chosen.teams * chosen.team_bytes
@@ -322,11 +306,10 @@ def _launch(chosen: Plan, arguments: list[int | float], device: torch.device) ->
 
 def _call(chosen: Plan, arguments: list[int | float], device: torch.device) -> None:
     """Hand a launch to CuPy, on PyTorch's current stream."""
-    import cupy
-
-    with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(_CurrentStream(device)):
-        kernel = _kernel(chosen.kernel, device.index, chosen.shared_bytes)
-        if KERNELS[chosen.kernel] == "auction_grid":
+    entry = entry_of(chosen.kernel)
+    with current_stream(device):
+        kernel = compiled(entry, device, chosen.shared_bytes)
+        if entry.cooperative:
             _require_room(kernel, chosen, device)
         kernel(
             (chosen.blocks,), (chosen.threads,), tuple(arguments), shared_mem=chosen.shared_bytes
@@ -346,39 +329,3 @@ def _require_room(kernel: Any, chosen: Plan, device: torch.device) -> None:
             f"auction_grid: expected room for {chosen.blocks} blocks of {chosen.threads} threads "
             f"at once; {device} has room for {room}. Choose ScipyAssignment() for these problems."
         )
-
-
-@dataclass(frozen=True)
-class _CurrentStream:
-    """PyTorch's current stream, handed over by the CUDA stream protocol."""
-
-    device: torch.device
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, torch.cuda.current_stream(self.device).cuda_stream
-
-
-def _kernel(kernel: int, device_index: int, shared_bytes: int) -> Any:
-    """Return a compiled kernel that may use so much shared memory on a device."""
-    compiled, granted = _compiled(kernel, device_index)
-    if shared_bytes > granted[0]:
-        compiled.max_dynamic_shared_size_bytes = shared_bytes
-        granted[0] = shared_bytes
-    return compiled
-
-
-@cache
-def _compiled(kernel: int, device_index: int) -> tuple[Any, list[int]]:
-    """Compile one kernel, once per process and device; with the shared memory it has been granted.
-
-    The launch of `auction_grid` is cooperative: its blocks wait for each other.
-    """
-    import cupy
-
-    raw = cupy.RawKernel(
-        source(),
-        KERNELS[kernel],
-        options=compile_options(kernel),
-        enable_cooperative_groups=KERNELS[kernel] == "auction_grid",
-    )
-    return raw, [48 * 1024]

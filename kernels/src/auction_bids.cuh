@@ -10,7 +10,7 @@
 // most 2R + 2 epsilon, and q + price stays below 2**31.
 
 #pragma once
-#include "auction_team.cuh"
+#include "auction_problem.cuh"
 
 // Make the smallest price 0; where `shift_rows`, move the rows' potentials with it.
 template <class Team>

@@ -140,7 +140,7 @@ __forceinline__ T atomicCAS(T* place, U expected, V value) {
                                  sim_bits(static_cast<T>(expected)), SIM_RELAXED));
 }
 
-// What the kernels define for a device themselves (auction_team.cuh).
+// What the kernels define for a device themselves (teams.cuh).
 template <class T>
 __forceinline__ T peek(const T* place) {
   return sim_value<T>(sim_load(place, sizeof(T), SIM_RELAXED));

@@ -1,34 +1,53 @@
-"""Compile the assignment kernels by NVRTC for sm_80 and sm_90; no GPU and no driver needed.
+"""Compile the CUDA kernels by NVRTC for sm_80 and sm_90; no GPU and no driver needed.
 
-    python -m bench.compile_auction [--record]
+    python -m bench.compile_cuda [--record]
 
 Prints registers, shared memory and spills of each, and fails where one spills or asks for more
 shared memory than a block can have. Needs cuda-bindings and the NVRTC library
-(`pip install cuda-bindings nvidia-cuda-nvrtc`). --record writes results/compile_auction.json.
+(`pip install cuda-bindings nvidia-cuda-nvrtc`). --record writes results/compile_cuda.json.
 """
 
 import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 from cuda.bindings import nvrtc
 
 from bench.record import record
-from gpu_align.kernels.auction import KERNELS, compile_options, plan, source
+from gpu_align.kernels import auction, k_best
+from gpu_align.kernels._cuda import Kernel, source
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 """Architecture -> shared memory that one block can have, in bytes."""
 
 SIZES = {"auction_warp": 32, "auction_shared": 128, "auction_block": 4096, "auction_grid": 16384}
+SIZES |= {"k_best": 128}
 """Kernel -> rows of the problem for which shared memory is shown."""
 
+KERNELS = [*map(auction.entry_of, range(len(auction.KERNELS))), k_best.KERNEL]
 
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 """What CuPy adds to the launcher's options."""
 
 
-def compile_kernel(kernel: int, architecture: int) -> dict[str, object]:
+def launch_of(kernel: Kernel, architecture: int) -> tuple[int, int]:
+    """Return the threads and the shared memory that the launcher gives a block.
+
+    Raises:
+        RuntimeError: the launcher takes another kernel for these rows.
+    """
+    n = SIZES[kernel.name]
+    if kernel is k_best.KERNEL:
+        return k_best.plan(n)
+    chosen = auction.plan(100_000 if n <= 32 else 128, n, SHARED_LIMIT[architecture], 132)
+    if auction.KERNELS[chosen.kernel] != kernel.name:
+        raise RuntimeError(f"{kernel.name} is not what the launcher takes for n = {n}")
+    return chosen.threads, chosen.shared_bytes
+
+
+def compile_kernel(kernel: Kernel, architecture: int) -> dict[str, object]:
     """Compile one of `KERNELS` to machine code and return the row of the table.
 
     Raises:
@@ -36,48 +55,46 @@ def compile_kernel(kernel: int, architecture: int) -> dict[str, object]:
     """
     started = time.perf_counter()
     program, text = build(kernel, f"sm_{architecture}", "--ptxas-options=-v")
-    n = SIZES[KERNELS[kernel]]
-    chosen = plan(100_000 if n <= 32 else 128, n, SHARED_LIMIT[architecture], 132)
-    if KERNELS[chosen.kernel] != KERNELS[kernel]:
-        raise RuntimeError(f"{KERNELS[kernel]} is not what the launcher takes for n = {n}")
+    threads, shared_bytes = launch_of(kernel, architecture)
     return {
-        "kernel": KERNELS[kernel],
+        "kernel": kernel.name,
         "sm": architecture,
         "registers": int(re.findall(r"Used (\d+) registers", text)[0]),
         "spills": sum(map(int, re.findall(r"(\d+) bytes spill", text))),
-        "n": n,
-        "shared": chosen.shared_bytes,
-        "threads": chosen.threads,
+        "n": SIZES[kernel.name],
+        "shared": shared_bytes,
+        "threads": threads,
         "cubin": _checked(nvrtc.nvrtcGetCUBINSize(program)),
         "seconds": round(time.perf_counter() - started, 1),
         "log": text,
     }
 
 
-def build(kernel: int, architecture: str, *options: str) -> tuple[nvrtc.nvrtcProgram, str]:
+def build(kernel: Kernel, architecture: str, *options: str) -> tuple[nvrtc.nvrtcProgram, str]:
     """Compile one of `KERNELS` as CuPy does and return the program and NVRTC's log.
 
     Raises:
         RuntimeError: NVRTC refuses the source; the message is its log.
     """
-    given = [f"--gpu-architecture={architecture}", *compile_options(kernel), *CUPY_OPTIONS]
+    given = [f"--gpu-architecture={architecture}", *kernel.options, *CUPY_OPTIONS]
     given = [option.encode() for option in (*given, *options)]
-    program = _checked(nvrtc.nvrtcCreateProgram(source().encode(), b"auction.cu", 0, [], []))
+    text, file = source(kernel.file).encode(), kernel.file.encode()
+    program = _checked(nvrtc.nvrtcCreateProgram(text, file, 0, [], []))
     (error,) = nvrtc.nvrtcCompileProgram(program, len(given), given)
     log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
     nvrtc.nvrtcGetProgramLog(program, log)
-    text = log.decode().rstrip("\0 \n")
+    told = log.decode().rstrip("\0 \n")
     if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise RuntimeError(f"{KERNELS[kernel]} for {architecture}: {error.name}\n{text}")
-    return program, text
+        raise RuntimeError(f"{kernel.name} for {architecture}: {error.name}\n{told}")
+    return program, told
 
 
-def parameters(kernel: int) -> list[str]:
+def parameters(kernel: Kernel) -> list[str]:
     """Return the types of a kernel's parameters in machine code, such as `u64` and `f64`."""
     program, _ = build(kernel, "compute_80")
     text = bytearray(_checked(nvrtc.nvrtcGetPTXSize(program)))
     nvrtc.nvrtcGetPTX(program, text)
-    entry = re.search(rf"\.entry {KERNELS[kernel]}\((.*?)\)", text.decode(), re.DOTALL)
+    entry = re.search(rf"\.entry {kernel.name}\((.*?)\)", text.decode(), re.DOTALL)
     return re.findall(r"\.param \.(\w+)", entry[1])
 
 
@@ -101,9 +118,8 @@ def faults(row: dict) -> str:
 
 def compile_all() -> list[dict]:
     """Compile every kernel for every architecture, two at a time."""
-    wanted = [(kernel, sm) for kernel in range(len(KERNELS)) for sm in SHARED_LIMIT]
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda pair: compile_kernel(*pair), wanted))
+        return list(pool.map(lambda pair: compile_kernel(*pair), product(KERNELS, SHARED_LIMIT)))
 
 
 def table(rows: list[dict]) -> str:
@@ -123,7 +139,7 @@ def main() -> None:
     if "--record" in sys.argv:
         left_out = ("log", "seconds")
         kept = [{k: v for k, v in row.items() if k not in left_out} for row in rows]
-        record("compile_auction", kept)
+        record("compile_cuda", kept)
     bad = sum(bool(faults(row)) for row in rows)
     if bad:
         sys.exit(f"{bad} of {len(rows)} kernels spill or need too much")

@@ -1,4 +1,4 @@
-"""The assignment kernels, compiled by NVRTC for real devices; needs no GPU."""
+"""The CUDA kernels, compiled by NVRTC for real devices; needs no GPU."""
 
 import pytest
 
@@ -6,11 +6,11 @@ pytest.importorskip("cuda.bindings", reason="needs cuda-bindings and nvidia-cuda
 
 
 def test_every_kernel_compiles_without_spills() -> None:
-    from bench.compile_auction import compile_all, faults, table
+    from bench.compile_cuda import compile_all, faults, table
 
     rows = compile_all()
     print("\n" + table(rows))
-    assert len(rows) == 8
+    assert len(rows) == 10
     for row in rows:
         assert faults(row) == "", row["log"]
         assert "warning" not in row["log"], row["log"]
