@@ -11,6 +11,7 @@ from k_best_host import UNIT, HostRanking
 from test_assignment import KINDS, make_cost, make_ragged, problems
 from test_k_best import Identity, check_k_best
 
+from bench import k_best as k_best_bench
 from gpu_align._assignment import AssignmentProblem, ScipyAssignment, k_best, solve
 from gpu_align._assignment._k_best import _rank_by_torch
 from gpu_align._errors import GpuAlignError, InputError
@@ -143,3 +144,12 @@ def test_the_kernel_takes_the_matching_of_any_exact_solver(host):
     problem = AssignmentProblem(make_cost("gaussian", 3, 6, seed=1).float())
     check_k_best(problem, 20, ScipyAssignment(), 1e-5)
     assert host.launches == 1
+
+
+def test_the_bench(host, monkeypatch):
+    monkeypatch.setattr(k_best_bench, "DEVICE", torch.device("cpu"))
+    row = k_best_bench.measure(6, 5, 8)
+    assert row["same"]
+    assert min(row["kernel_ms"]["median"], row["torch_ms"]["median"]) > 0
+    assert k_best_bench.line(row).endswith(" ms, same")
+    assert "does not fit" in k_best_bench.line(k_best_bench.measure(170, 1, 2))
