@@ -22,8 +22,14 @@ from gpu_align.kernels._cuda import Kernel, source
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 """Architecture -> shared memory that one block can have, in bytes."""
 
-SIZES = {"auction_warp": 32, "auction_shared": 128, "auction_block": 4096, "auction_grid": 16384}
-SIZES |= {"k_best": 128}
+SIZES = {
+    "auction_warp": 32,
+    "auction_warp_64": 64,
+    "auction_shared": 128,
+    "auction_block": 4096,
+    "auction_grid": 16384,
+    "k_best": 128,
+}
 """Kernel -> rows of the problem for which shared memory is shown."""
 
 KERNELS = [*map(auction.entry_of, range(len(auction.KERNELS))), k_best.KERNEL]
@@ -41,7 +47,7 @@ def launch_of(kernel: Kernel, architecture: int) -> tuple[int, int]:
     n = SIZES[kernel.name]
     if kernel is k_best.KERNEL:
         return k_best.plan(n)
-    chosen = auction.plan(100_000 if n <= 32 else 128, n, SHARED_LIMIT[architecture], 132)
+    chosen = auction.plan(100_000 if n <= 64 else 128, n, SHARED_LIMIT[architecture], 132)
     if auction.KERNELS[chosen.kernel] != kernel.name:
         raise RuntimeError(f"{kernel.name} is not what the launcher takes for n = {n}")
     return chosen.threads, chosen.shared_bytes

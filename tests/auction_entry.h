@@ -12,6 +12,7 @@ inline void call_kernel(i64 kernel, PARAMETERS, i64 first, i64 second, i64 third
           objective, gap, status, stats, rest...);
   };
   if (kernel == 0) call(auction_warp, first);
+  if (kernel == 4) call(auction_warp_64, first);
   if (kernel == 1) call(auction_shared);
   if (kernel == 2) call(auction_block, reinterpret_cast<int*>(first), second);
   if (kernel == 3) {

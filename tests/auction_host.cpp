@@ -27,12 +27,12 @@ int main() {
   std::vector<double> cost(b * n * n), row_dual(b * n), col_dual(b * n), objective(b), gap(b);
   std::vector<i64> col_ind(b * n), status(b), stats(b * STATS);
   if (std::fread(cost.data(), 8, cost.size(), stdin) != cost.size()) return 2;
-  std::vector<int4> scratch(kernel < 2 ? 1 : head[1] * bytes / 16 + 1);
+  std::vector<int4> scratch(kernel < 2 || kernel == 4 ? 1 : head[1] * bytes / 16 + 1);
   std::vector<u64> arrivals(head[1]);
   const i64 memory = reinterpret_cast<i64>(scratch.data());
   auction_host(kernel, head[1], head[2], head[3], cost.data(), 1, nullptr, nullptr, nullptr, b, n,
                1.0, 1000000, col_ind.data(), row_dual.data(), col_dual.data(), objective.data(),
-               gap.data(), status.data(), stats.data(), kernel == 0 ? bytes : memory,
+               gap.data(), status.data(), stats.data(), kernel == 0 || kernel == 4 ? bytes : memory,
                kernel == 2 ? bytes / 4 : bytes, reinterpret_cast<i64>(arrivals.data()), head[5]);
   auto write = [](const auto& values) { std::fwrite(values.data(), 8, values.size(), stdout); };
   write(col_ind);

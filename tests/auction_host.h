@@ -119,10 +119,11 @@ template <class T>
 T __shfl_sync(unsigned, T value, int lane, int width) {
   return host::meet(width, value, [=](auto slot) { return slot(lane % width); });
 }
-inline int __reduce_min_sync(unsigned mask, int value) {
+template <class T>
+T __reduce_min_sync(unsigned mask, T value) {
   const int width = __popc(mask);
   return host::meet(width, value, [=](auto slot) {
-    int least = slot(0);
+    T least = slot(0);
     for (int lane = 1; lane < width; ++lane) least = min(least, slot(lane));
     return least;
   });

@@ -193,7 +193,7 @@ class SimulatedDevice(HostDevice):
         chosen = PLAN(batch, n, limit.get(layout.kernel, _PLENTY), multiprocessors)
         assert launcher.KERNELS[chosen.kernel] == layout.kernel, f"{n} rows: {chosen}"
         shared = chosen.shared_bytes
-        if layout.kernel == "auction_warp":
+        if layout.kernel.startswith("auction_warp"):
             shared = layout.threads // 32 * chosen.team_bytes
         return replace(
             chosen,

@@ -80,7 +80,7 @@ def test_twice_is_bitwise_the_same(n):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs g++")
-@pytest.mark.parametrize("n", [17, 65, 257])
+@pytest.mark.parametrize("n", [17, 47, 65, 257])
 def test_the_device_computes_what_the_host_does(n, tmp_path, monkeypatch):
     """Same matching, same duals, same rounds; only sums in float64 may round differently."""
     cost = torch.stack([make_cost(kind, n) for kind in KINDS])

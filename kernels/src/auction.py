@@ -18,11 +18,11 @@ from gpu_align.kernels._cuda import limits as _limits
 STATS = ("auction_rounds", "forest_rounds", "forest_phases", "row_scans")
 """What is counted for each problem; ``row_scans / n`` is how often its matrix was read."""
 
-KERNELS = ("auction_warp", "auction_shared", "auction_block", "auction_grid")
+KERNELS = ("auction_warp", "auction_shared", "auction_block", "auction_grid", "auction_warp_64")
 """One kernel per size of the team that shares a problem, in the order of ``KERNEL``."""
 
 _DEVICE = "cuda"
-_WARP_ROWS = 32
+_WARP_KERNELS = ((32, 0, 8), (64, 4, 4))  # rows, kernel, warps of a block: at most
 _GRID_ROWS, _GRID_COLUMNS = 2048, 64
 _BOX_BYTES, _VECTOR_BYTES = 144, 40
 _MOST_PARTS, _TILE = 8, 128
@@ -96,10 +96,11 @@ class Plan:
 def compile_options(kernel: int) -> tuple[str, ...]:
     """Return the NVRTC options, but for the architecture, that build one of `KERNELS`.
 
-    Without contraction to fused operations, as a host compiler rounds too.
+    Without contraction to fused operations, as a host compiler rounds too; with the numbers of
+    lines, which profilers and compute-sanitizer name.
     """
     threads = (f"-DBLOCK_THREADS={_BLOCK_THREADS}", f"-DGRID_THREADS={_GRID_THREADS}")
-    return ("--std=c++17", "--fmad=false", f"-DKERNEL={kernel}", *threads)
+    return ("--std=c++17", "--fmad=false", "--generate-line-info", f"-DKERNEL={kernel}", *threads)
 
 
 def entry_of(kernel: int) -> Kernel:
@@ -118,20 +119,20 @@ def plan(batch: int, n: int, shared_limit: int, multiprocessors: int) -> Plan:
         multiprocessors: of the device.
 
     Returns:
-        A warp per problem up to 32 rows; a block while the vectors fit shared memory, with the
+        A warp per problem up to 64 rows; a block while the vectors fit shared memory, with the
         matrix beside them where it fits; else, and for few large problems, blocks that share one.
     """
+    for rows, kernel, most_warps in _WARP_KERNELS:
+        if n <= rows:
+            each = -(-4 * (2 * rows + n * (n | 1)) // 16) * 16
+            warps = max(1, min(most_warps, shared_limit // each, batch // multiprocessors))
+            blocks = -(-batch // warps)
+            return Plan(kernel, blocks, 32 * warps, shared_bytes=warps * each, team_bytes=each)
     padded = -(-n // 4) * 4
     matrix, vectors = 4 * n * padded, _BOX_BYTES + _VECTOR_BYTES * padded
-    if n <= _WARP_ROWS:
-        tile = 32
-        each = vectors + _offer_bytes(padded, 4, tile) + matrix + 8 * tile
-        warps = max(1, min(8, shared_limit // each, batch // multiprocessors))
-        blocks = -(-batch // warps)
-        return Plan(0, blocks, 32 * warps, shared_bytes=warps * each, team_bytes=each)
     vectors += 4 * _TILE
     matrix += 4 * _TILE
-    threads = _SHARED_THREADS if batch <= multiprocessors else 128 if n <= 64 else 256
+    threads = _SHARED_THREADS if batch <= multiprocessors else 256
     shared = vectors + _offer_bytes(padded, threads // 8, 32)
     if shared + matrix <= shared_limit:
         return Plan(1, batch, threads, shared_bytes=shared + matrix)
@@ -293,7 +294,7 @@ def _launch(chosen: Plan, arguments: list[int | float], device: torch.device) ->
     scratch_bytes = chosen.teams * chosen.team_bytes
     scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
     match chosen.kernel:
-        case 0:
+        case 0 | 4:
             arguments = [*arguments, chosen.team_bytes]
         case 2:
             arguments = [*arguments, scratch.data_ptr(), chosen.team_bytes // 4]

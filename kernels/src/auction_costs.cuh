@@ -1,6 +1,7 @@
 // Costs to integers and back: quantisation, starting prices, and the certificate.
 
 #pragma once
+#include "auction_batch.cuh"
 #include "auction_forest.cuh"
 
 constexpr int BITS = 29;               // the largest integer lies between 2**28 and 2**29
@@ -17,6 +18,15 @@ struct Costs {
     const i64 place = i * stride + j;
     return sign * (wide ? static_cast<const double*>(data)[place]
                         : static_cast<double>(static_cast<const float*>(data)[place]));
+  }
+  // The integer of a cost as given. rint by the addition of 1.5 * 2**52: the integer is then in the
+  // low bits. Signs and powers of two round nothing.
+  template <class T>
+  __device__ __forceinline__ int integer(T cost) const {
+    double shifted = static_cast<double>(cost) - sign * low;
+    if constexpr (sizeof(T) == 8) shifted *= factor[1];
+    shifted = __fma_rn(shifted, sign * factor[0], 6755399441055744.0);
+    return static_cast<int>(__double_as_longlong(shifted));
   }
 };
 
@@ -56,10 +66,19 @@ __device__ void find_range(const Team& team, const Problem& s, const Costs& cost
   atomicMax(&s.box->high, ordered(unordered(high)));
 }
 
-// The scale, from the range in the box; false if a cost is NaN or infinite, or so large that sums
-// overflow.
-__device__ __forceinline__ bool choose_scale(const Problem& s, Costs& costs) {
-  const double lowest = unordered(s.box->low), highest = unordered(s.box->high);
+// The costs of problem p, whose scale is not chosen yet.
+__device__ __forceinline__ Costs costs_of(const Batch& batch, i64 p) {
+  Costs costs;
+  const i64 offset = p * batch.n * batch.n * (batch.wide ? 8 : 4);
+  costs.data = static_cast<const unsigned char*>(batch.cost) + offset;
+  costs.wide = batch.wide != 0;
+  costs.stride = batch.n;
+  costs.sign = batch.sign;
+  return costs;
+}
+
+// The scale, from the range; false if a cost is NaN or infinite, or so large that sums overflow.
+__device__ __forceinline__ bool choose_scale(double lowest, double highest, Costs& costs) {
   const double largest = 1.7976931348623157e308 / (8.0 * (costs.stride + 1.0));
   if (!(fabs(lowest) <= largest && fabs(highest) <= largest)) return false;
   costs.low = costs.sign < 0 ? -highest : lowest;
@@ -70,6 +89,10 @@ __device__ __forceinline__ bool choose_scale(const Problem& s, Costs& costs) {
   costs.factor[0] = ldexp(1.0, costs.shift - half);
   costs.factor[1] = ldexp(1.0, half);
   return true;
+}
+
+__device__ __forceinline__ bool choose_scale(const Box* box, Costs& costs) {
+  return choose_scale(unordered(box->low), unordered(box->high), costs);
 }
 
 // Find the range of the costs.
@@ -93,19 +116,13 @@ constexpr int COARSE = 12;  // bits that statistics leave out, so that squares n
 // The integers, and their sums.
 template <class T, class Team>
 __device__ void round_costs(const Team& team, const Problem& s, const Costs& costs) {
-  // rint by the addition of 1.5 * 2**52: the integer is then in the low bits. Signs and powers of
-  // two round nothing.
-  const double low = costs.sign * costs.low, scale = costs.sign * costs.factor[0];
   u64 sum = 0, squares = 0;
   for (int i = worker_of(team); i < s.n; i += workers_of(team)) {
     const T* row = static_cast<const T*>(costs.data) + i * costs.stride;
     int* q = s.q + i * s.row_stride;
 #pragma unroll 32 / sizeof(T)
     for (int j = lane_of(team); j < s.n; j += Team::LANES) {
-      double shifted = static_cast<double>(row[j]) - low;
-      if constexpr (sizeof(T) == 8) shifted *= costs.factor[1];
-      shifted = __fma_rn(shifted, scale, 6755399441055744.0);
-      const int value = static_cast<int>(__double_as_longlong(shifted));
+      const int value = costs.integer(row[j]);
       const u32 coarse = static_cast<u32>(value) >> COARSE;
       q[j] = value;
       sum += coarse;

@@ -36,7 +36,7 @@ struct Reach {
 };
 
 // What a thread has found for four neighbouring columns: the smallest distance minus price, and
-// the place in the list of the row it comes by, or NONE.
+// the place in the list of the row it comes by, or NONE and what an offer must be below.
 struct Offers {
   int low[4], at[4];
 };
@@ -46,20 +46,23 @@ struct Offers {
 __device__ __forceinline__ Offers no_offers(const Problem& s, int j, int bound) {
   const int4 reach = *reinterpret_cast<const int4*>(s.reach + j);
   const int4 price = *reinterpret_cast<const int4*>(s.price + j);
-  return {{min(reach.x, bound - price.x) - 1, min(reach.y, bound - price.y) - 1,
-           min(reach.z, bound - price.z) - 1, min(reach.w, bound - price.w) - 1},
+  return {{min(reach.x, bound - price.x), min(reach.y, bound - price.y),
+           min(reach.z, bound - price.z), min(reach.w, bound - price.w)},
           {NONE, NONE, NONE, NONE}};
 }
 
-// Read columns j to j + 3 of the rows at places k, k + step, ... below m. False where two rows
-// offer the same: then labels must decide.
+// Whether row i comes before row `other` where both offer column j the same.
+__device__ __forceinline__ bool comes_first(int i, int other, int j, int n) {
+  return label_of(0, i, j, n) < label_of(0, other, j, n);
+}
+
+// Read columns j to j + 3 of the rows at places k, k + step, ... below m.
 template <int LANES>
-__device__ __forceinline__ bool read_rows(
+__device__ __forceinline__ void read_rows(
     const Problem& s, Offers& best, int j, int k, int step, int m) {
   constexpr int FLIGHT = 4, BEYOND = LARGEST - (1 << 29) - 1;  // above all labels, with any cost
   const int4* column = reinterpret_cast<const int4*>(s.q + j);
   const u32 stride = static_cast<u32>(s.row_stride / 4);
-  bool tied = false;
 #pragma unroll 1
   for (; k < m; k += FLIGHT * step) {
     int4 costs[FLIGHT];
@@ -70,43 +73,25 @@ __device__ __forceinline__ bool read_rows(
     // All of these loads shall be under way before the first is waited for. The compiler moves no
     // read of memory over this, so none of the sums below either.
     __syncwarp(lanes_mask<LANES>());
-    int values[FLIGHT][4];
 #pragma unroll
     for (int f = 0; f < FLIGHT; ++f) {
       const int here = k + f * step;
       const int base = here < m ? s.base[here] : BEYOND;
-      values[f][0] = base + costs[f].x;
-      values[f][1] = base + costs[f].y;
-      values[f][2] = base + costs[f].z;
-      values[f][3] = base + costs[f].w;
-    }
-#pragma unroll
-    for (int f = 0; f < FLIGHT; ++f) {
+      const int values[4] = {base + costs[f].x, base + costs[f].y, base + costs[f].z,
+                             base + costs[f].w};
+      bool tied = false;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        tied |= values[f][e] == best.low[e];
-        best.at[e] = values[f][e] <= best.low[e] ? k + f * step : best.at[e];
-        best.low[e] = min(best.low[e], values[f][e]);
+        tied |= values[e] == best.low[e];
+        best.at[e] = values[e] < best.low[e] ? here : best.at[e];
+        best.low[e] = min(best.low[e], values[e]);
       }
-    }
-  }
-  return !tied;
-}
-
-// The same, where equal offers are decided by label.
-__device__ __forceinline__ void read_rows_with_ties(
-    const Problem& s, Offers& best, int j, int k, int step, int m) {
-#pragma unroll 1
-  for (; k < m; k += step) {
-    const int i = s.list[k];
+      if (!tied) continue;
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int value = s.base[k] + s.q[i * s.row_stride + j + e];
-      if (value > best.low[e]) continue;
-      const bool equal = value == best.low[e] && best.at[e] >= 0;
-      if (equal && label_of(0, i, j + e, s.n) > label_of(0, s.list[best.at[e]], j + e, s.n)) continue;
-      best.low[e] = value;
-      best.at[e] = k;
+      for (int e = 0; e < 4; ++e) {
+        if (values[e] > best.low[e] || best.at[e] < 0) continue;
+        if (comes_first(s.list[here], s.list[best.at[e]], j + e, s.n)) best.at[e] = here;
+      }
     }
   }
 }
@@ -120,10 +105,7 @@ __device__ void relax_rows(const Team& team, const Problem& s, int m, int bound)
     const int part = w / tiles, own = w % tiles * TILE<Team> + 4 * lane_of(team);
     const int j = min(own, s.padded - 4);  // beyond the last column a lane only keeps step
     Offers best = no_offers(s, j, bound);
-    if (!read_rows<Team::LANES>(s, best, j, part, s.parts, m)) {
-      best = no_offers(s, j, bound);
-      read_rows_with_ties(s, best, j, part, s.parts, m);
-    }
+    read_rows<Team::LANES>(s, best, j, part, s.parts, m);
     if (own > j) continue;
     u64* offers = part == 0 ? s.key + j : s.offers + (part - 1) * s.padded + j;
 #pragma unroll
@@ -291,7 +273,8 @@ __device__ bool forest(Team& team, const Problem& s, double deviation, i64 limit
     team.sync();
     const int m = gather_free_rows(team, s, s.list);
     if (m == 0) return true;
-    if (s.box->stats[FOREST_ROUNDS] >= limit) return false;
+    // Read by itself: with its neighbour, which changes next, it would be one load of the compiler's.
+    if (peek(&s.box->stats[FOREST_ROUNDS]) >= limit) return false;
     note(team, s, FOREST_PHASES, 1);
     const int D = grow_forest(team, s, m, delta);
     for (int i = team.rank; i < s.n; i += team.size) s.list[i] = s.mark[i] = LARGEST;

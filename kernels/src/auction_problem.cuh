@@ -147,8 +147,16 @@ template <class Team>
 __device__ int first_of_ties(const Team& team, const Problem& s, int i, int low) {
   const int* q = s.q + i * s.row_stride;
   int first = LARGEST;
-  for (int j = lane_of(team); j < s.n; j += Team::LANES) {
-    if (q[j] + s.price[j] == low) first = min(first, j < i ? j - i + s.n : j - i);
+#pragma unroll 3
+  for (int k = 4 * lane_of(team); k < s.padded; k += TILE<Team>) {
+    const int4 a = *reinterpret_cast<const int4*>(q + k);
+    const int4 b = *reinterpret_cast<const int4*>(s.price + k);
+    const int values[4] = {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {  // padding costs more than any column
+      const int j = k + e;
+      if (values[e] == low) first = min(first, j < i ? j - i + s.n : j - i);
+    }
   }
   first = least_of<Team::LANES>(first) + i;
   return first < s.n ? first : first - s.n;
@@ -157,7 +165,8 @@ __device__ int first_of_ties(const Team& team, const Problem& s, int i, int low)
 // Read row i by one worker. The padding of prices and matrix lets it read whole tiles.
 template <class Team>
 __device__ Best scan_row(const Team& team, const Problem& s, int i) {
-  constexpr int LANES = Team::LANES, FLIGHT = Team::FLIGHT;
+  constexpr int LANES = Team::LANES;
+  constexpr int FLIGHT = 4;  // vectors that a thread loads before it looks at one
   const int4* q = reinterpret_cast<const int4*>(s.q + i * s.row_stride);
   const int4* price = reinterpret_cast<const int4*>(s.price);
   Seen seen = {LARGEST, 0, LARGEST};
@@ -167,12 +176,12 @@ __device__ Best scan_row(const Team& team, const Problem& s, int i) {
   for (; left >= FLIGHT; left -= FLIGHT, vector += FLIGHT * LANES) {
     read_vectors<FLIGHT, LANES>(q, price, vector, seen);
   }
-  if (FLIGHT > 2 && left >= 2) {
+  if (left >= 2) {
     read_vectors<2, LANES>(q, price, vector, seen);
     left -= 2;
     vector += 2 * LANES;
   }
-  if (FLIGHT > 1 && left >= 1) read_vectors<1, LANES>(q, price, vector, seen);
+  if (left >= 1) read_vectors<1, LANES>(q, price, vector, seen);
   const int low = least_of<LANES>(seen.low);
   const bool alone = __popc(__ballot_sync(lanes_mask<LANES>(), seen.low == low)) == 1;
   int at = NONE, second = seen.low;

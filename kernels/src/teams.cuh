@@ -36,21 +36,16 @@ typedef long long i64;
 
 constexpr int QUARTER = WARP >= 4 ? WARP / 4 : 1;
 
-// A warp; a block holds several of them.
+// A warp, which keeps its problem in registers (auction_warp.cuh); a block holds several of them.
 struct WarpTeam {
-  static constexpr int LANES = QUARTER;
-  static constexpr int FLIGHT = 1;  // vectors of a row that a thread loads before it looks at one
-  static constexpr bool MATRIX_OUTSIDE = false;
   int rank, size;
   __device__ WarpTeam() : rank(threadIdx.x % WARP), size(WARP) {}
-  __device__ void sync() { __syncwarp(); }
 };
 
 // A block. Rows in shared memory are short, and read by a quarter of a warp.
 template <bool OUTSIDE>
 struct BlockTeam {
   static constexpr int LANES = OUTSIDE ? WARP : QUARTER;
-  static constexpr int FLIGHT = 4;
   static constexpr bool MATRIX_OUTSIDE = OUTSIDE;
   int rank, size;
   __device__ BlockTeam() : rank(threadIdx.x), size(blockDim.x) {}
@@ -60,7 +55,6 @@ struct BlockTeam {
 // Some neighbouring blocks of a cooperative launch, all of them resident.
 struct GridTeam {
   static constexpr int LANES = WARP;
-  static constexpr int FLIGHT = 4;
   static constexpr bool MATRIX_OUTSIDE = false;
   int rank, size;
   u64 blocks, *arrivals, expected;  // arrivals only ever counts up
