@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gpu_align._device import RandomStream
-from gpu_align._problem._signed import picked, signed_matrix, with_sign
+from gpu_align._problem._signed import is_signed, picked, signed_matrix, with_sign
 from gpu_align._symmetry import PermutationSpec
 
 Matcher = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -219,8 +219,11 @@ def value_increase(
 
     Exact where no term couples two matrices of the family.
     """
-    parts = [picked(s, after[m]) - picked(s, before[m]) for m, s in similarity.items()]
-    return torch.stack(parts).sum(0)
+    first, *others = (
+        picked(s, after[m], signed=is_signed(m)) - picked(s, before[m], signed=is_signed(m))
+        for m, s in similarity.items()
+    )
+    return torch.stack([first, *others]).sum(0) if others else first
 
 
 def families_of(spec: PermutationSpec, *, signs: bool) -> tuple[Family, ...]:

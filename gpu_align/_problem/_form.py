@@ -164,7 +164,7 @@ def _gathered(
         elements = math.prod(weights.spec.tensors[name].shape)
         for start, stop in part_ranges(len(weights), elements, part_elements(weights.device)):
             tensors = _scaled(metric, weights.some(name, start, stop))
-            norms[start:stop] += squared_norms(tensors)
+            norms[start:stop].add_(squared_norms(tensors))
             for plan, place in put:
                 place[start:stop].copy_(plan.of(tensors))
     return found, norms
@@ -179,7 +179,7 @@ def _fixed_inner(
         a = flat(plan.of(_scaled(metric, target[plan.name]))).to(torch.float64)
         for start, stop in part_ranges(len(sources), a.shape[1], part_elements(sources.device)):
             b = flat(plan.of(_scaled(metric, sources.some(plan.name, start, stop))))
-            inner[start:stop] += (b.to(torch.float64) * a).sum(1)
+            inner[start:stop].add_((b.to(torch.float64) * a).sum(1))
     return inner
 
 

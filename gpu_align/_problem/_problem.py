@@ -20,7 +20,7 @@ from gpu_align._problem._kernel_similarity import KernelSimilarity
 from gpu_align._problem._metric import Metric, as_metric
 from gpu_align._problem._renamed import Renamed
 from gpu_align._problem._sibling_term import SiblingTerm
-from gpu_align._problem._signed import picked
+from gpu_align._problem._signed import is_signed, picked
 from gpu_align._problem._soft import SoftEvaluation
 from gpu_align._problem._stack import check_weights, compute_dtype, unusable
 from gpu_align._problem._terms import Term
@@ -163,17 +163,21 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation, Batches):
 
     def _add_evidence(self) -> None:
         given = (self.evidence, self.sizes, self.models, self.metric.exponent)
-        strength = torch.zeros_like(self.constant)
+        self.magnitude = self.constant.abs()
+        strength: Tensor | float = 0.0
         for variable, extra in scaled_evidence(*given):
             self.unary[variable] = self.unary[variable] + extra.to(self.device, self.dtype)
-            strength += 2 * extra.abs().amax(-1).sum(-1).to(self.device)
-        self.magnitude = torch.maximum(self.constant.abs(), strength)
+            strength = strength + 2 * extra.abs().amax(-1).sum(-1).to(self.device)
+            self.magnitude = torch.maximum(self.magnitude, strength)
 
     def _unary(self, variable: str) -> Tensor:
-        size = self.sizes[variable]
-        total = torch.zeros(self.models, size, size, dtype=self.dtype, device=self.device)
+        total: Tensor | None = None
         for term in self._singles(variable):
-            total += term.target @ term.source.transpose(1, 2)
+            product = term.target @ term.source.transpose(1, 2)
+            total = product.contiguous() if total is None else total.add_(product)
+        if total is None:
+            size = self.sizes[variable]
+            return torch.zeros(self.models, size, size, dtype=self.dtype, device=self.device)
         return total
 
     def _singles(self, variable: str) -> list[AnyTerm]:
@@ -374,7 +378,8 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation, Batches):
     ) -> Tensor:
         total = self.constant.new_zeros(len(model))
         for variable in variables:
-            total += picked(self.unary[variable], perms[variable], model)
+            signed = is_signed(variable)
+            total += picked(self.unary[variable], perms[variable], model, signed=signed)
         for term in terms:
             total += term.inner(perms, model)
         return total

@@ -36,21 +36,25 @@ def with_sign(perm: Tensor, negative: Tensor) -> Tensor:
     return torch.where(negative, ~perm, perm)
 
 
-def picked(matrix: Tensor, perm: Tensor, owner: Tensor | None = None) -> Tensor:
+def picked(
+    matrix: Tensor, perm: Tensor, owner: Tensor | None = None, *, signed: bool = True
+) -> Tensor:
     """Return `<M, P>` of matrices and signed permutations, float64 [b].
 
     Args:
         matrix: [b, n, n]; [k, n, n] with `owner`.
         perm: int64 [b, n].
         owner: int64 [b], which matrix each permutation belongs to; no matrix is copied.
+        signed: whether the permutations may have signs.
     """
-    index = index_of(perm)
+    index = index_of(perm) if signed else perm
     if owner is None:
         entries = matrix.gather(2, index[..., None])[..., 0]
     else:
         rows = torch.arange(perm.shape[1], device=perm.device)
         entries = matrix[owner[:, None], rows, index]
-    return (entries * sign_of(perm)).sum(1, dtype=torch.float64)
+    entries = entries * sign_of(perm) if signed else entries
+    return entries.sum(1, dtype=torch.float64)
 
 
 def to_matrix(perm: Tensor, dtype: torch.dtype) -> Tensor:

@@ -32,6 +32,8 @@ def squared_norms(tensors: Tensor) -> Tensor:
     In parts, so that no copy in float64 is made of the whole.
     """
     rows, most = flat(tensors), part_elements(tensors.device)
+    if rows.numel() <= most:
+        return rows.to(torch.float64).square().sum(1)
     width = min(rows.shape[1], most)
     height = min(most // max(width, 1), len(rows))
     wide = rows.new_empty(height, width, dtype=torch.float64)
@@ -97,8 +99,8 @@ def _not_comparable(
         elements = math.prod(tensor_spec.shape)
         for start, stop in part_ranges(len(floating), elements, part_elements(_HOST)):
             part = floating[start:stop]
-            finite = has_finite_sums(stack([tensors[n] for n in part])).tolist()
-            found.update(n for n, good in zip(part, finite, strict=True) if not good)
+            sums = _sums(stack([tensors[n] for n in part])).tolist()
+            found.update(n for n, sum_ in zip(part, sums, strict=True) if not math.isfinite(sum_))
     return sorted(found)
 
 
@@ -139,15 +141,20 @@ def has_finite_sums(tensors: Tensor) -> Tensor:
 
     One pass. If so, all entries are finite; if not, the sum may just have overflowed.
     """
+    return _sums(tensors).isfinite()
+
+
+def _sums(tensors: Tensor) -> Tensor:
+    """Return the sum of the entries of each tensor of a stack, [m], in float32 or float64."""
     dtype = torch.float64 if tensors.dtype == torch.float64 else torch.float32
     # The 8-bit formats cannot be summed.
     rows = flat(tensors if tensors.element_size() > 1 else tensors.float())
-    return rows.sum(1, dtype=dtype).isfinite()
+    return rows.sum(1, dtype=dtype)
 
 
 def _not_finite(tensor: Tensor) -> int:
     """Return how many entries are NaN or infinite."""
-    if bool(has_finite_sums(tensor[None])):
+    if math.isfinite(float(_sums(tensor[None]))):
         return 0
     wide = tensor if tensor.element_size() > 1 else tensor.float()
     return tensor.numel() - int(wide.isfinite().sum())

@@ -77,11 +77,12 @@ class Term:
             others = [(variable, perms[variable][part]) for variable in self.others(0)]
             moved = gather_rows(flat.source, model[part][:, None], others)
             moved = moved.reshape(-1, flat.target.shape[1], len(flat.target))
-            perm = perms[self.variables[0]][part]
-            moved = moved.take_along_dim(index_of(perm)[:, None], 2).mul_(flat.target.T)
-            return (moved.sum(1, dtype=torch.float64) * sign_of(perm)).sum(1)
+            perm = perms[first][part]
+            units = _units(first, perm)[:, None].expand_as(moved)
+            sums = moved.gather(2, units).mul_(flat.target.T).sum(1, dtype=torch.float64)
+            return (sums * sign_of(perm) if is_signed(first) else sums).sum(1)
 
-        flat = self._matricization(0)
+        flat, first = self._matricization(0), self.variables[0]
         return in_chunks(of, len(model), self._chunk)
 
     def similarity(self, mode: int, perms: Mapping[str, Tensor], model: Tensor) -> Tensor:
@@ -201,9 +202,15 @@ def gather_rows(source: Tensor, rows: Tensor, perms: Sequence[tuple[str, Tensor]
     Returns:
         [b * r * n_1 * n_2 * ..., ...].
     """
-    signs = torch.ones_like(rows)
-    for _, perm in perms:
-        rows = (rows[..., None] * perm.shape[1] + index_of(perm)[:, None]).flatten(1)
-        signs = (signs[..., None] * sign_of(perm)[:, None]).flatten(1)
+    signs = torch.ones_like(rows) if any(is_signed(name) for name, _ in perms) else None
+    for name, perm in perms:
+        rows = (rows[..., None] * perm.shape[1] + _units(name, perm)[:, None]).flatten(1)
+        if signs is not None:
+            signs = (signs[..., None] * sign_of(perm)[:, None]).flatten(1)
     moved = source.index_select(0, rows.flatten())
-    return moved.mul_(signs.reshape(-1, 1)) if any(is_signed(name) for name, _ in perms) else moved
+    return moved if signs is None else moved.mul_(signs.reshape(-1, 1))
+
+
+def _units(variable: str, perm: Tensor) -> Tensor:
+    """Return the unit at each place: of a matrix without signs, what stands there."""
+    return index_of(perm) if is_signed(variable) else perm
