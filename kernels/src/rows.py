@@ -193,25 +193,29 @@ def pack_rows(
     return PackedRows(packed, size, models, planes, signed)
 
 
-def split_planes(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return three bfloat16 matrices whose sum is a float32 matrix, largest first.
+def split_planes(matrix: Tensor, planes: Tensor | None = None) -> Tensor:
+    """Return three bfloat16 matrices whose sum is a float32 matrix, largest first: [3, ...].
 
     Each takes the 8 leading bits of what is left, by rounding, so the sum is exact; but for the
     part of a number below 2^-133, the smallest bfloat16. What is not finite gives NaN.
 
     Args:
         matrix: float32, any shape.
+        planes: bfloat16 [3, ...], where to write them; default new memory.
 
     Source: Ootomo & Yokota, "Recovering single precision accuracy from Tensor Cores while
         surpassing the FP32 theoretical peak performance" (2022); for bfloat16 Henry, Tang &
         Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for higher-precision
         computations" (2019).
     """
-    largest = torch.finfo(torch.bfloat16).max
-    high = matrix.clamp(-largest, largest).to(torch.bfloat16)  # rounding must not reach infinity
-    rest = matrix - high.float()
-    middle = torch.where(rest.isfinite(), rest, torch.nan).to(torch.bfloat16)
-    return high, middle, (rest - middle.float()).to(torch.bfloat16)
+    if planes is None:
+        planes = matrix.new_empty(3, *matrix.shape, dtype=torch.bfloat16)
+    largest, nan = torch.finfo(torch.bfloat16).max, torch.nan
+    planes[0].copy_(matrix.clamp(-largest, largest))  # rounding must not reach infinity
+    rest = matrix - planes[0]
+    planes[1].copy_(rest.nan_to_num_(nan, nan, nan))
+    planes[2].copy_(rest.sub_(planes[1]))
+    return planes
 
 
 def _pack(term: RowTerm, planes: int, *, signed: bool) -> PackedTerm:
@@ -240,10 +244,11 @@ def _padded(matrix: Tensor) -> Tensor:
 
 def _split(matrix: Tensor) -> Tensor:
     rows, columns = matrix.shape
-    width = columns + -columns % ALIGNMENT
-    laid = torch.zeros(rows, 3, width, dtype=torch.bfloat16, device=matrix.device)
-    for number, plane in enumerate(split_planes(matrix)):
-        laid[:, number, :columns] = plane
+    missing = -columns % ALIGNMENT
+    laid = matrix.new_empty(rows, 3, columns + missing, dtype=torch.bfloat16)
+    split_planes(matrix, laid[:, :, :columns].movedim(1, 0))
+    if missing:
+        laid[:, :, columns:].zero_()
     return laid.flatten(1)
 
 
