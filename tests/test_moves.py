@@ -122,7 +122,7 @@ def test_who_is_chosen_and_stale_is_active(seed: int, batch: int, groups: int) -
     move, _ = random_move(seed, batch, 3, groups, False, torch.device("cpu"))
     chosen = (torch.rand(batch) < 0.5).to(torch.uint8)
     number, before = seed % groups, move.batch.stale.clone()
-    Select(move.batch, number, 3).launch(chosen)
+    Select(move.batch).launch(chosen, number, 3)
     wanted = chosen.bool() & before[:, number].bool()
     assert torch.equal(move.batch.active, 3 * wanted.long())
     before[chosen.bool(), number] = 0

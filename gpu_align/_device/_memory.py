@@ -38,8 +38,10 @@ def free_bytes(device: torch.device) -> int:
     calls available, or less where a control group allows less.
     """
     if device.type == "cuda":
-        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserve
+        held = torch.cuda.memory_stats(device)  # once: torch's shortcuts make the whole table each
+        reserved, used = (f"{kind}_bytes.all.current" for kind in ("reserved", "allocated"))
+        free: int = torch.cuda.mem_get_info(device)[0] + held.get(reserved, 0) - held.get(used, 0)
+        return free
     available = _meminfo().get("MemAvailable")
     if available is None:
         # Not Linux: assume that half of the memory is in use.

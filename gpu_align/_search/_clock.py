@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from gpu_align._problem import Hypotheses
 from gpu_align._search._state import Budget, Progress, ProgressCallback, State
 from gpu_align._status import Status
 
@@ -48,7 +47,7 @@ class Clock:
         self._progress = progress
         self._started = self._shown = self._now()
         self._state: State | None = None
-        self._noted: tuple[Hypotheses | None, float] = (None, math.nan)
+        self._distance = math.nan
 
     def resume(self, history: Sequence[Progress], seconds: float) -> None:
         """Go on from where another run has ended."""
@@ -69,15 +68,13 @@ class Clock:
             return Status.SWEEP_BUDGET
         return Status.TIME_BUDGET if self.late() else None
 
-    def begin(self, state: State, best: Hypotheses) -> None:
-        """Take a state as the one that signs of life are about."""
-        self._state = state
-        if best is not self._noted[0]:
-            self._noted = best, self._unit * float(best.objective.mean())
+    def begin(self, state: State, distance: float) -> None:
+        """Take a state, and the smallest distance so far, as what signs of life are about."""
+        self._state, self._distance = state, self._unit * distance
 
-    def note(self, state: State, best: Hypotheses) -> None:
-        """Add a step to the history."""
-        self.begin(state, best)
+    def note(self, state: State, distance: float) -> None:
+        """Add a step to the history; see `begin`."""
+        self.begin(state, distance)
         self.history.append(self._entry(state))
 
     def show(self) -> None:
@@ -99,7 +96,7 @@ class Clock:
             stage=state.stage,
             step=state.step,
             steps=state.expected,
-            best_distance=self._noted[1],
+            best_distance=self._distance,
             seconds=self.seconds(),
             seconds_left=self._left(state),
             loss=None if state.losses is None else sum(state.losses) / len(state.losses),

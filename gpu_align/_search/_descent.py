@@ -82,7 +82,7 @@ def draw_order(run: Run, each: int, order: Order) -> Tensor:
 def sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
     """Do one sweep, and look at what is stale after it; see `queue_sweep`."""
     descent = queue_sweep(run, descent, order)
-    descent = replace(descent, alive=descent.stale.any(1).cpu())
+    descent = replace(descent, alive=run.executor.look(descent.hypotheses, descent.stale))
     if descent.converged:
         run.executor.forget()
     return descent
@@ -102,11 +102,10 @@ def queue_sweep(run: Run, descent: Descent, order: Tensor) -> Descent:
         descent: the batch.
         order: int64 [each, groups], the same for each model.
     """
-    first = torch.arange(run.problem.models, device="cpu")[:, None] * len(order)
-    moves = [
-        (number, (first + owners).flatten())
-        for number, owners in _plan(order, run.problem.coupling)
-    ]
+    moves = list(_plan(order, run.problem.coupling))
+    if run.problem.models > 1:
+        first = torch.arange(run.problem.models, device="cpu")[:, None] * len(order)
+        moves = [(number, (first + owners).flatten()) for number, owners in moves]
     if workspace := run.executor.workspace(len(descent.hypotheses)):
         return _queue_prepared(run, workspace, descent, moves)
     for number, chosen in _in_time(run, moves):
@@ -131,21 +130,16 @@ def _queue_prepared(
 
     Groups whose moves are not prepared take the same way as without a workspace.
     """
-    batch = len(descent.hypotheses)
     workspace.load(descent.hypotheses, descent.stale)
-    taken = torch.zeros(
-        len(moves), -(-batch // 16) * 16, dtype=torch.uint8, device="cpu"
-    )  # lines are aligned
-    for line, (_, chosen) in zip(taken, moves, strict=True):
-        line[chosen] = descent.alive[chosen].to(torch.uint8)
-    takers = run.executor.upload(taken)
+    if not descent.alive.all():
+        moves = [(number, chosen[descent.alive[chosen]]) for number, chosen in moves]
+    takers = _takers(run, workspace, len(descent.hypotheses), [chosen for _, chosen in moves])
 
     def now() -> Descent:
-        hypotheses = workspace.hypotheses(descent.hypotheses)
-        return replace(descent, hypotheses=hypotheses, stale=workspace.stale())
+        hypotheses, stale = workspace.copy(descent.hypotheses)
+        return replace(descent, hypotheses=hypotheses, stale=stale)
 
     for taker, (number, chosen) in zip(takers, _in_time(run, moves), strict=False):
-        chosen = chosen[descent.alive[chosen]]
         if workspace.can_move(number):
             run.assignments += len(chosen)
             workspace.move(number, taker)
@@ -153,6 +147,26 @@ def _queue_prepared(
             moved = _move(run, now(), number, chosen)
             workspace.load(moved.hypotheses, moved.stale)
     return now()
+
+
+def _takers(
+    run: Run, workspace: Workspace, batch: int, chosen: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Return for each move who takes it, uint8 [b] or more on the device.
+
+    Args:
+        run: the running search.
+        workspace: of the batch.
+        batch: number of hypotheses.
+        chosen: int64 [c] on the host, for each move.
+    """
+    if all(len(some) == batch for some in chosen):
+        return [workspace.everyone] * len(chosen)
+    width = -(-batch // 16) * 16  # lines are aligned
+    taken = torch.zeros(len(chosen), width, dtype=torch.uint8, device="cpu")
+    for line, some in zip(taken, chosen, strict=True):
+        line[some] = 1
+    return list(run.executor.upload(taken))
 
 
 def _plan(order: Tensor, coupled: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -170,10 +184,8 @@ def _plan(order: Tensor, coupled: Tensor) -> Iterator[tuple[int, Tensor]]:
         Number of the group, and int64 [c].
     """
     if len(order) == 1:
-        yield from (
-            (number, torch.zeros(1, dtype=torch.int64, device="cpu"))
-            for number in order[0].tolist()
-        )
+        only = torch.zeros(1, dtype=torch.int64, device="cpu")
+        yield from ((number, only) for number in order[0].tolist())
         return
     # NumPy: on arrays as small as these its operations take a fifth of torch's time.
     rank, together = order.argsort(1).numpy(), coupled.numpy()

@@ -37,6 +37,24 @@ class Executor(Protocol):
     def assign(self, similarity: Tensor, wanted: Tensor | None) -> Tensor:
         """Return the best assignment of each matrix; see `Run.assign`."""
 
+    def read(self, *tensors: Tensor) -> list[Tensor]:
+        """Return tensors on the host, float64 where they come from a device; waits for it once.
+
+        Raises:
+            AssignmentError: an assignment problem has failed; see `check`.
+        """
+
+    def look(self, hypotheses: Hypotheses, stale: Tensor) -> Tensor:
+        """Return who of a batch has stale groups, bool [b] on the host; `objective` is then known.
+
+        Args:
+            hypotheses: the batch.
+            stale: bool [b, groups].
+        """
+
+    def objective(self, hypotheses: Hypotheses) -> Tensor:
+        """Return the objective of a batch on the host, float64 [b]; waits where it is not known."""
+
     def check(self) -> None:
         """Raise if an assignment problem has failed; waits for the device.
 
@@ -103,6 +121,18 @@ class HostExecutor:
         """See `Executor.assign`; all are solved, as only wanted ones are asked for here."""
         return _solved(similarity, self._solver)
 
+    def read(self, *tensors: Tensor) -> list[Tensor]:
+        """See `Executor.read`."""
+        return list(tensors)
+
+    def look(self, hypotheses: Hypotheses, stale: Tensor) -> Tensor:
+        """See `Executor.look`."""
+        return stale.any(1)
+
+    def objective(self, hypotheses: Hypotheses) -> Tensor:
+        """See `Executor.objective`."""
+        return hypotheses.objective
+
     def check(self) -> None:
         """See `Executor.check`; failures have been raised where they came up."""
 
@@ -153,6 +183,7 @@ class DeviceExecutor:
         self.queue, self._solver = solver.device_solver(), solver
         self.worst_code = torch.zeros(1, dtype=torch.int64, device=problem.device)
         self._workspaces: dict[int, Workspace] = {}
+        self._known: tuple[Hypotheses, Tensor] | None = None
 
     def upload(self, tensor: Tensor) -> Tensor:
         """See `Executor.upload`."""
@@ -173,11 +204,32 @@ class DeviceExecutor:
         self.worst_code.copy_(codes.amax(0, keepdim=True))
         return queued.col_ind
 
+    def read(self, *tensors: Tensor) -> list[Tensor]:
+        """See `Executor.read`."""
+        told = torch.cat([*(tensor.flatten() for tensor in tensors), self.worst_code]).cpu()
+        *parts, code = told.split([*(tensor.numel() for tensor in tensors), 1])
+        if int(code):
+            status = STATUS_OF_CODE[int(code)]
+            raise AssignmentError(f"an assignment problem failed: {status.value}", status)
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+    def look(self, hypotheses: Hypotheses, stale: Tensor) -> Tensor:
+        """See `Executor.look`."""
+        objective, told = self.read(hypotheses.objective, stale)
+        self._known = hypotheses, objective
+        return told.any(1)
+
+    def objective(self, hypotheses: Hypotheses) -> Tensor:
+        """See `Executor.objective`."""
+        if self._known is not None and self._known[0] is hypotheses:
+            return self._known[1]
+        (objective,) = self.read(hypotheses.objective)
+        self._known = hypotheses, objective
+        return objective
+
     def check(self) -> None:
         """See `Executor.check`."""
-        if code := int(self.worst_code):
-            status = STATUS_OF_CODE[code]
-            raise AssignmentError(f"an assignment problem failed: {status.value}", status)
+        self.read()
 
     def movers(self, chosen: Tensor, stale: Tensor, alive: Tensor) -> Tensor:
         """See `Executor.movers`: `stale` lies on the device, so those that were alive."""

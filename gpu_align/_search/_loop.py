@@ -5,12 +5,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from gpu_align._assignment import AbstractAssignmentSolver, AutoAssignment
 from gpu_align._device import RandomStream
 from gpu_align._problem import AlignmentProblem, Hypotheses
 from gpu_align._process import full_precision, torch_threads
 from gpu_align._search._clock import Clock, OutOfTime
 from gpu_align._search._run import Run
+from gpu_align._search._scale import rounding
 from gpu_align._search._search import Search
 from gpu_align._search._state import Budget, Progress, ProgressCallback, Snapshot, State
 from gpu_align._search._store import SearchStore
@@ -83,10 +86,10 @@ def run_to_end(
     settings = {"the search": search, "the solver": run.solver, "the seed": run.random.seed}
     snapshot = None if store is None else store.begin(problem, settings, start)
     if snapshot is None:
-        best = problem.identity() if start is None else start.best()
-        state = State(search.name, best, None)
-        run.clock.begin(state, best)
-        if not problem.order or (not problem.evidence and _all_equal(problem, best)):
+        best = _Best(run, problem.identity() if start is None else start.best())
+        state = State(search.name, best.hypotheses, None)
+        run.clock.begin(state, best.distance)
+        if not problem.order or (not problem.evidence and best.is_target()):
             return _outcome(run, state, best, Status.TRIVIAL)
     else:
         state, best = _resumed(run, snapshot)
@@ -99,7 +102,7 @@ def _loop(
     search: Search,
     start: Hypotheses | None,
     state: State,
-    best: Hypotheses,
+    best: "_Best",
     store: SearchStore | None,
     *,
     is_new: bool,
@@ -113,9 +116,9 @@ def _loop(
         while (status := state.finished or clock.spent(state)) is None:
             state = replace(_next(run, search, state, store), step=state.step + 1)
             if state.hypotheses is not known:
-                run.executor.check()
-                best, known = _better(run, best, state), state.hypotheses
-            clock.note(state, best)
+                best.take(state)
+                known = state.hypotheses
+            clock.note(state, best.distance)
             _keep(run, store, state, best)
             clock.show()
     except OutOfTime:
@@ -124,7 +127,8 @@ def _loop(
         status = Status.INTERRUPTED
         if store is not None:
             store.flush()
-    return _outcome(run, state, _better(run, best, state), status)
+    best.take(state)
+    return _outcome(run, state, best, status)
 
 
 def _next(run: Run, search: Search, state: State, store: SearchStore | None) -> State:
@@ -139,29 +143,30 @@ def _next(run: Run, search: Search, state: State, store: SearchStore | None) -> 
         ) from error
 
 
-def _keep(run: Run, store: SearchStore | None, state: State, best: Hypotheses) -> None:
+def _keep(run: Run, store: SearchStore | None, state: State, best: "_Best") -> None:
     if store is not None:
         splits, history = dict(run.splits), tuple(run.clock.history)
         spent = (run.random.counter, run.assignments, splits, history, run.clock.seconds())
-        store.note(Snapshot(state, best, *spent))
+        store.note(Snapshot(state, best.hypotheses, *spent))
 
 
-def _resumed(run: Run, snapshot: Snapshot) -> tuple[State, Hypotheses]:
+def _resumed(run: Run, snapshot: Snapshot) -> tuple[State, "_Best"]:
     run.random.counter, run.assignments = snapshot.counter, snapshot.assignments
     run.splits.update(snapshot.splits)
     run.clock.resume(snapshot.history, snapshot.seconds)
-    run.clock.begin(snapshot.state, snapshot.best)
-    return snapshot.state, snapshot.best
+    best = _Best(run, snapshot.best)
+    run.clock.begin(snapshot.state, best.distance)
+    return snapshot.state, best
 
 
-def _outcome(run: Run, state: State, best: Hypotheses, status: Status) -> Outcome:
+def _outcome(run: Run, state: State, best: "_Best", status: Status) -> Outcome:
     clock = run.clock
     if not clock.history:
         # Ended before its first step: by Ctrl-C, or by a budget of seconds spent on the start.
-        clock.note(state, best)
+        clock.note(state, best.distance)
         clock.show()
     return Outcome(
-        best,
+        best.hypotheses,
         state.hypotheses,
         tuple(clock.history),
         status,
@@ -171,22 +176,50 @@ def _outcome(run: Run, state: State, best: Hypotheses, status: Status) -> Outcom
     )
 
 
-def _better(run: Run, best: Hypotheses, state: State) -> Hypotheses:
-    """Return the best hypothesis of each model; on a tie to rounding the earlier one stays."""
-    if state.losses is not None:
-        return state.hypotheses
-    rival = state.hypotheses.best()
-    return best.chosen(rival, rival.objective < best.objective - run.tolerance(best.model))
+class _Best:
+    """The best hypothesis of each model so far.
 
+    It is decided on the host, which knows the objectives after a look at the device.
 
-def _all_equal(problem: AlignmentProblem, best: Hypotheses) -> bool:
-    """Say whether the permuted sources already are the target, bit for bit."""
-    if bool((best.objective > 1e-3 * problem.constant[best.model]).any()):
-        return False  # far beyond rounding: no need to go through the checkpoints
-    return all(
-        problem.is_target(problem.permutation(best, model), model)
-        for model in range(problem.models)
-    )
+    Attributes:
+        hypotheses: one of each model, models in order.
+        objective: theirs, float64 [m] on the host.
+    """
+
+    def __init__(self, run: Run, hypotheses: Hypotheses) -> None:
+        self.run, self.hypotheses = run, hypotheses
+        self.objective, magnitude = run.executor.read(hypotheses.objective, run.problem.magnitude)
+        self._magnitude, self._tolerance = magnitude, rounding(run.problem) * magnitude
+
+    @property
+    def distance(self) -> float:
+        """The mean over the models."""
+        return float(self.objective.mean())
+
+    def take(self, state: State) -> None:
+        """Look at the hypotheses of a state; on a tie to rounding the earlier ones stay."""
+        objective = self.run.executor.objective(state.hypotheses)
+        if state.losses is not None:
+            self.hypotheses, self.objective = state.hypotheses, objective
+            return
+        rival = objective.reshape(len(self.objective), -1).amin(1)
+        wins = rival < self.objective - self._tolerance
+        if not wins.any():
+            return
+        found = state.hypotheses.best()
+        if not wins.all():
+            found = self.hypotheses.chosen(found, self.run.executor.upload(wins))
+        self.hypotheses, self.objective = found, torch.where(wins, rival, self.objective)
+
+    def is_target(self) -> bool:
+        """Say whether the permuted sources already are the target, bit for bit."""
+        if bool((self.objective > 1e-3 * self._magnitude).any()):
+            return False  # far beyond rounding: no need to go through the checkpoints
+        problem = self.run.problem
+        return all(
+            problem.is_target(problem.permutation(self.hypotheses, model), model)
+            for model in range(problem.models)
+        )
 
 
 @contextmanager

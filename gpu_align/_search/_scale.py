@@ -8,8 +8,12 @@ from gpu_align._problem import AlignmentProblem
 
 def tolerance(problem: AlignmentProblem, model: Tensor) -> Tensor:
     """Return the decrease of D below which a move is rounding noise, int64 [b] -> float64 [b]."""
-    relative = 1e-7 if problem.dtype == torch.float32 else 1e-13
-    return relative * problem.magnitude[model]
+    return rounding(problem) * problem.magnitude[model]
+
+
+def rounding(problem: AlignmentProblem) -> float:
+    """Return the share of the magnitude of objectives that is rounding noise."""
+    return 1e-7 if problem.dtype == torch.float32 else 1e-13
 
 
 def deviation(matrices: Tensor) -> Tensor:

@@ -54,6 +54,9 @@ class Workspace:
     A move selects who looks at the group, computes similarities, assigns, and accepts: four
     launches. An assignment starts from the last one, which the solver forgets by itself where the
     similarities have changed too much.
+
+    Attributes:
+        everyone: uint8 [b], what `move` is given where all hypotheses take the group.
     """
 
     def __init__(self, executor: "DeviceExecutor", queue: AuctionAssignment, batch: int) -> None:
@@ -81,15 +84,21 @@ class Workspace:
         )
         self._views = _views(self._perms, self._shapes)
         self._dual_views = _views(self._duals, self._shapes)
+        self.everyone = torch.ones(batch, dtype=torch.uint8, device=device)
+        self._neighbours = executor.upload(_neighbours(problem))
+        self._filled: tuple[Hypotheses, Tensor] | None = None
         self._steps = self._prepared(executor, queue, batch)
-        self._selects = {
-            number: Select(self._batch, number, problem.sizes[problem.order[number]])
-            for number in self._steps
-        }
+        self._select = Select(self._batch)
         self.forget()
 
     def load(self, hypotheses: Hypotheses, stale: Tensor) -> None:
-        """Fill in a batch, and bool [b, groups], which of its groups are stale."""
+        """Fill in a batch, and bool [b, groups], which of its groups are stale.
+
+        What `copy` returned last is there already.
+        """
+        last = self._filled
+        if last is not None and last[0] is hypotheses and last[1] is stale:
+            return
         parts = [hypotheses.perms[variable].reshape(-1) for variable in self._shapes]
         torch.cat(parts, out=self._perms)
         self._batch.objective.copy_(hypotheses.objective)
@@ -99,14 +108,16 @@ class Workspace:
         """Let the next assignments start from nothing."""
         self._duals.fill_(torch.nan)
 
-    def hypotheses(self, before: Hypotheses) -> Hypotheses:
-        """Return a copy of the batch; all else is as in the one that was filled in."""
-        perms = _views(self._perms.clone(), self._shapes)
-        return replace(before, perms=perms, objective=self._batch.objective.clone())
+    def copy(self, before: Hypotheses) -> tuple[Hypotheses, Tensor]:
+        """Return a copy of the batch, and bool [b, groups], which of its groups are stale.
 
-    def stale(self) -> Tensor:
-        """Return which groups are stale, bool [b, groups]."""
-        return self._batch.stale.bool()
+        Args:
+            before: the batch that was filled in, of which all is taken that no move changes.
+        """
+        perms = _views(self._perms.clone(), self._shapes)
+        hypotheses = replace(before, perms=perms, objective=self._batch.objective.clone())
+        self._filled = hypotheses, self._batch.stale.bool()
+        return self._filled
 
     def can_move(self, number: int) -> bool:
         """Say whether the moves of a group are prepared."""
@@ -119,7 +130,8 @@ class Workspace:
             number: of the group.
             chosen: uint8 [b] or more, who takes it now; of these, those in which it is stale.
         """
-        self._selects[number].launch(chosen)
+        self._filled = None
+        self._select.launch(chosen, number, self._steps[number][0].unit_gains.shape[1])
         for step in self._steps[number]:
             for similarity in step.similarities:
                 similarity.launch()
@@ -181,7 +193,6 @@ class Workspace:
             problem.prepared_similarity(variable, perms, self._model[here], batch.active, matrices)
             for variable, matrices in zip(variables, out, strict=True)
         ]
-        neighbours = [problem.order.index(name) for name in problem.neighbours(group)]
         move = Move(
             batch=batch,
             similarity=first,
@@ -189,12 +200,20 @@ class Workspace:
             perm=perms[group],
             signed_perm=perms[signed_matrix(group)] if rest else None,
             col_dual=self._dual_views[group][here],
-            neighbours=torch.tensor(neighbours, dtype=torch.int64, device="cpu").to(problem.device),
+            neighbours=self._neighbours[number, : len(problem.neighbours(group))],
         )
         unit_gains = rest[1] if rest else first
         wanted = AssignmentProblem(unit_gains, maximize=True, sizes=batch.active)
         assignment = queue.prepare(wanted, (move.col_dual, move.perm))
         return _Step(similarities, unit_gains, assignment, move, Accept(move))
+
+
+def _neighbours(problem: AlignmentProblem) -> Tensor:
+    """Return the numbers of each group's neighbours, int64 [groups, k] on the host, filled up."""
+    each = [[problem.order.index(n) for n in problem.neighbours(g)] for g in problem.order]
+    width = max(map(len, each)) // 2 * 2 + 2  # even: rows are aligned
+    rows = [row + [0] * (width - len(row)) for row in each]
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
 
 def _views(flat: Tensor, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:

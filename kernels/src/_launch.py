@@ -115,11 +115,12 @@ class Launch:
         self._everything = (*plain, *constants.values())
         self._compiled: Callable[..., None] | None = None
 
-    def __call__(self, *leading: Tensor) -> None:
+    def __call__(self, *leading: Tensor | int) -> None:
         """Launch on the current stream of the device, without waiting.
 
         Args:
-            leading: the kernel's first arguments; their addresses are multiples of 16.
+            leading: the kernel's first arguments; addresses are multiples of 16, integers such
+                that no variant is compiled for their values.
         """
         if self._compiled is None:
             with on_device(self._device):

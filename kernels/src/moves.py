@@ -74,12 +74,12 @@ class Move:
 @triton.jit(do_not_specialize=_COUNTS)
 def select_kernel(
     chosen_ptr: tl.tensor,
+    number: tl.tensor,
+    size: tl.tensor,
     stale_ptr: tl.tensor,
     active_ptr: tl.tensor,
     batch: tl.tensor,
     groups: tl.tensor,
-    number: tl.tensor,
-    size: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     """Hypotheses are active where they are chosen and the group is stale, which then it is not."""
@@ -167,31 +167,27 @@ def accept_kernel(
 class Select:
     """Says in `active` who looks at a group now; for the chosen it is then stale no more."""
 
-    def __init__(self, batch: Batch, number: int, size: int) -> None:
-        """Prepare for all hypotheses of a batch.
-
-        Args:
-            batch: of b hypotheses.
-            number: of the group.
-            size: n of the group.
-        """
+    def __init__(self, batch: Batch) -> None:
+        """Prepare for all hypotheses of a batch."""
         count, groups = batch.stale.shape
         self._launch = Launch(
             select_kernel,
             triton.cdiv(count, HYPOTHESES),
-            (batch.stale, batch.active, count, groups, number, size),
+            (batch.stale, batch.active, count, groups),
             {"BLOCK": HYPOTHESES},
             {"num_warps": 4, "enable_fp_fusion": True},
             batch.stale.device,
         )
 
-    def launch(self, chosen: Tensor) -> None:
+    def launch(self, chosen: Tensor, number: int, size: int) -> None:
         """Launch on torch's current stream, without waiting.
 
         Args:
             chosen: uint8 [b] or more, who may; its address is a multiple of 16.
+            number: of the group.
+            size: n of the group.
         """
-        self._launch(chosen)
+        self._launch(chosen, number, size)
 
 
 class Accept:
