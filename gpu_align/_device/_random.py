@@ -58,9 +58,10 @@ class RandomStream:
             words = _hashed(start, owners, first, last)
             radius = _shifted(words, 32).double().add_(1).mul_(2.0**-32).log_().mul_(-2).sqrt_()
             angle = words.bitwise_and_(0xFFFFFFFF).double().mul_(2.0**-31 * math.pi)
-            out[:, first:last] = radius * angle.cos()
+            torch.mul(radius, angle.cos(), out=out[:, first:last])
             rest = min(half + last, count) - (half + first)
-            out[:, half + first : half + first + rest] = (radius * angle.sin_())[:, :rest]
+            place = out[:, half + first : half + first + rest]
+            torch.mul(radius[:, :rest], angle[:, :rest].sin(), out=place)
         return out.reshape(len(owners), *shape)
 
     def permutation(self, owners: Tensor, *shape: int) -> Tensor:

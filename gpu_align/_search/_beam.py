@@ -166,6 +166,6 @@ def perturb(
         noise: standard deviation of the noise, in units of that of the costs.
     """
     index = run.executor.upload(chosen)
-    part, owners = hypotheses.select(index), hypotheses.owners[index]
+    part, owners = hypotheses.select(index), index % hypotheses.each
     moved, decrease = best_move(run, group, part, noise=noise, owners=owners)
     return hypotheses.put(index, moved, part.objective - decrease)

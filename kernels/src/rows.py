@@ -214,7 +214,7 @@ def split_planes(matrix: Tensor, planes: Tensor | None = None) -> Tensor:
     planes[0].copy_(matrix.clamp(-largest, largest))  # rounding must not reach infinity
     rest = matrix - planes[0]
     planes[1].copy_(rest.nan_to_num_(nan, nan, nan))
-    planes[2].copy_(rest.sub_(planes[1]))
+    torch.sub(rest, planes[1], out=planes[2])
     return planes
 
 
