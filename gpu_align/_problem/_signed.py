@@ -48,8 +48,8 @@ def picked(
         signed: whether the permutations may have signs.
     """
     index = index_of(perm) if signed else perm
-    if owner is None:
-        entries = matrix.gather(2, index[..., None])[..., 0]
+    if owner is None or len(matrix) == 1:
+        entries = matrix.expand(len(perm), -1, -1).gather(2, index[..., None])[..., 0]
     else:
         rows = torch.arange(perm.shape[1], device=perm.device)
         entries = matrix[owner[:, None], rows, index]
