@@ -19,6 +19,10 @@ struct Costs {
     return sign * (wide ? static_cast<const double*>(data)[place]
                         : static_cast<double>(static_cast<const float*>(data)[place]));
   }
+  // Whether four neighbouring float32 costs, from every fourth on, are one load.
+  __device__ __forceinline__ bool aligned() const {
+    return stride % 4 == 0 && reinterpret_cast<u64>(data) % 16 == 0;
+  }
   // The integer of a cost as given. rint by the addition of 1.5 * 2**52: the integer is then in the
   // low bits. Signs and powers of two round nothing.
   template <class T>
@@ -46,17 +50,41 @@ __device__ __forceinline__ double unordered(u32 bits) {
   return __int_as_float(static_cast<int>(bits ^ (bits >> 31 ? 1u << 31 : ~0u)));
 }
 
+// Four costs of a row from column j on; columns past the last one, n - 1, cost `beyond`. Read-only
+// loads, which the compiler may move over the stores of others.
+template <class T>
+__device__ __forceinline__ void load_four(
+    const T* row, int j, int n, bool aligned, T beyond, T (&costs)[4]) {
+  if constexpr (sizeof(T) == 4) {
+    if (aligned) {
+      const float4 four = __ldg(reinterpret_cast<const float4*>(row + j));
+      costs[0] = four.x;
+      costs[1] = j + 1 < n ? four.y : beyond;
+      costs[2] = j + 2 < n ? four.z : beyond;
+      costs[3] = j + 3 < n ? four.w : beyond;
+      return;
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < 4; ++e) costs[e] = j + e < n ? __ldg(row + j + e) : beyond;
+}
+
 // Smallest and largest cost, into the box; T is the type of the costs, O its ordered integer.
 template <class T, class O, class Team>
 __device__ void find_range(const Team& team, const Problem& s, const Costs& costs) {
   O low = ~static_cast<O>(0), high = 0;
   for (int i = worker_of(team); i < s.n; i += workers_of(team)) {
     const T* row = static_cast<const T*>(costs.data) + i * costs.stride;
-#pragma unroll 32 / sizeof(T)
-    for (int j = lane_of(team); j < s.n; j += Team::LANES) {
-      const O cost = ordered(row[j]);
-      low = min(low, cost);
-      high = max(high, cost);
+    const T first = __ldg(row);
+#pragma unroll 16 / sizeof(T)
+    for (int j = 4 * lane_of(team); j < s.n; j += TILE<Team>) {
+      T four[4];
+      load_four(row, j, s.n, costs.aligned(), first, four);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        low = min(low, ordered(four[e]));
+        high = max(high, ordered(four[e]));
+      }
     }
   }
   low = reduce<Team::LANES>(low, Lesser());
@@ -120,15 +148,20 @@ __device__ void round_costs(const Team& team, const Problem& s, const Costs& cos
   for (int i = worker_of(team); i < s.n; i += workers_of(team)) {
     const T* row = static_cast<const T*>(costs.data) + i * costs.stride;
     int* q = s.q + i * s.row_stride;
-#pragma unroll 32 / sizeof(T)
-    for (int j = lane_of(team); j < s.n; j += Team::LANES) {
-      const int value = costs.integer(row[j]);
-      const u32 coarse = static_cast<u32>(value) >> COARSE;
-      q[j] = value;
-      sum += coarse;
-      squares += static_cast<u64>(coarse) * coarse;
+#pragma unroll 16 / sizeof(T)
+    for (int j = 4 * lane_of(team); j < s.n; j += TILE<Team>) {
+      T four[4];
+      load_four(row, j, s.n, costs.aligned(), static_cast<T>(0), four);
+      int values[4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        values[e] = j + e < s.n ? costs.integer(four[e]) : 0;
+        const u32 coarse = static_cast<u32>(values[e]) >> COARSE;
+        sum += coarse;
+        squares += static_cast<u64>(coarse) * coarse;
+      }
+      *reinterpret_cast<int4*>(q + j) = {values[0], values[1], values[2], values[3]};
     }
-    for (int j = s.n + lane_of(team); j < s.padded; j += Team::LANES) q[j] = 0;
   }
   sum = reduce<Team::LANES>(sum, Plus());
   squares = reduce<Team::LANES>(squares, Plus());
@@ -168,11 +201,14 @@ __device__ __forceinline__ double standard_deviation(const Problem& s) {
 template <class Team>
 __device__ void start_from(
     Team& team, const Problem& s, const Costs& costs, const double* dual, const i64* pairs) {
+  u64 most = 0;
   for (int j = team.rank; j < s.n; j += team.size) {
     const double value = costs.sign * dual[j];
-    if (fabs(value) < 1e308) atomicMax(&s.box->dual, ordered(value));
+    if (fabs(value) < 1e308) most = max(most, ordered(value));
     if (pairs && pairs[j] >= 0 && pairs[j] < s.n) atomicMax(&s.owner[pairs[j]], j);
   }
+  most = reduce<Team::LANES>(most, Greater());
+  if (lane_of(team) == 0) atomicMax(&s.box->dual, most);
   team.sync();
   const double highest = unordered(s.box->dual);
   for (int j = team.rank; j < s.n; j += team.size) {
