@@ -9,6 +9,7 @@ from trained_digits import CNN, DIGITS, MLP
 from typer.testing import CliRunner, Result
 
 from gpu_align import CoordinateDescent
+from gpu_align._align import _realign
 from gpu_align._cli._main import app
 from gpu_align._merge import Task, _calibration, _orders
 
@@ -129,8 +130,32 @@ def test_batch_norms_and_many_networks_are_resumed(
     with monkeypatch.context() as patch:
         interrupt(patch, _calibration, "recalibrate", 1)
         assert CliRunner().invoke(app, [*options, "out.safetensors"]).exit_code == 1
-    calls = count(monkeypatch, _orders, "barycentre")
+    calls = count(monkeypatch, _orders, "common_frame")
     found = CliRunner().invoke(app, [*options, "out.safetensors", "--resume"])
     assert found.exit_code == 0, found.output
     assert not calls
+    assert Path("out.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("at", [2, 5])
+def test_the_common_order_of_many_networks_is_resumed_search_by_search(
+    trained_folder: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    def merged(out: str, *options: str) -> Result:
+        command = ["merge", *BOTH, "mlp0.safetensors", "-o", out, *FEW, *options]
+        return CliRunner().invoke(app, command)
+
+    calls = count(monkeypatch, _realign, "run_search")
+    assert merged("whole.safetensors").exit_code == 0
+    needed = len(calls)
+    assert needed > at
+    with monkeypatch.context() as patch:
+        interrupt(patch, _realign, "run_search", at)
+        stopped = merged("out.safetensors")
+    assert stopped.exit_code == 1
+    assert Path(KEPT).exists()
+    calls.clear()
+    found = merged("out.safetensors", "--resume")
+    assert found.exit_code == 0, found.output
+    assert len(calls) == needed - (at - 1)
     assert Path("out.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()

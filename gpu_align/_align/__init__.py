@@ -1,7 +1,7 @@
 """From networks to results: align one or many, certify, bring into one form."""
 
 from gpu_align._align._align import align, align_networks
-from gpu_align._align._barycentre import Barycentre, barycentre, cycle_error
+from gpu_align._align._barycentre import Barycentre, barycentre, common_frame, cycle_error
 from gpu_align._align._canonical import CanonicalForm, canonical_form, canonicalize
 from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
 from gpu_align._align._evidence import (
@@ -58,6 +58,7 @@ __all__ = [
     "change_in_words",
     "checked_seconds",
     "checked_spec",
+    "common_frame",
     "cycle_error",
     "evidence_in_words",
     "function_in_words",

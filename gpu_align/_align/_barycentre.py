@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gpu_align._align._hugging_face import model_beside
 from gpu_align._align._networks import Model, Network, check_ties, checked_keys, state_of
-from gpu_align._align._realign import Method, Rounds, as_state
+from gpu_align._align._realign import Keep, Method, Rounds, as_state, made_now
 from gpu_align._align._settings import Settings, checked_spec
 from gpu_align._align._sources import name_of
 from gpu_align._align._tensors import separate
@@ -142,11 +142,38 @@ def barycentre(
     spec = _spec_of(networks, given, example_inputs, outputs) if spec is None else spec
     for network in networks:
         check_ties(network, spec)
+    return common_frame(given, spec, settings, method, rounds, start, frame, names=names)
+
+
+def common_frame(
+    given: Sequence[StateDict],
+    spec: PermutationSpec,
+    settings: Settings,
+    method: Method,
+    rounds: int,
+    start: int | None,
+    frame: int | None,
+    *,
+    names: Sequence[str | None],
+    keep: Keep = made_now,
+) -> Barycentre:
+    """Bring state dicts into one frame; see `barycentre`.
+
+    Args:
+        given: the models.
+        spec, method, rounds, start, frame: as for `barycentre`.
+        settings: search, engine, seed and progress.
+        names: of the models.
+        keep: where what each search finds is kept.
+
+    Raises:
+        InputError: a model cannot be used.
+    """
     renamed = [rename(state, spec.keys) for state in given]
     states = [each.state for each in renamed]
     for number, error in unusable(spec, states).items():
         raise InputError(f"{_called(number, names)} cannot be used: {error}") from error
-    found, spreads, status = Rounds(spec, settings, method).run(states, rounds, start)
+    found, spreads, status = Rounds(spec, settings, method, keep).run(states, rounds, start)
     permutations = list(found.permutations)
     mean = as_state(spec, found.mean, found.states[0])
     if frame is not None:

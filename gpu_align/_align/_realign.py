@@ -1,10 +1,10 @@
 """Mean-and-realign rounds: the models of a collection are brought closer to their own mean."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,18 @@ from gpu_align._symmetry import (
 )
 
 Method = Literal["batch", "one_by_one"]
+
+Keep = Callable[[str, Callable[[], Any]], Any]
+"""Called with the name of a search and with what makes it; returns what that made, now or before.
+
+What is made are plain values and tensors on the CPU.
+"""
+
+
+def made_now(name: str, make: Callable[[], Any]) -> Any:
+    """Keep nothing; see `Keep`."""
+    return make()
+
 
 _METRIC = METRICS["l2"]
 """The mean minimises this sum of squared distances, so no round can raise it."""
@@ -59,11 +71,13 @@ class Rounds:
         settings: search, engine, seed and progress; by default coordinate descent.
         method: "batch" brings all models to the mean of all at once, "one_by_one" each, in a
             random order, to the mean of the others.
+        keep: where what each search finds is kept.
     """
 
     spec: PermutationSpec
     settings: Settings
     method: Method
+    keep: Keep = made_now
 
     def run(
         self, states: Sequence[StateDict], most: int, start: int | None
@@ -173,25 +187,44 @@ class Rounds:
         Raises:
             KeyboardInterrupt: the search was interrupted.
         """
-        engine = self.settings.engine
-        weights = Weights(self.spec, states, engine.device)
+        weights = Weights(self.spec, states, self.settings.engine.device)
+        perms, signs = self.keep(
+            f"round {number + 1}, models {batch.start + 1} to {batch.stop} of {total}",
+            lambda: self._vectors(weights, target, number, self._named(number, total, batch)),
+        )
+        found = Permutation.each(self.spec, perms, signs, len(states))
+        placed = (
+            {name: vector.to(weights.device) for name, vector in each.items()}
+            for each in (perms, signs)
+        )
+        return found, apply_permutations(weights, *placed)
+
+    def _vectors(
+        self,
+        weights: Weights,
+        target: StateDict,
+        number: int,
+        progress: ProgressCallback | None,
+    ) -> list[dict[str, Tensor]]:
+        """Look for the permutations of models; return vectors and signs of all, on the CPU.
+
+        Raises:
+            KeyboardInterrupt: the search was interrupted.
+        """
         problem = AlignmentProblem.of_weights(
             weights,
-            Weights(self.spec, [target], engine.device),
+            Weights(self.spec, [target], weights.device),
             metric=_METRIC,
-            dtype=compute_dtype(self.spec, [*states, target]),
-            engine=engine,
+            dtype=compute_dtype(self.spec, [*weights.states, target]),
+            engine=self.settings.engine,
         )
         outcome = run_search(
-            self._descent,
-            problem,
-            seed=self.settings.seed + number,
-            progress=self._named(number, total, batch),
+            self._descent, problem, seed=self.settings.seed + number, progress=progress
         )
         if outcome.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
-        found = problem.permutations(outcome.best)
-        return found, apply_permutations(weights, *problem.group_vectors(outcome.best))
+        found = problem.group_vectors(outcome.best)
+        return [{name: vector.cpu() for name, vector in each.items()} for each in found]
 
     @cached_property
     def _descent(self) -> Search:

@@ -12,7 +12,7 @@ from gpu_align._align import (
     Model,
     Settings,
     align_networks,
-    barycentre,
+    common_frame,
 )
 from gpu_align._merge._stages import StageStore, stage
 from gpu_align._network import Examples
@@ -22,6 +22,8 @@ from gpu_align._symmetry import Permutation, PermutationSpec, StateDict
 
 EVIDENCE = 1000
 """Examples that correlations are taken over."""
+_ROUNDS = 100
+"""Most rounds in which several networks are brought into one order."""
 _WIDE = 256
 """Units of a group from which annealing costs more than it gains."""
 
@@ -123,15 +125,16 @@ class Orders:
 
     def _in_one_frame(self) -> dict[str, Any]:
         """Align several networks to the first one, so that cycles close."""
-        found = barycentre(
+        found = common_frame(
             self.states,
             self.spec,
+            replace(self.settings, search=self.search),
             method="one_by_one",
+            rounds=_ROUNDS,
             start=None,
             frame=0,
-            search=self.search,
-            device=self.settings.engine.device,
-            seed=self.settings.seed,
+            names=[None] * len(self.states),
+            keep=partial(stage, self.store),
         )
         if found.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
