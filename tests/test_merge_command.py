@@ -16,7 +16,6 @@ from gpu_align import Permutation, chain_spec, load_checkpoint, save_checkpoint
 from gpu_align._cli import _options
 from gpu_align._cli._main import app
 from gpu_align._merge import WAYS
-from gpu_align._merge._task import FIT
 from gpu_align._network import Data, evaluate
 
 Cli = Callable[..., Result]
@@ -42,7 +41,6 @@ def pair(name: str) -> tuple[str, str]:
 
 def test_options_name_what_there_is() -> None:
     assert (*_options.PLAIN, *_options.MENDING) == WAYS
-    assert _options.EXAMPLES == FIT
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])

@@ -9,7 +9,6 @@ from gpu_align._cli._options import (
     CHECKPOINT_HELP,
     DATA,
     DATA_HELP,
-    EXAMPLES,
     MENDING,
     MERGING,
     METRICS,
@@ -76,7 +75,7 @@ def merge(
         str | None, typer.Option(metavar="SOURCE", rich_help_panel=DATA, help=DATA_HELP)
     ] = None,
     loss: Loss = "auto",
-    examples: Examples = EXAMPLES,
+    examples: Examples = None,
     method: Annotated[
         str,
         typer.Option(

@@ -71,7 +71,7 @@ class Merging:
     spec: Path | None
     data: str | None
     loss: str
-    examples: int
+    examples: int | None
     weights: Sequence[float] | None
 
     def run(self, method: str, settings: Settings, screen: Display) -> Done:

@@ -23,7 +23,6 @@ METRICS = ("l2", "normalized", "standardized", "row")
 BUNDLED = "bundled"
 PLAIN = ("auto", "naive", "average", "slerp")
 MENDING = ("norms", "repair", "rescale", "refit", "refit-parents")
-EXAMPLES = 1500
 
 # Titles of groups of options in the help.
 SYMMETRIES = "Symmetries"
@@ -116,8 +115,14 @@ Loss = Annotated[
     ),
 ]
 Examples = Annotated[
-    int,
-    typer.Option(metavar="N", min=1, rich_help_panel=DATA, help="How many examples are fitted on."),
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        rich_help_panel=DATA,
+        help="How many examples are fitted on; by default 1500, and up to 6000 for networks of few "
+        "values.",
+    ),
 ]
 AlignerFile = Annotated[
     str | None,

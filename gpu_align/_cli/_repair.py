@@ -9,7 +9,6 @@ from gpu_align._cli._options import (
     CHECKPOINT_HELP,
     DATA,
     DATA_HELP,
-    EXAMPLES,
     MENDING,
     MERGING,
     OUTPUTS,
@@ -68,7 +67,7 @@ def repair(
     input_shape: InputShape = None,
     output: Output = None,
     loss: Loss = "auto",
-    examples: Examples = EXAMPLES,
+    examples: Examples = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:

@@ -50,7 +50,7 @@ class Repairing:
     output: Sequence[str] | None
     data: str
     loss: str
-    examples: int
+    examples: int | None
     weights: Sequence[float] | None
     seed: int
     device: str

@@ -17,7 +17,7 @@ from gpu_align._merge._recalibrate import (
     has_batch_norms,
     recalibrate,
 )
-from gpu_align._network import Examples, Traces, Walk, live_bytes
+from gpu_align._network import Batch, Examples, Traces, Walk, live_bytes
 from gpu_align._symmetry import StateDict
 
 METHODS: dict[str, Method] = {
@@ -28,6 +28,15 @@ METHODS: dict[str, Method] = {
     "refit-parents": Refit(through=False),
 }
 """How a merged network is set right, by the names of the command line."""
+
+FIT = 1500
+"""Examples that are fitted on by default."""
+
+_TIMES = 4
+"""Of networks whose values are few so many times as many examples are taken."""
+
+_CHEAP = 2**25
+"""Bytes of the values of one network on all examples up to which there may be more of these."""
 
 BATCH = 125
 """Most examples of a batch of a walk."""
@@ -53,6 +62,24 @@ class Calibration:
     examples: Examples
     progress: Callable[[int, int], None] | None = None
 
+    @property
+    def has_batch_norms(self) -> bool:
+        """Whether what is run has batch norms with running statistics."""
+        return has_batch_norms(self.traces.of(self._first(()))[0])
+
+    @property
+    def cheap_times(self) -> float:
+        """How many times `FIT` examples cost little: 1, and up to 4 where their values are few.
+
+        A small layer, of which an example has one place, is fitted on many rows only so.
+        """
+        return min(max(_CHEAP / self._bytes(()) / FIT, 1.0), _TIMES)
+
+    @property
+    def count(self) -> int:
+        """How many examples are fitted on by default."""
+        return round(FIT * self.cheap_times)
+
     def fitting(self, parents: int, methods: Sequence[Method]) -> "Calibration":
         """Return a calibration on no more examples than fit the memory.
 
@@ -60,13 +87,19 @@ class Calibration:
             parents: how many networks are merged.
             methods: what is done beside each other.
         """
-        first = next(self.traces.batches(self.examples, self._size(methods), equal=True))
-        each = live_bytes(self.traces.of(first)[0]) / len(first)
         networks = parents + len(methods)
-        room = free_bytes(self.traces.device) * _SHARE / max(each * networks, 1)
+        room = free_bytes(self.traces.device) * _SHARE / (self._bytes(methods) * networks)
         if room >= len(self.examples):
             return self
         return replace(self, examples=self.examples.take(max(int(room), 2)))
+
+    def _bytes(self, methods: Sequence[Method]) -> float:
+        """Return what the values of an example take in one network, at least a byte."""
+        first = self._first(methods)
+        return max(live_bytes(self.traces.of(first)[0]) / len(first), 1.0)
+
+    def _first(self, methods: Sequence[Method]) -> Batch:
+        return next(self.traces.batches(self.examples, self._size(methods), equal=True))
 
     def _size(self, methods: Sequence[Method]) -> int:
         """Return the most examples of a batch: a ridge needs several batches."""

@@ -7,7 +7,7 @@ from torch import nn
 
 from gpu_align._align import Model, Network, Settings, checked_spec, model_beside, state_of
 from gpu_align._merge._result import MergeResult
-from gpu_align._merge._task import FIT, Task, silent
+from gpu_align._merge._task import Task, silent
 from gpu_align._network import Data, Loss
 from gpu_align._problem import Metric
 from gpu_align._search import Search
@@ -28,7 +28,7 @@ def merge(
     metric: str | Metric = "l2",
     device: str | torch.device = "auto",
     seed: int = 0,
-    examples: int = FIT,
+    examples: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> MergeResult:
     """Merge networks of one architecture into one.
@@ -41,8 +41,9 @@ def merge(
     (PLeaS). "naive" averages without aligning, "average" and "slerp" align first.
 
     With data, "auto" tries the units as given, aligned by the weights, and by weights and
-    activations; then repairs and fits the best of these, and takes the mean of both fits; and
-    chooses by the loss on the part of the data that is held back. So it is no worse there than any
+    activations, each with norms measured anew, or repaired where there are none; then repairs and
+    fits the best of these, and takes the mean of both fits; and chooses by the loss on the part of
+    the data that is held back. So it is no worse there than any
     of what it tried. Without data it is "average": then a lower distance need not be a lower loss.
 
     Args:
@@ -56,7 +57,7 @@ def merge(
         search: for the permutations. Default: annealing, coordinate descent for wide networks.
         metric, device, seed: as for `align`.
         examples: how many examples are fitted on; they are held in memory with all values of
-            one op.
+            one op. Default: 1500, and up to 6000 for networks of few values.
         progress: called with a few words before each part of the work.
 
     Returns:

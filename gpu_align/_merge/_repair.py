@@ -13,7 +13,7 @@ from gpu_align._device import choose_engine
 from gpu_align._errors import InputError
 from gpu_align._merge._average import check_alike, shares_of
 from gpu_align._merge._calibration import METHODS, Calibration
-from gpu_align._merge._task import FIT, HELD
+from gpu_align._merge._task import HELD
 from gpu_align._network import Data, Loss, Score, Traces, evaluate_many
 from gpu_align._symmetry import Kept, StateDict
 
@@ -55,7 +55,7 @@ def repair(
     loss: str | Loss = "auto",
     device: str | torch.device = "auto",
     seed: int = 0,
-    examples: int = FIT,
+    examples: int | None = None,
 ) -> RepairResult:
     """Set a merged network right on data.
 
@@ -87,7 +87,8 @@ def repair(
     place = choose_engine(device).device
     way = [METHODS[method]]
     traces = Traces(model.network, model.outputs, place)
-    calibration = Calibration(traces, known.fit.take(examples)).fitting(len(parents), way)
+    count = Calibration(traces, known.fit).count if examples is None else examples
+    calibration = Calibration(traces, known.fit.take(count)).fitting(len(parents), way)
     [made] = calibration.mended([inside[0].state], [each.state for each in inside[1:]], shares, way)
     back = {own: name for own, name in model.names.items()}
     after = {back.get(n, n): t for n, t in inside[0].restore(made).items()}

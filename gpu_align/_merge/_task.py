@@ -11,7 +11,7 @@ from gpu_align._align import Model, Settings
 from gpu_align._checkpoint import Renamed, rename
 from gpu_align._errors import InputError
 from gpu_align._merge._average import average, check_alike, shares_of, slerp
-from gpu_align._merge._calibration import METHODS, Calibration
+from gpu_align._merge._calibration import FIT, METHODS, Calibration
 from gpu_align._merge._match import group_matches
 from gpu_align._merge._orders import EVIDENCE, Order, Orders
 from gpu_align._merge._result import MergeResult, Trial
@@ -24,8 +24,8 @@ PLAIN = ("naive", "average", "slerp")
 WAYS = ("auto", *PLAIN, *METHODS)
 ALPHAS = (0.3, 1.0)
 """How much activations count beside weights, as "auto" tries it."""
-FIT, HELD = 1500, 750
-"""Examples that are fitted on by default, and that choose."""
+HELD = 750
+"""Examples that choose; where they cost little more, see `Calibration.cheap_times`."""
 _FIRST = 750
 """Examples that the order of the units is chosen on."""
 
@@ -64,7 +64,7 @@ class Task:
     names: Sequence[str]
     weights: Sequence[float] | None
     loss: str | Loss
-    examples: int
+    examples: int | None
     tell: Callable[[str], None] = field(default=silent)
     store: StageStore | None = None
 
@@ -128,7 +128,19 @@ class Task:
     @cached_property
     def _held(self) -> Examples:
         assert self.data is not None
-        return self.data.held.take(HELD)
+        return self.data.held.take(round(HELD * self._calibration.cheap_times))
+
+    @cached_property
+    def _count(self) -> int:
+        """How many examples are fitted on."""
+        if self.examples is not None:
+            return self.examples
+        return FIT if self.data is None else self._calibration.count
+
+    @cached_property
+    def _calibration(self) -> Calibration:
+        """With the examples that the order of the units is chosen on."""
+        return Calibration(self._traces, self._fit(_FIRST))
 
     @cached_property
     def _traces(self) -> Traces:
@@ -175,7 +187,7 @@ class Task:
             else None
         )
         finish = "norms" if method in PLAIN else method
-        return self._set_right(order, [finish], self.examples, start)
+        return self._set_right(order, [finish], self._count, start)
 
     def _auto(self) -> list[Merged]:
         """Merge in several ways: first for the order of the units, then to set the mean right."""
@@ -184,11 +196,12 @@ class Task:
         orders = [self._orders.as_given(), self._orders.aligned(None)]
         if len(self.given) == 2:
             orders += map(self._orders.aligned, ALPHAS)
-        found = [one for order in orders for one in self._set_right(order, ["norms"], _FIRST)]
+        looks = ["norms"] if self._calibration.has_batch_norms else ["norms", "repair"]
+        found = [one for order in orders for one in self._set_right(order, looks, _FIRST)]
         best = min(found, key=_loss_of)
-        ways = ["repair", "refit", "refit-parents"]
-        better = self._set_right(best.order, ways, self.examples)
-        return [*found, *better, self._between(*better[1:])]
+        ways = [way for way in ("repair", "refit", "refit-parents") if way not in looks]
+        better = self._set_right(best.order, ways, self._count)
+        return [*found, *better, self._between(*better[-2:])]
 
     def _between(self, first: Merged, second: Merged) -> Merged:
         """Return the mean of two merged networks, whose units are in one order."""
@@ -203,7 +216,7 @@ class Task:
     def _identity(self, method: str) -> dict[str, str]:
         """Return all that the result depends on."""
         data = self.data
-        parts = [] if data is None else [self._fit(max(self.examples, EVIDENCE)), self._held]
+        parts = [] if data is None else [self._fit(max(self._count, EVIDENCE)), self._held]
         return identity_of(
             self.given,
             parts,
@@ -211,7 +224,7 @@ class Task:
                 "the method": method,
                 "the weights": self.shares,
                 "the loss": getattr(self.loss, "__qualname__", self.loss),
-                "the examples": self.examples,
+                "the examples": self._count,
                 "the search": self._orders.search,
                 "the metric": self.settings.metric.name,
                 "the device": self.settings.engine.device.type,
@@ -279,7 +292,7 @@ class Task:
         return total
 
     def _notes(self, chosen: Trial, trials: Sequence[Trial]) -> Iterator[str]:
-        most = 0 if self.data is None else min(self.examples, _FIRST, len(self.data.fit))
+        most = 0 if self.data is None else min(self._count, _FIRST, len(self.data.fit))
         least = min((one.fitted for one in trials if one.is_merged), default=most)
         if least < most:
             yield f"set right on as few as {least} examples: more do not fit the memory at once"
