@@ -33,10 +33,10 @@ FIT = 1500
 """Examples that are fitted on by default."""
 
 _TIMES = 4
-"""Of networks whose values are few so many times as many examples are taken."""
+"""By how much that number is raised at most, for networks whose values are few."""
 
 _CHEAP = 2**25
-"""Bytes of the values of one network on all examples up to which there may be more of these."""
+"""Bytes up to which it is raised, of the values of one network on all examples."""
 
 BATCH = 125
 """Most examples of a batch of a walk."""
@@ -71,7 +71,7 @@ class Calibration:
     def cheap_times(self) -> float:
         """How many times `FIT` examples cost little: 1, and up to 4 where their values are few.
 
-        A small layer, of which an example has one place, is fitted on many rows only so.
+        Layers of such networks see an example at one place, a convolution at hundreds of them.
         """
         return min(max(_CHEAP / self._bytes(()) / FIT, 1.0), _TIMES)
 
