@@ -193,10 +193,17 @@ def test_a_loss_that_is_not_finite_ends_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "count"), [(TrainingPlan(0), 3), (TrainingPlan(1, 0), 3), (TrainingPlan(1), 0)]
+    ("plan", "count", "said"),
+    [
+        (TrainingPlan(0), 3, "at least one epoch"),
+        (TrainingPlan(1, 0), 3, "one example in a step"),
+        (TrainingPlan(1), 0, "at least one example to train on"),
+        (TrainingPlan(1, rate=0.0), 3, "a learning rate above 0"),
+        (TrainingPlan(1, decay=-1.0), 3, "a weight decay from 0 on"),
+    ],
 )
-def test_nothing_to_do_is_refused(plan: TrainingPlan, count: int) -> None:
-    with pytest.raises(InputError, match="expected at least one epoch"):
+def test_a_training_that_cannot_be_is_refused(plan: TrainingPlan, count: int, said: str) -> None:
+    with pytest.raises(InputError, match=said):
         train(model_of(), lambda n: torch.zeros(()), count, plan)
 
 

@@ -15,7 +15,7 @@ from gpu_align._cli._outputs import check_file
 from gpu_align._cli._terminal import Display, console, facts, print_json, print_line, say
 from gpu_align._errors import InputError
 from gpu_align._interrupt import uninterrupted
-from gpu_align._network import Data, TaskLoss
+from gpu_align._network import Data, TaskLoss, loss_function
 from gpu_align._symmetry import PermutationSpec, StateDict, tensors_of
 from gpu_align.learn import (
     Aligner,
@@ -88,6 +88,10 @@ class AlignerRun:
             KeyboardInterrupt: Ctrl-C; the training is kept.
         """
         check_file(self.out, [".safetensors"], reads=[p for p in self.paths if p.is_file()])
+        plan.check()
+        loss_function(read_loss(self.loss))
+        if not 0 < self.held < 1:
+            raise InputError(f"--held: expected a share within 0 .. 1, got {self.held:g}")
         if self.resume and not self.kept.exists():
             raise InputError(
                 f"--resume: no training is kept in {self.kept}; leave it out to begin anew"

@@ -120,7 +120,7 @@ class Experiment:
         Raises:
             InputError: a folder cannot be used.
         """
-        self._prepare()
+        self._check_folders()
         with display(quiet=self.quiet) as screen, stdout_to_stderr():
             try:
                 found = study(self.zoo or self.out / "zoo", self._work(screen))
@@ -142,19 +142,17 @@ class Experiment:
     def _trainings(self) -> Path:
         return self.out / "trainings"
 
-    def _prepare(self) -> None:
+    def _check_folders(self) -> None:
+        from gpu_align._cli._outputs import check_folder
+
         kept = sorted(self._trainings.glob("*.pt"))
         if kept and not self.resume:
             raise InputError(
                 f"{self.out} keeps trainings of an experiment; add --resume to go on with them, or "
                 "name another folder by --out"
             )
-        try:
-            self._trainings.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot make the folder {self.out}: {error.strerror}; name another one by --out"
-            ) from error
+        for folder in (self.out, self.zoo or self.out):
+            check_folder(folder)
 
     def _work(self, screen: Display) -> "Work":
         from gpu_align._device import choose_engine

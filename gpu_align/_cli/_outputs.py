@@ -59,6 +59,24 @@ def _check_overwrites_none(path: Path, reads: Iterable[Path]) -> None:
             )
 
 
+def check_folder(path: Path) -> None:
+    """Check that a folder can be written to, or made with those around it; nothing is made yet.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        nearest = next(each for each in (path, *path.parents) if each.exists())
+    except OSError as error:  # a name that is too long
+        raise InputError(f"cannot make {path}: {error.strerror}; choose another folder") from error
+    if not nearest.is_dir():
+        raise InputError(f"cannot make {path}: {nearest} is a file; choose another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(
+            f"cannot write to {path}: the folder {nearest} is not writable; choose another one"
+        )
+
+
 def check_unchanged(digests: Mapping[Path, str]) -> None:
     """Check that files still hold what they did, before they are replaced.
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from gpu_align._align import Model, Settings, state_of
 from gpu_align._cli._model import load_model, read_spec
+from gpu_align._cli._outputs import check_file
 from gpu_align._cli._searches import make_search
 from gpu_align._cli._terminal import (
     Display,
@@ -87,6 +88,8 @@ class Aligning:
             InputError: something cannot be used; GpuAlignError: the output cannot be written.
             KeyboardInterrupt: Ctrl-C; what is done is kept for --resume.
         """
+        if self.report is not None:
+            check_file(self.report, [".html", ".htm"], reads=[])
         search = make_search(self.search, None, None)
         checked = Settings.of(search, self.metric, self.device, self.seed, None, None)
         settings = ZooSettings(

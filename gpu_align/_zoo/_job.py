@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_align._assignment import at_most_threads
-from gpu_align._errors import InputError
+from gpu_align._errors import GpuAlignError, InputError
 from gpu_align._process import torch_threads
 from gpu_align._symmetry import PermutationSpec, StateDict
 from gpu_align._zoo._assemble import assemble, copy_beside
@@ -142,11 +142,11 @@ class Job:
 
     def _made(self) -> Plan:
         """Look at the source, make targets and write the plan."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        model = None if self.make_model is None else self.make_model()
         found = self._found()
+        self.out.mkdir(parents=True, exist_ok=True)
         scanned = self._scanned(found.pieces)
         kinds, failures = kinds_of(scanned)
-        model = None if self.make_model is None else self.make_model()
         targets = () if isinstance(self.targets, str) else self.targets
         known = Known(targets, self.specs, model)
         families: dict[str, dict[str, Any]] = {}
@@ -190,9 +190,15 @@ class Job:
         return plan
 
     def _found(self) -> Found:
-        if is_iterable_of_networks(self.source):
-            return spool(self.source, self.out / _WORK / "source")
-        return find_pieces(self.source, self.out / _WORK / "source", runs=self.settings.runs)
+        """Look for the pieces; no folder is left where there are none."""
+        work, is_new = self.out / _WORK, not self.out.exists()
+        try:
+            if is_iterable_of_networks(self.source):
+                return spool(self.source, work / "source")
+            return find_pieces(self.source, work / "source", runs=self.settings.runs)
+        except GpuAlignError:
+            shutil.rmtree(self.out if is_new else work, ignore_errors=True)
+            raise
 
     def _scanned(self, pieces: Sequence[Piece]) -> list[Scanned]:
         """Look at all pieces, in order; several processes share many."""

@@ -85,14 +85,11 @@ def classify(
     classification, work = classification or Classification(), work or Work()
     work.progress("reading the data", 0, None)
     images = Data.of(data, seed=seed, held=0.15)
-    found = make_split_zoo(
-        *(zoo, _sources(images, classification, seed)),
-        device=work.device,
-        progress=work.progress,
-    )
-    classes = int(found.facts["label"].max()) + 1
+    sources = _sources(images, classification, seed)
+    classes = 1 + max(int(source.labels.max()) for source in sources.values())
     if classes < 2:
         raise InputError("expected images of at least two classes, got one")
+    found = make_split_zoo(zoo, sources, device=work.device, progress=work.progress)
     task = Task(
         found.facts["label"].to(work.device),
         found.parts,

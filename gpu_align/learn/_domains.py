@@ -20,7 +20,8 @@ def shifted(images: Tensor, shift: str, amount: float | None, seed: int) -> Tens
         seed: of what is drawn.
 
     Raises:
-        InputError: there is no such shift, or they are no images.
+        InputError: there is no such shift, its amount is below 0 or not finite, or they are no
+            images.
     """
     if shift not in SHIFTS:
         raise InputError(f"expected a shift among {', '.join(SHIFTS)}, got {shift!r}")
@@ -30,8 +31,11 @@ def shifted(images: Tensor, shift: str, amount: float | None, seed: int) -> Tens
             f"{list(images.shape)}"
         )
     make, usual = SHIFTS[shift]
+    amount = usual if amount is None else amount
+    if not math.isfinite(amount) or (amount < 0 and make is not _rotate):
+        raise InputError(f"expected an amount of {shift} from 0 on, got {amount:g}")
     whole = images if images.ndim == 4 else images[:, None]
-    return make(whole, usual if amount is None else amount, seed).reshape(images.shape)
+    return make(whole, amount, seed).reshape(images.shape)
 
 
 def _rotate(images: Tensor, degrees: float, seed: int) -> Tensor:
@@ -45,6 +49,8 @@ def _rotate(images: Tensor, degrees: float, seed: int) -> Tensor:
 
 def _blur(images: Tensor, pixels: float, seed: int) -> Tensor:
     """Blur images by a Gaussian of this standard deviation."""
+    if pixels == 0:
+        return images
     reach = max(1, math.ceil(3 * pixels))
     places = torch.arange(-reach, reach + 1, device="cpu").to(images)
     row = torch.exp(-0.5 * (places / pixels) ** 2)

@@ -1,5 +1,6 @@
 """Recipes of zoos: what small networks are trained on, and how."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -74,13 +75,16 @@ class SirenRecipe:
             labels: int64 [m].
 
         Raises:
-            InputError: the data are not of these shapes, or there are no views.
+            InputError: the data are not of these shapes, there are no views, or the frequency is
+                not above 0.
         """
         if examples.ndim != 3 or labels.shape != examples.shape[:1] or self.views < 1:
             raise InputError(
                 "expected images [m, height, width], labels [m] and at least one view, got "
                 f"{list(examples.shape)}, {list(labels.shape)} and {self.views}"
             )
+        if not 0 < self.w0 < math.inf:
+            raise InputError(f"expected a frequency w0 above 0, got {self.w0:g}")
         return self.views * len(examples)
 
     def train(

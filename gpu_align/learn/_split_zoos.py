@@ -67,6 +67,8 @@ def make_split_zoo(
     Raises:
         InputError: the examples do not fit; CheckpointError: a folder holds another zoo.
     """
+    for source in sources.values():  # all before the first one is made
+        source.recipe.count(source.examples, source.labels)
     zoos = []
     for part, source in sources.items():
         text = f"training the networks of the part {part!r}"
@@ -130,6 +132,8 @@ def classes_of(examples: Examples) -> tuple[Tensor, Tensor]:
         raise InputError(f"expected inputs of floating point, got {lot.inputs.dtype}")
     if lot.targets is None or lot.targets.is_floating_point() or lot.targets.ndim != 1:
         raise InputError("expected a class for each example; give integer targets [m]")
+    if len(lot.targets) and int(lot.targets.min()) < 0:
+        raise InputError(f"expected classes numbered from 0, got {int(lot.targets.min())}")
     return lot.inputs.float(), lot.targets.long()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gpu_align._errors import CheckpointError
 from gpu_align.learn._cells import Features
 from gpu_align.learn._readers import Make
 from gpu_align.learn._space import WeightSpace
@@ -98,9 +99,19 @@ class Work:
     progress: Callable[[str, int, int | None], None] = _nothing
 
     def file(self, name: str) -> TrainingFile | None:
-        """Return where a training of this name is kept."""
+        """Return where a training of this name is kept.
+
+        Raises:
+            CheckpointError: the folder cannot be made.
+        """
         if self.folder is None:
             return None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as failure:
+            raise CheckpointError(
+                f"cannot make the folder {str(self.folder)!r}: {failure}"
+            ) from failure
         plain = "".join(c if c.isalnum() else "_" for c in name)
         return TrainingFile(self.folder / f"{plain}.pt", resume=self.resume)
 

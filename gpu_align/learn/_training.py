@@ -39,6 +39,23 @@ class TrainingPlan:
     clip: float | None = None
     patience: int | None = None
 
+    def check(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: one of them is out of its range.
+        """
+        if min(self.epochs, self.batch) < 1:
+            raise InputError(
+                "expected at least one epoch and one example in a step, got "
+                f"epochs={self.epochs}, batch={self.batch}"
+            )
+        if not 0 < self.rate < math.inf or not 0 <= self.decay < math.inf:
+            raise InputError(
+                "expected a learning rate above 0 and a weight decay from 0 on, got "
+                f"rate={self.rate:g}, decay={self.decay:g}"
+            )
+
     def rate_at(self, step: int, steps: int) -> float:
         """Return the learning rate of a step, from 0, of so many."""
         rising = max(1, round(self.warm_up * steps))
@@ -254,10 +271,8 @@ def _on_cuda(model: nn.Module) -> bool:
 
 
 def _check(model: nn.Module, count: int, plan: TrainingPlan) -> None:
-    if min(plan.epochs, plan.batch, count) < 1:
-        raise InputError(
-            "expected at least one epoch, one example in a step and one example, got "
-            f"epochs={plan.epochs}, batch={plan.batch} and {count} examples"
-        )
+    plan.check()
+    if count < 1:
+        raise InputError("expected at least one example to train on, got none")
     if not any(weight.requires_grad for weight in model.parameters()):
         raise InputError("expected a model with weights to train, got one without")
