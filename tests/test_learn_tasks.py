@@ -1,6 +1,7 @@
 """The tasks of learning on weights: their parts by definition, their commands from end to end."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from typer.testing import CliRunner, Result
 
-from gpu_align import InputError
+from gpu_align import InputError, chain_spec
 from gpu_align._cli._main import app
 from gpu_align._network import Data, Examples
-from gpu_align.learn import SineRecipe, Sines, TrainingPlan, VariedRecipe, Work, make_zoo
-from gpu_align.learn._adapt import linear_change
+from gpu_align.learn import (
+    SineRecipe,
+    Sines,
+    TrainingPlan,
+    VariedRecipe,
+    WeightSpace,
+    Work,
+    make_zoo,
+)
+from gpu_align.learn._adapt import linear_change, message_change
 from gpu_align.learn._domains import shifted
 from gpu_align.learn._embed import contrast, sine_forms
 from gpu_align.learn._forms import between_classes
@@ -202,14 +211,12 @@ def test_a_setting_is_chosen_by_held_back_networks_only() -> None:
     torch.testing.assert_close(result.outputs, torch.ones(2, 1))
 
 
-def test_a_change_commutes_with_the_symmetries() -> None:
-    from gpu_align import chain_spec
-    from gpu_align.learn import WeightSpace
-
+@pytest.mark.parametrize("make", [linear_change, message_change])
+def test_a_change_commutes_with_the_symmetries(make: Callable[[WeightSpace], nn.Module]) -> None:
     space = WeightSpace(chain_spec(perceptron([3, 4, 4, 2]).state_dict()))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        change = linear_change(space).double()
+        change = make(space).double()
         features = space.from_state_dicts([perceptron([3, 4, 4, 2]).state_dict() for _ in "ab"])
     features = tuple(x.double() for x in features)
     elements = space.random_elements(2, seed=0)

@@ -1,5 +1,6 @@
 """What the commands of `learn` share: their options, their folder, what they print."""
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,8 +202,10 @@ def _print(study: "Study", title: str) -> None:
 
 
 def _table(study: "Study") -> Table:
-    numbers = [*study.measures, "parameters", "CPU s"]
+    measures = [textwrap.fill(name, 14) for name in study.measures]
+    numbers = [*measures, "parameters", "CPU s"]
     table = columns("model: what it reads", *numbers, numbers=numbers)
+    table.columns[0].min_width = 16  # else numbers leave it no room on a narrow terminal
     for row in study.rows:
         cells = [_cell(row, name, unit) for name, unit in study.measures.items()]
         parameters = f"{row.parameters:,}" if row.parameters else ""

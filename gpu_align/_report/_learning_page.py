@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.style
@@ -10,9 +11,27 @@ from gpu_align._checkpoint import atomic_write
 from gpu_align._report._figures import STYLE
 from gpu_align._report._format import number, percent, plural
 from gpu_align._report._learning_figures import bars, scatter
-from gpu_align._report._pictures import Picture, png, svg
+from gpu_align._report._pictures import png, svg
 from gpu_align._report._tables import Table
 from gpu_align._report._template import template
+
+_SMALL = 5e-4
+"""Below it three decimals say nothing."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A figure of the page in one or more parts, side by side where there is room.
+
+    Attributes:
+        title: heading.
+        parts: data URI of each, and what it shows for those who do not see it.
+        caption: what one sees, and what is good.
+    """
+
+    title: str
+    parts: tuple[tuple[str, str], ...]
+    caption: str
 
 
 def render_learning(document: Mapping[str, Any], title: str) -> str:
@@ -51,24 +70,30 @@ def write_learning(document: Mapping[str, Any], path: str | os.PathLike[str], ti
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _pictures(document: Mapping[str, Any]) -> Iterator[Picture]:
+def _pictures(document: Mapping[str, Any]) -> Iterator[Pictures]:
     (measure, unit), *_ = document["measures"].items()
     rows = document["rows"]
     apart = " Pale: may do more than read weights." if any(r["listed_apart"] for r in rows) else ""
-    yield Picture(
-        title=f"Model by model: {measure}",
-        source=svg(bars(rows, measure, unit)),
-        alt="; ".join(f"{_name(row)}: {_written(row['mean'][measure], unit)}" for row in rows),
-        caption="On networks of examples that no training has seen, with the standard deviation "
-        f"over {plural(len(rows[0]['runs']), 'seed')} where there are several.{apart}",
+    values = "; ".join(f"{_name(row)}: {_written(row['mean'][measure], unit)}" for row in rows)
+    most = max(len(row["runs"]) for row in rows)
+    yield Pictures(
+        f"Model by model: {measure}",
+        ((svg(bars(rows, measure, unit)), values),),
+        "On networks of examples that no training has seen, with the standard deviation "
+        f"over {plural(most, 'seed')} where there are several.{apart}",
     )
     for plot in document["plots"]:
-        yield Picture(
-            title=plot["title"],
-            source=png(scatter(plot["panels"])),
-            alt=f"{plot['title']}: {', '.join(panel['title'] for panel in plot['panels'])}",
-            caption=plot["caption"],
-        )
+        parts = tuple((png(scatter(panel)), _shown(panel)) for panel in plot["panels"])
+        yield Pictures(plot["title"], parts, plot["caption"])
+
+
+def _shown(panel: Mapping[str, Any]) -> str:
+    """Say what a panel shows."""
+    count = plural(len(panel["x"]), "network")
+    across, up = panel["labels"]
+    axes = f": {up} over {across}" if up else ""
+    color = f", coloured by {panel['color_label']}" if panel["color"] is not None else ""
+    return f"{panel['title']}, {count}{axes}{color}"
 
 
 def _table(document: Mapping[str, Any], best: Mapping[str, Any]) -> Table:
@@ -79,7 +104,7 @@ def _table(document: Mapping[str, Any], best: Mapping[str, Any]) -> Table:
     for name, unit in measures.items():
         columns[name] = [_with_spread(row, name, unit) for row in rows]
     columns["parameters"] = [f"{row['parameters']:,}" if row["parameters"] else "" for row in rows]
-    columns["CPU s"] = [number(row["seconds"], 3) if row["seconds"] else "" for row in rows]
+    columns["CPU\u00a0s"] = [number(row["seconds"], 3) if row["seconds"] else "" for row in rows]
     return Table(
         title="Model by model",
         note="± standard deviation over the seeds. CPU s: of one training. Settings and epochs are "
@@ -107,11 +132,13 @@ def _with_spread(row: Mapping[str, Any], name: str, unit: str) -> str:
     text = _written(row["mean"][name], unit)
     if spread is None:
         return text
-    return f"{text} ± {100 * spread:.1f}" if unit == "%" else f"{text} ± {number(spread, 2)}"
+    return f"{text} ± {100 * spread:.1f}" if unit == "%" else f"{text} ± {_written(spread, unit)}"
 
 
 def _written(value: float, unit: str) -> str:
-    return percent(value) if unit == "%" else number(value, 3)
+    if unit == "%":
+        return percent(value)
+    return number(value, 2) if 0 < abs(value) < _SMALL else f"{value:.3f}".replace("-", "−")
 
 
 def _settings(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:

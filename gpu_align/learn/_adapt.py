@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,11 @@ from gpu_align._network import Data, Examples
 from gpu_align._symmetry import chain_spec
 from gpu_align.learn._cells import Features
 from gpu_align.learn._domains import shifted
+from gpu_align.learn._entries import MessageEntries
 from gpu_align.learn._forms import Frames
 from gpu_align.learn._layers import ResidualBlock
 from gpu_align.learn._linear import EquivariantLinear
+from gpu_align.learn._messages import MessagePassing
 from gpu_align.learn._nets import perceptron
 from gpu_align.learn._readers import Make, in_a_row
 from gpu_align.learn._recipes import ClassifierRecipe
@@ -28,13 +31,17 @@ from gpu_align.learn._split_zoos import (
     required_test,
 )
 from gpu_align.learn._study import Row, Run, Study
-from gpu_align.learn._supervised import Work, fresh, run_of, trained_numbers
+from gpu_align.learn._supervised import AUGMENTED, Work, fresh, run_of, trained_numbers
 from gpu_align.learn._training import TrainingPlan, train
+from gpu_align.learn._zoos import make_zoo
 
 _IMAGES = 64
 """Images on which a changed classifier is judged in a step."""
 
-_ACCURACY, _BEFORE = "accuracy", "on images as they were"
+_ON_SHIFTED = 20
+"""Networks trained on shifted images, to compare with."""
+
+_ACCURACY, _BEFORE, _KEPT = "accuracy", "on images as they were", "variance kept"
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,12 @@ class FlatChange(nn.Module):
         return tuple(x.unflatten(1, s) for x, s in zip(parts, self.shapes, strict=True))
 
 
+def message_change(space: WeightSpace, channels: int = 32) -> nn.Module:
+    """Return message passing along the weights, and what it says of each: features -> features."""
+    network = MessagePassing(space, channels)
+    return nn.Sequential(network, MessageEntries(network))
+
+
 def linear_change(space: WeightSpace, channels: int = 4) -> nn.Module:
     """Return residual blocks of all equivariant linear maps: features -> features."""
     return nn.Sequential(
@@ -140,6 +153,14 @@ class _Task:
     def accuracy(self, features: Features, x: Tensor, labels: Tensor) -> float:
         """Return the mean accuracy of classifiers."""
         return float((self.outputs(features, x).argmax(-1) == labels).double().mean())
+
+    def test(self, features: Features) -> dict[str, float]:
+        """Return the measures of classifiers on test images, shifted and as they were."""
+        images = self.images["test"]
+        return {
+            _ACCURACY: self.accuracy(features, images.shifted, images.labels),
+            _BEFORE: self.accuracy(features, images.plain, images.labels),
+        }
 
 
 def adapt(
@@ -191,14 +212,23 @@ def adapt(
     widths = [weights[0].shape[2], *(weight.shape[1] for weight in weights)]
     spec = chain_spec({name: tensor[0] for name, tensor in found.states.items()})
     task = _Task(found, WeightSpace(spec), perceptron(widths).to(work.device), images)
+    rows = (*_unchanged(task, adaptation, work, Path(zoo)), *_changed(task, adaptation, work))
+    kept = {
+        f"variance between classifiers, after / before: {row.model}, {row.form}": row.mean(_KEPT)
+        for row in rows
+        if _KEPT in row.runs[0].values
+    }
     return Study(
         "adapt",
         {_ACCURACY: "%", _BEFORE: "%"},
-        _rows(task, adaptation, work),
-        settings={**asdict(adaptation), "seed": seed},
-        notes=(
+        rows,
+        kept,
+        {**asdict(adaptation), "seed": seed},
+        (
             f"Images are shifted by: {adaptation.shift}. A test classifier is changed from its "
             "weights alone and then run on shifted test images; no model has seen either.",
+            "Where hardly any variance is left, a model puts one network in the place of all, "
+            "which needs nothing of them. Models that commute with the symmetries cannot.",
         ),
     )
 
@@ -225,80 +255,118 @@ def _sources(images: _Images, adaptation: Adaptation, seed: int) -> dict[str, So
     }
 
 
-def _rows(task: _Task, adaptation: Adaptation, work: Work) -> tuple[Row, ...]:
+@dataclass(frozen=True)
+class _Way:
+    """A model, the form of weights that it gets, and how it is trained.
+
+    Attributes:
+        model, form: their names.
+        features: of all classifiers.
+        make: makes what finds the change.
+        epochs: of the training.
+        reordered: whether each network gets other orders of its units in every step.
+    """
+
+    model: str
+    form: str
+    features: Features
+    make: Make
+    epochs: int
+    reordered: bool = False
+
+
+def _unchanged(task: _Task, adaptation: Adaptation, work: Work, folder: Path) -> tuple[Row, ...]:
+    """Return what classifiers reach without a change, and those that saw shifted images."""
+    raw = task.space.from_state_dicts(task.zoo.states)
+    plain = tuple(x[task.zoo.parts.test].to(work.device) for x in raw)
+    seen = task.images["train"]
+    count = min(adaptation.test, _ON_SHIFTED)
+    recipe = ClassifierRecipe(count, adaptation.hidden, seed=3 * SEEDS_APART)
+    work.progress("training networks on shifted images", 0, None)
+    others = make_zoo(folder / "shifted", recipe, seen.shifted, seen.labels, device=work.device)
+    made = tuple(x.to(work.device) for x in task.space.from_state_dicts(others.states))
+
+    def row(name: str, features: Features, *, apart: bool) -> Row:
+        return Row(name, "", (Run(work.seeds[0], task.test(features)),), listed_apart=apart)
+
+    return (
+        row("no adaptation", plain, apart=False),
+        row("classifiers trained on shifted images", made, apart=True),
+    )
+
+
+def _changed(task: _Task, adaptation: Adaptation, work: Work) -> list[Row]:
+    """Train the models, and return what they come to."""
     space, zoo = task.space, task.zoo
     frames = Frames(zoo.states, len(zoo.parts.train), work.device, work.progress)
     raw = tuple(x.to(work.device) for x in space.from_state_dicts(zoo.states))
     centred = frames.to_barycentre(space.spec, "aligning to the barycentre")
     centred = tuple(x.to(work.device) for x in centred)
-    test = task.images["test"]
-    chosen = tuple(x[zoo.parts.test] for x in raw)
-    nothing = {
-        _ACCURACY: task.accuracy(chosen, test.shifted, test.labels),
-        _BEFORE: task.accuracy(chosen, test.plain, test.labels),
-    }
-    ways: list[tuple[str, str, Features, Make, int]] = [
-        ("MLP", "raw weights", raw, lambda: FlatChange(raw), 60),
-        ("MLP", "aligned to the barycentre", centred, lambda: FlatChange(raw), 60),
-        ("EquivariantLinear", "raw weights", raw, lambda: linear_change(space), 30),
-    ]
-    trained = (
-        _row(task, model, form, features, make, max(1, round(adaptation.effort * epochs)), work)
-        for model, form, features, make, epochs in ways
+
+    def way(model: str, form: str, make: Make, epochs: int, *, reordered: bool = False) -> _Way:
+        features = centred if form == "aligned to the barycentre" else raw
+        number = max(1, round(adaptation.effort * epochs))
+        return _Way(model, form, features, make, number, reordered)
+
+    ways = (
+        way("MLP", "raw weights", lambda: FlatChange(raw), 60),
+        way("MLP", AUGMENTED, lambda: FlatChange(raw), 60, reordered=True),
+        way("MLP", "aligned to the barycentre", lambda: FlatChange(raw), 60),
+        way("EquivariantLinear", "raw weights", lambda: linear_change(space), 30),
+        way("MessagePassing", "raw weights", lambda: message_change(space), 40),
     )
-    return (Row("no adaptation", "", (Run(work.seeds[0], nothing),)), *trained)
+    return [_row(task, way, work) for way in ways]
 
 
-def _row(
-    task: _Task, model: str, form: str, features: Features, make: Make, epochs: int, work: Work
-) -> Row:
+def _row(task: _Task, way: _Way, work: Work) -> Row:
     runs, numbers = [], 0
     for seed in work.seeds:
-        adapter = fresh(lambda: Adapter(make()), seed, work.device)
-        runs.append(_trained(task, adapter, features, f"{model}, {form}", epochs, seed, work))
+        adapter = fresh(lambda: Adapter(way.make()), seed, work.device)
+        runs.append(_trained(task, way, adapter, seed, work))
         numbers = trained_numbers(adapter)
-    return Row(model, form, tuple(runs), numbers)
+    return Row(way.model, way.form, tuple(runs), numbers)
 
 
-def _trained(
-    task: _Task,
-    adapter: nn.Module,
-    features: Features,
-    name: str,
-    epochs: int,
-    seed: int,
-    work: Work,
-) -> Run:
+def _trained(task: _Task, way: _Way, adapter: nn.Module, seed: int, work: Work) -> Run:
     """Train from a seed; return what it comes to."""
     space, parts = task.space, task.zoo.parts
-    known = space.statistics(tuple(x[parts.train] for x in features))
-    scaled = space.standardise(features, known)
+    known = space.statistics(tuple(x[parts.train] for x in way.features))
+    scaled = space.standardise(way.features, known)
 
-    def changed(numbers: Tensor) -> Features:
-        numbers = numbers.to(scaled[0].device)
-        return space.unstandardise(adapter(tuple(x[numbers] for x in scaled)), known)
+    def some(numbers: Tensor) -> Features:
+        return tuple(x[numbers.to(x.device)] for x in scaled)
 
     def loss(numbers: Tensor) -> Tensor:
         x, labels = task.images["train"].some()
-        outputs = task.outputs(changed(parts.train[numbers]), x)
+        chosen = some(parts.train[numbers])
+        if way.reordered:
+            chosen = space.act(space.random_elements(len(numbers)), chosen)
+        outputs = task.outputs(space.unstandardise(adapter(chosen), known), x)
         return F.cross_entropy(outputs.flatten(0, 1), labels.repeat(len(outputs)))
 
-    def accuracy(part: Tensor, images: Tensor, labels: Tensor) -> float:
+    def changed(part: Tensor) -> Features:
         with torch.no_grad():
-            return task.accuracy(changed(part), images, labels)
+            return space.unstandardise(adapter(some(part)), known)
 
-    held, test = task.images["held"], task.images["test"]
+    def held() -> float:
+        images = task.images["held"]
+        return task.accuracy(changed(parts.held), images.shifted, images.labels)
+
+    name = f"{way.model}, {way.form}, seed {seed}"
     training = train(
         *(adapter, loss, len(parts.train)),
-        TrainingPlan(epochs, batch=16, rate=3e-3, clip=1.0),
-        held=lambda: accuracy(parts.held, held.shifted, held.labels),
+        TrainingPlan(way.epochs, batch=16, rate=3e-3, clip=1.0),
+        held=held,
         seed=seed,
-        file=work.file(f"{name}, seed {seed}"),
+        file=work.file(name),
         settings={"networks": task.zoo.digest},
-        progress=work.show(f"{name}, seed {seed}", epochs),
+        progress=work.show(name, way.epochs),
     )
-    values = {
-        _ACCURACY: accuracy(parts.test, test.shifted, test.labels),
-        _BEFORE: accuracy(parts.test, test.plain, test.labels),
-    }
-    return run_of(training, seed, values)
+    before, after = tuple(x[parts.test] for x in way.features), changed(parts.test)
+    kept = _variance(after) / _variance(before) if len(parts.test) > 1 else 1.0
+    return run_of(training, seed, {**task.test(after), _KEPT: kept})
+
+
+def _variance(features: Features) -> float:
+    """Return the squared distance of networks from their mean, on average."""
+    return float(in_a_row(features).double().var(0, correction=0).sum())

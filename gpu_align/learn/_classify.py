@@ -26,11 +26,11 @@ from gpu_align.learn._split_zoos import (
     taken,
 )
 from gpu_align.learn._study import Row, Study
-from gpu_align.learn._supervised import Setting, Task, Way, Work, measured
+from gpu_align.learn._supervised import AUGMENTED, Setting, Task, Way, Work, measured
 from gpu_align.learn._training import TrainingPlan
 
-RAW, AUGMENTED = "raw weights", "raw, reordered anew in each step"
-PERMUTED, SIGNED = "aligned by permutation", "aligned by permutation and sign"
+RAW, PERMUTED = "raw weights", "aligned by permutation"
+SIGNED = "aligned by permutation and sign"
 CENTRED = "aligned to the barycentre"
 PROBED = "values at points of its choice"
 

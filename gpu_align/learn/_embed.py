@@ -15,7 +15,14 @@ from gpu_align.learn._sines import Sines, r_squared
 from gpu_align.learn._space import WeightSpace
 from gpu_align.learn._split_zoos import SplitZoo, make_split_zoo
 from gpu_align.learn._study import Panel, Plot, Row, Run, Study, rounded
-from gpu_align.learn._supervised import Work, fresh, read, run_of, trained_numbers
+from gpu_align.learn._supervised import (
+    AUGMENTED,
+    Work,
+    fresh,
+    read,
+    run_of,
+    trained_numbers,
+)
 from gpu_align.learn._training import TrainingPlan, train
 
 WIDTH = 16
@@ -46,7 +53,10 @@ class Embedder(nn.Module):
 
 @dataclass(frozen=True)
 class _Way:
-    """A model, the form of weights that it gets, how it is trained, and whether it is pictured."""
+    """A model, the form of weights that it gets, how it is trained, and whether it is pictured.
+
+    Symmetries are drawn anew for every network in every step of the training.
+    """
 
     model: str
     form: str
@@ -54,6 +64,7 @@ class _Way:
     make: Make
     epochs: int
     pictured: bool = False
+    symmetries: WeightSpace | None = None
 
 
 def embed(
@@ -105,9 +116,8 @@ def embed(
         (
             Plot(
                 "Embeddings of test networks",
-                "The two main directions of each embedding, coloured by the frequency b (left) and "
-                "the amplitude a (right), which no training has seen. Good are colours that change "
-                "smoothly.",
+                "The two main directions of each embedding, coloured by the frequency b and by the "
+                "amplitude a, which no training has seen. Good are colours that change smoothly.",
                 tuple(plots),
             ),
         ),
@@ -147,19 +157,22 @@ def _trained(way: _Way, task: _Task, work: Work, seed: int) -> tuple[Run, Tensor
     parts = task.zoo.parts
     held = parts.held.reshape(task.views, -1)[:2].to(work.device)
 
-    def directions(numbers: Tensor) -> Tensor:
-        return model.directions(tuple(x[numbers] for x in way.features))
+    def some(numbers: Tensor) -> Features:
+        return tuple(x[numbers] for x in way.features)
 
     def loss(numbers: Tensor) -> Tensor:
         views = task.views_of(numbers)
         columns = torch.randperm(task.views, device="cpu")[:2]
-        return contrast(directions(views[:, columns].T.flatten().to(work.device)))
+        chosen = some(views[:, columns].T.flatten().to(work.device))
+        if (space := way.symmetries) is not None:
+            chosen = space.act(space.random_elements(len(chosen[0])), chosen)
+        return contrast(model.directions(chosen))
 
     name = f"{way.model}, {way.form}, seed {seed}"
     training = train(
         *(model, loss, len(parts.train) // task.views),
         TrainingPlan(way.epochs, batch=128, rate=3e-3),
-        held=lambda: -float(contrast(directions(held.flatten()))),
+        held=lambda: -float(contrast(model.directions(some(held.flatten())))),
         seed=seed,
         file=work.file(name),
         settings={"networks": task.zoo.digest},
@@ -215,6 +228,10 @@ def _ways(zoo: SplitZoo, sines: Sines, work: Work) -> list[_Way]:
 
     return [
         _Way("MLP", "raw weights", forms.each["raw"], perceptron, epochs(60), pictured=True),
+        _Way(
+            *("MLP", AUGMENTED, forms.each["raw"], perceptron, epochs(60)),
+            symmetries=forms.signs,
+        ),
         _Way("MLP", "aligned to one network", forms.each["one"], perceptron, epochs(60)),
         _Way(
             *("MLP", "aligned to the barycentre", forms.each["barycentre"], perceptron),

@@ -13,13 +13,7 @@ from gpu_align._network import Data
 from gpu_align._symmetry import chain_spec
 from gpu_align.learn._cells import Features
 from gpu_align.learn._forms import Frames, standardised, standardised_each
-from gpu_align.learn._readers import (
-    FlatPerceptron,
-    Make,
-    in_a_row,
-    linear_reader,
-    message_reader,
-)
+from gpu_align.learn._readers import Make, in_a_row, linear_reader, message_reader
 from gpu_align.learn._sines import r_squared
 from gpu_align.learn._space import WeightSpace
 from gpu_align.learn._split_zoos import (
@@ -31,7 +25,16 @@ from gpu_align.learn._split_zoos import (
     required_test,
 )
 from gpu_align.learn._study import Panel, Plot, Study, rounded
-from gpu_align.learn._supervised import Measured, Setting, Task, Way, Work, measured
+from gpu_align.learn._supervised import (
+    AUGMENTED,
+    Measured,
+    Setting,
+    Task,
+    Way,
+    Work,
+    measured,
+    perceptrons,
+)
 from gpu_align.learn._training import TrainingPlan
 from gpu_align.learn._varied import VariedRecipe
 
@@ -164,14 +167,19 @@ def _ways(zoo: SplitZoo, prediction: Prediction, work: Work) -> list[Way]:
         plan = TrainingPlan(max(1, round(prediction.effort * epochs)), rate=3e-3)
         return Way(model, form, features, (Setting("", make, plan),))
 
-    def perceptron(features: Features) -> Make:
-        inputs = in_a_row(features).shape[1]
-        return lambda: FlatPerceptron(inputs, 1, hidden=128, dropout=0.2)
+    def perceptron(
+        form: str, features: Features, epochs: int = 30, symmetries: WeightSpace | None = None
+    ) -> Way:
+        count = max(1, round(prediction.effort * epochs))
+        tried = perceptrons(in_a_row(features).shape[1], 1, count)
+        return Way("MLP", form, features, tried, symmetries)
 
+    each = standardised_each(raw, known)
     return [
-        way("MLP", "raw weights", standardised_each(raw, known), perceptron(raw), 30),
-        way("MLP", "aligned to the barycentre", centred, perceptron(raw), 30),
-        way("MLP", "statistics of each tensor", numbers, perceptron(numbers), 60),
+        perceptron("raw weights", each),
+        perceptron(AUGMENTED, each, symmetries=space),
+        perceptron("aligned to the barycentre", centred),
+        perceptron("statistics of each tensor", numbers, 60),
         way(
             *("EquivariantLinear", "raw weights", by_tensor),
             *(lambda: linear_reader(space, 1, 8, 1, _RANK), 15),
@@ -187,9 +195,9 @@ def _plot(results: Sequence[Measured], right: Tensor) -> Plot:
     panels = [
         Panel(
             f"{result.row.model}, {result.row.form}",
-            rounded(right[:, 0]),
-            rounded(result.outputs.sigmoid()[:, 0]),
-            labels=("accuracy on new examples", "as told from the weights"),
+            rounded(100 * right[:, 0]),
+            rounded(100 * result.outputs.sigmoid()[:, 0]),
+            labels=("accuracy on new examples, %", "as told from the weights, %"),
             diagonal=True,
         )
         for result in results

@@ -10,7 +10,6 @@ from torch import Tensor
 from gpu_align.learn._cells import Features
 from gpu_align.learn._embed import sine_forms
 from gpu_align.learn._readers import (
-    FlatPerceptron,
     Make,
     Probes,
     in_a_row,
@@ -20,7 +19,16 @@ from gpu_align.learn._readers import (
 from gpu_align.learn._sines import SineRecipe, Sines, r_squared
 from gpu_align.learn._split_zoos import SplitZoo, make_split_zoo
 from gpu_align.learn._study import Panel, Plot, Study, rounded
-from gpu_align.learn._supervised import Measured, Setting, Task, Way, Work, measured
+from gpu_align.learn._supervised import (
+    AUGMENTED,
+    Measured,
+    Setting,
+    Task,
+    Way,
+    Work,
+    measured,
+    perceptrons,
+)
 from gpu_align.learn._training import TrainingPlan
 
 _R2, _ERROR = "R²", "mean squared error"
@@ -79,7 +87,7 @@ def _plot(results: Sequence[Measured], right: Tensor, std: Tensor, mean: Tensor)
             f"{result.row.model}, {result.row.form}",
             rounded(right[:, 0]),
             rounded((std * result.outputs + mean)[:, 0]),
-            labels=("frequency", "as told from the weights"),
+            labels=("frequency b of sin(b x)", "as told from the weights"),
             diagonal=True,
         )
         for result in results
@@ -93,18 +101,18 @@ def _ways(zoo: SplitZoo, sines: Sines, work: Work) -> list[Way]:
     forms = sine_forms(zoo, sines, work)
     inputs = in_a_row(forms.raw).shape[1]
 
+    each, tried = forms.each, perceptrons(inputs, 1, sines.epochs(60))
+
     def way(model: str, form: str, features: Features, make: Make, epochs: int) -> Way:
         setting = Setting("", make, TrainingPlan(sines.epochs(epochs), rate=3e-3))
         return Way(model, form, features, (setting,), listed_apart=model == "probes")
 
-    def perceptron() -> FlatPerceptron:
-        return FlatPerceptron(inputs, 1, hidden=128, dropout=0.2)
-
     network = sines.recipe.model()
     return [
-        way("MLP", "raw weights", forms.each["raw"], perceptron, 60),
-        way("MLP", "aligned to one network", forms.each["one"], perceptron, 60),
-        way("MLP", "aligned to the barycentre", forms.each["barycentre"], perceptron, 60),
+        Way("MLP", "raw weights", each["raw"], tried),
+        Way("MLP", AUGMENTED, each["raw"], tried, symmetries=forms.signs),
+        Way("MLP", "aligned to one network", each["one"], tried),
+        Way("MLP", "aligned to the barycentre", each["barycentre"], tried),
         way(
             *("EquivariantLinear", "raw weights", forms.by_tensor),
             *(lambda: linear_reader(forms.orders, 1), 30),

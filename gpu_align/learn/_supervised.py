@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from gpu_align._errors import CheckpointError
 from gpu_align.learn._cells import Features
-from gpu_align.learn._readers import Make
+from gpu_align.learn._readers import FlatPerceptron, Make
 from gpu_align.learn._space import WeightSpace
 from gpu_align.learn._study import Row, Run
 from gpu_align.learn._training import Epoch, Training, TrainingPlan, train
 from gpu_align.learn._training_file import TrainingFile
+
+AUGMENTED = "raw, reordered anew in each step"
+"""The form of weights to which symmetries are applied while a model is trained."""
 
 _AT_ONCE = 512
 """Networks that a model reads at once where it is not trained."""
@@ -54,6 +57,19 @@ class Setting:
     name: str
     make: Make
     plan: TrainingPlan
+
+
+def perceptrons(inputs: int, outputs: int, epochs: int) -> tuple[Setting, ...]:
+    """Return perceptrons that are tried on features in a row: a small and a regularised one."""
+
+    def setting(name: str, hidden: int, dropout: float, plan: TrainingPlan) -> Setting:
+        return Setting(name, lambda: FlatPerceptron(inputs, outputs, hidden, dropout), plan)
+
+    strong = TrainingPlan(epochs, rate=1e-3, decay=0.1)
+    return (
+        setting("128 units", 128, 0.2, TrainingPlan(epochs, rate=3e-3)),
+        setting("512 units, strong dropout and decay", 512, 0.7, strong),
+    )
 
 
 @dataclass(frozen=True)
