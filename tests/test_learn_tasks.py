@@ -24,7 +24,7 @@ from gpu_align.learn import (
     Work,
     make_zoo,
 )
-from gpu_align.learn._adapt import linear_change, message_change
+from gpu_align.learn._adapt import agreement, linear_change, message_change
 from gpu_align.learn._domains import shifted
 from gpu_align.learn._embed import contrast, sine_forms
 from gpu_align.learn._forms import between_classes
@@ -78,6 +78,14 @@ def test_the_share_between_classes_is_that_of_the_means() -> None:
     )
     expected = float(between / (rows - rows.mean(0)).square().sum())
     assert between_classes((x,), labels) == pytest.approx(expected)
+
+
+def test_agreement_counts_pairs_of_classifiers() -> None:
+    said = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0], [0, 1, 0, 1], [0, 0, 0, 2]])
+    pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
+    expected = sum(float((said[i] == said[j]).float().mean()) for i, j in pairs) / len(pairs)
+    assert agreement(said) == pytest.approx(expected)
+    assert agreement(said[:1]) == 1
 
 
 # Images of other domains.

@@ -26,6 +26,9 @@ from gpu_align._errors import InputError
 if TYPE_CHECKING:
     from gpu_align.learn import Row, Study, Work
 
+_MANY = 3
+"""Measures beside which a narrow terminal has no room for the number of parameters."""
+
 NETWORKS = "Networks"
 TRAINING = "Training"
 
@@ -203,16 +206,18 @@ def _print(study: "Study", title: str) -> None:
 
 def _table(study: "Study") -> Table:
     measures = [textwrap.fill(name, 14) for name in study.measures]
-    numbers = [*measures, "parameters", "CPU s"]
+    sizes = ["parameters"] if len(measures) < _MANY else []
+    numbers = [*measures, *sizes, "CPU s"]
     table = columns("model: what it reads", *numbers, numbers=numbers)
-    table.columns[0].min_width = 16  # else numbers leave it no room on a narrow terminal
+    table.columns[0].min_width = len("EquivariantLinear:")
     for row in study.rows:
         cells = [_cell(row, name, unit) for name, unit in study.measures.items()]
-        parameters = f"{row.parameters:,}" if row.parameters else ""
+        if sizes:
+            cells.append(f"{row.parameters:,}" if row.parameters else "")
         seconds = f"{row.seconds:.1f}" if row.seconds else ""
         style = "dim" if row.listed_apart else None
         name = f"{row.model}: {row.form}" if row.form else row.model
-        table.add_row(name, *cells, parameters, seconds, style=style)
+        table.add_row(name, *cells, seconds, style=style)
     return table
 
 
