@@ -257,7 +257,7 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation, Batches):
             changes D by `-2 sum_i (S[i, q_i] - S[i, p_i])`.
         """
         if self._kernels is None:
-            total = self.unary[variable][model]
+            total = self.unary[variable].index_select(0, model)
         else:
             total = self._kernels.similarity(variable, perms, model)
         for term, mode in self.modes_of(variable):

@@ -154,7 +154,7 @@ class Term:
         def of(part: slice) -> Tensor:
             sizes = [soft[variable].shape[1] for variable in self.others(mode)]
             moved = flat.source.reshape(len(self.source), *sizes, -1)
-            moved = moved if len(moved) == 1 else moved[model[part]]
+            moved = moved if len(moved) == 1 else moved.index_select(0, model[part])
             for axis, variable in enumerate(self.others(mode), start=1):
                 leading = moved.movedim(axis, 1)
                 mixed = soft[variable][part] @ leading.flatten(2)

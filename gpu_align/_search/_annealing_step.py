@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gpu_align._interrupt import uninterrupted
 from gpu_align._problem import AlignmentProblem, Family
-from gpu_align._search._executor import Heartbeat
+from gpu_align._search._executor import Heartbeat, silent
 from gpu_align._search._relaxed import soften
 from gpu_align._search._run import Run
 from gpu_align._search._state import stored
@@ -40,7 +40,7 @@ class AnnealingStep:
 
     def __init__(self, run: Run, state: AnnealingState, damping: float, iterations: int) -> None:
         """See `Annealing` for damping and iterations."""
-        goal = _Goal(run.problem, state, damping, iterations)
+        goal = _Goal(run, state, damping, iterations)
         self._state, self._temperature = state, goal.temperature
         self._look, self._move = run.executor.in_place(goal.look, goal.move)
 
@@ -66,34 +66,43 @@ class _Goal:
         temperature: [], in units of the standard deviation of each similarity.
     """
 
-    def __init__(
-        self, problem: AlignmentProblem, state: AnnealingState, damping: float, iterations: int
-    ) -> None:
-        self._problem, self._state = problem, state
+    def __init__(self, run: Run, state: AnnealingState, damping: float, iterations: int) -> None:
+        problem = run.problem
+        self._problem, self._state, self._in_parts = problem, state, run.executor.in_parts
         self._damping, self._iterations = damping, iterations
         self.temperature = torch.zeros((), dtype=problem.dtype, device=problem.device)
         self._soft = {variable: torch.empty_like(s) for variable, s in state.soft.items()}
+        self._entries = max((s.shape[1:].numel() for s in state.soft.values()), default=0)
         small = _small(problem)
         self._families = [f for f in problem.families.values() if f not in small]
         self._fused = self._launch([family.root.group for family in small]) if small else None
 
     def look(self, heartbeat: Heartbeat) -> None:
         """Compute the similarities, and soften those of all families but the small ones."""
-        self._problem.soft_similarity(self._state.soft, self._state.model, self._soft, heartbeat)
+        self._in_parts(len(self._state.model), self._entries, self._look_at, heartbeat)
+
+    def _look_at(self, part: slice, heartbeat: Heartbeat) -> None:
+        present, soft = (
+            {v: s[part] for v, s in of.items()} for of in (self._state.soft, self._soft)
+        )
+        self._problem.soft_similarity(present, self._state.model[part], soft, heartbeat)
         for done, family in enumerate(self._families):
             heartbeat(f"group {done + 1} of {len(self._families)}")
-            own = {variable: self._soft[variable] for variable in family.variables}
+            own = {variable: soft[variable] for variable in family.variables}
             softened = soften(family, own, self.temperature, self._iterations)
             for variable, matrix in softened.items():
-                self._soft[variable].copy_(matrix)
+                soft[variable].copy_(matrix)
 
     def move(self) -> None:
         """Go a share of the way."""
         if self._fused is not None:
             self._fused()
+        self._in_parts(len(self._state.model), self._entries, self._move, silent)
+
+    def _move(self, part: slice, heartbeat: Heartbeat) -> None:
         for family in self._families:
             for variable in family.variables:
-                self._state.soft[variable].lerp_(self._soft[variable], self._damping)
+                self._state.soft[variable][part].lerp_(self._soft[variable][part], self._damping)
 
     def _launch(self, groups: Sequence[str]) -> Callable[[], None]:
         """Return the launch of the kernels, which soften and move in one."""

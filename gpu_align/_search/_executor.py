@@ -20,12 +20,14 @@ from gpu_align._assignment import (
 from gpu_align._device import FreeMemory, Replay
 from gpu_align._errors import AssignmentError
 from gpu_align._problem import AlignmentProblem, Hypotheses
+from gpu_align._search._parts import for_each_part, parts_of
 from gpu_align._search._similarity_cache import SimilarityCache
 from gpu_align._search._workspace import Workspace
 
 Heartbeat = Callable[[str], None]
 Look = Callable[[Heartbeat], None]
 Move = Callable[[], None]
+Part = Callable[[slice, Heartbeat], None]
 
 
 class Executor(Protocol):
@@ -97,6 +99,16 @@ class Executor(Protocol):
             move: moves there.
         """
 
+    def in_parts(self, count: int, entries: int, do: Part, heartbeat: Heartbeat) -> None:
+        """Do something for a batch of which no hypothesis minds the others.
+
+        Args:
+            count: hypotheses of the batch.
+            entries: of the largest tensor of each.
+            do: takes which hypotheses, and whom to give signs of life; writes to these only.
+            heartbeat: takes signs of life.
+        """
+
 
 @final
 class HostExecutor:
@@ -157,6 +169,14 @@ class HostExecutor:
     def in_place(self, look: Look, move: Move) -> tuple[Look, Move]:
         """See `Executor.in_place`."""
         return look, move
+
+    def in_parts(self, count: int, entries: int, do: Part, heartbeat: Heartbeat) -> None:
+        """See `Executor.in_parts`: where torch has one thread, cut for the caches of all cores."""
+        parts = parts_of(count, entries)
+        if len(parts) == 1 or torch.get_num_threads() > 1:
+            do(slice(None), heartbeat)
+        else:
+            for_each_part(parts, lambda part: do(part, silent), heartbeat)
 
 
 @final
@@ -258,10 +278,14 @@ class DeviceExecutor:
         """See `Executor.in_place`: both are queued at once, from the third time on as a graph."""
 
         def both() -> None:
-            look(_silent)
+            look(silent)
             move()
 
         return _no_look, Replay(both, self.problem.device)
+
+    def in_parts(self, count: int, entries: int, do: Part, heartbeat: Heartbeat) -> None:
+        """See `Executor.in_parts`: a device takes the batch as a whole."""
+        do(slice(None), heartbeat)
 
 
 def _solved(similarity: Tensor, solver: AbstractAssignmentSolver) -> Tensor:
@@ -269,8 +293,8 @@ def _solved(similarity: Tensor, solver: AbstractAssignmentSolver) -> Tensor:
     return solve(problem, solver).col_ind.to(similarity.device)
 
 
-def _silent(part: str) -> None:
-    """Give no sign of life: what is queued may be a capture."""
+def silent(part: str) -> None:
+    """Give no sign of life: what is queued may be a capture, what is done as a whole is short."""
 
 
 def _no_look(heartbeat: Heartbeat) -> None:

@@ -121,13 +121,12 @@ class Recombination(Search[_Population]):
     ) -> Hypotheses:
         """Return the children of these parents, int64 [m * k] each; owners are int64 [k]."""
         model = run.problem.model_index(len(owners))
-        owners = owners.repeat(run.problem.models)
         noise = torch.ones(len(owners), dtype=run.problem.dtype, device=owners.device)
         soft: dict[str, Tensor] = {}
         for done, family in enumerate(run.problem.families.values()):
             run.heartbeat(f"pairing group {done + 1} of {len(run.problem.families)}")
             for variable, drawn in random_soft(run, family, noise, owners).items():
-                soft[variable] = self.noise * drawn
+                soft[variable] = (self.noise * drawn).repeat(run.problem.models, 1, 1)
                 for parent in parents:
                     perm = adults.perms[variable][parent]
                     soft[variable] += (1 - self.noise) / 2 * to_matrix(perm, drawn.dtype)

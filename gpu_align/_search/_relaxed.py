@@ -30,8 +30,8 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
     kernel = logits.exp_()
     column = torch.ones_like(kernel[:, :1])
     for _ in range(iterations):
-        row = 1 / (kernel @ column.transpose(1, 2))
-        column = 1 / (row.transpose(1, 2) @ kernel)
+        row = (kernel @ column.transpose(1, 2)).reciprocal_()
+        column = (row.transpose(1, 2) @ kernel).reciprocal_()
     if kernel.requires_grad:
         return kernel * row * column  # the kernel is needed for the gradient
     return kernel.mul_(row).mul_(column)
@@ -155,14 +155,14 @@ def soft_starts(run: Run, owners: Tensor, noise: float, *, exact_first: bool) ->
         noise: standard deviation of the logits.
         exact_first: whether start 0 is the barycentre itself.
     """
-    owners = owners.repeat(run.problem.models)
     scale = torch.full(owners.shape, noise, dtype=run.problem.dtype, device=owners.device)
     if exact_first:
         scale = scale.masked_fill(owners == 0, 0)
     soft: dict[str, Tensor] = {}
     for done, family in enumerate(run.problem.families.values()):
         run.heartbeat(f"start, group {done + 1} of {len(run.problem.families)}")
-        soft |= random_soft(run, family, scale, owners)
+        for variable, drawn in random_soft(run, family, scale, owners).items():
+            soft[variable] = drawn.repeat(run.problem.models, 1, 1)
     return soft
 
 
