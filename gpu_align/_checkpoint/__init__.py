@@ -1,6 +1,6 @@
 """Reading and writing PyTorch checkpoints so that only the tensors' values may differ."""
 
-from gpu_align._checkpoint._atomic import atomic_folder, atomic_write
+from gpu_align._checkpoint._atomic import atomic_folder, atomic_write, make_folder
 from gpu_align._checkpoint._inert import Foreign
 from gpu_align._checkpoint._inert import load as load_inert
 from gpu_align._checkpoint._kind import kind_of
@@ -31,6 +31,7 @@ __all__ = [
     "kind_of",
     "load_checkpoint",
     "load_inert",
+    "make_folder",
     "match_names",
     "output_format",
     "read_header",

@@ -18,7 +18,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpu_align._errors import InputError
+from gpu_align._errors import CheckpointError, InputError
 
 
 @contextlib.contextmanager
@@ -94,6 +94,18 @@ def atomic_folder(
         raise error(_os_message(path, failure)) from failure
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(path: str | os.PathLike[str], error: type[InputError] = CheckpointError) -> None:
+    """Create a folder and those around it; one that exists stays as it is.
+
+    Raises:
+        InputError: (as `error`) it cannot be created.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise error(_os_message(path, failure)) from failure
 
 
 def destination(path: str | os.PathLike[str]) -> Path:

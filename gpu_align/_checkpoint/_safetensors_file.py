@@ -6,6 +6,7 @@ the process. It is written by the library.
 
 import math
 import os
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -172,6 +173,10 @@ def _damaged(path: Path, problem: str) -> CheckpointError:
     )
 
 
+_OF_THE_SYSTEM = re.compile(r"\(os error (?P<number>\d+)\)")
+"""How the library, which knows one class of errors, says that a disk is full."""
+
+
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
 ) -> None:
@@ -203,6 +208,9 @@ def write_safetensors(
     try:
         save_file(separate, path, None if metadata is None else dict(metadata))
     except (SafetensorError, ValueError, KeyError) as failure:
+        if system := _OF_THE_SYSTEM.search(str(failure)):
+            number = int(system["number"])
+            raise OSError(number, os.strerror(number)) from failure
         raise CheckpointError(
             f"cannot be stored in a safetensors file: {failure}; choose a .pt output"
         ) from failure

@@ -187,7 +187,7 @@ def align(
     )
     found = aligning.run(quiet=quiet)
     aligning.tell(found, as_json=as_json, quiet=quiet)
-    if strict and found.failed:
+    if found.failed and (strict or not found.aligned):
         raise typer.Exit(1)
 
 
@@ -208,10 +208,14 @@ def inspect(
 
     Of an aligned collection, whether it is whole.
     """
+    from gpu_align._cli._terminal import display
+    from gpu_align._cli._zoo_align import told
     from gpu_align._cli._zoo_contents import tell_contents
     from gpu_align._zoo import inspect_zoo
 
-    tell_contents(source, inspect_zoo(source, stacked=stacked, runs=runs), as_json=as_json)
+    with display(quiet=as_json) as screen:
+        found = inspect_zoo(source, stacked=stacked, runs=runs, progress=told(screen))
+    tell_contents(source, found, as_json=as_json)
 
 
 def make(

@@ -119,7 +119,7 @@ class Aligning:
                 engine=engine,
                 about={"engine": self.engine, "workers": self.workers},
                 resume=self.resume,
-                progress=_told(screen),
+                progress=told(screen),
             ).run()
             if self.report is not None:
                 found.write_report(self.report)
@@ -144,6 +144,8 @@ class Aligning:
         if failed:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found.failed.items()))
             warn(f"{failed} of {len(found)} models could not be aligned ({kinds}); see the index")
+            for kind, [(name, reason), *_] in sorted(found.data["examples"].items()):
+                warn(f"{kind}, for example: {name}: {reason}")
         if self.model is None and not self.spec:
             warn(UNCHECKED)
         written: dict[str, Any] = {"out": str(self.out), "index": str(found.index)}
@@ -158,7 +160,7 @@ class Aligning:
                 print_line(f"wrote report: {self.report}")
 
 
-def _told(screen: Display) -> Any:
+def told(screen: Display) -> Any:
     """Return what shows the progress of the work on the terminal."""
 
     def tell(progress: ZooProgress) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gpu_align._align import AlignedStack
-from gpu_align._checkpoint import Checkpoint, save_checkpoint
+from gpu_align._checkpoint import Checkpoint, make_folder, save_checkpoint
 from gpu_align._zoo._pieces import Shard
 from gpu_align._zoo._read import Batch
 
@@ -41,11 +41,11 @@ def write_alike(
 
 
 def _save(path: Path, moved: Mapping[str, Tensor], like: Checkpoint) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     tensors = {name: moved.get(name, tensor) for name, tensor in like.tensors.items()}
     if path.is_dir():
         shutil.rmtree(path)  # of a run that was ended before its shard was committed
     if like.path.is_dir() and not like.beside and like.shards is None:
-        path.mkdir()
+        make_folder(path)
         path = path / like.files[0].name
     save_checkpoint(path, tensors, like=like)

@@ -11,15 +11,16 @@ from gpu_align._checkpoint import (
     INDEX_SUFFIX,
     TensorLayout,
     atomic_write,
+    make_folder,
     match_names,
     read_header,
     read_rows,
     write_in_parts,
 )
 from gpu_align._errors import CheckpointError
-from gpu_align._zoo._pieces import Piece, Shard
+from gpu_align._zoo._pieces import SHARDS, Piece, Shard
 from gpu_align._zoo._plan import Plan
-from gpu_align._zoo._shard import COPIES, MODELS, ROWS, SHARDS
+from gpu_align._zoo._shard import COPIES, MODELS, ROWS
 from gpu_align._zoo._table import read_columns
 
 _ROWS = 1024
@@ -50,7 +51,7 @@ def assemble(out: Path, plan: Plan) -> None:
             relative = _beside(piece, file)
             path = out / COPIES / relative
             if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 one = replace(piece, path=str(file))
                 with atomic_write(path, CheckpointError) as temporary:
                     _write(temporary, one, out, parts[name])
@@ -72,8 +73,7 @@ def _copy_index(path: Path, copy: Path) -> None:
     if path.is_dir():
         [path] = path.glob(f"*{INDEX_SUFFIX}")
         copy = copy / path.name
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, copy)
+    _copy(path, copy)
 
 
 def _write(
@@ -130,5 +130,10 @@ def copy_beside(out: Path, plan: Plan) -> None:
     """Copy what describes the zoo and its trials beside the models."""
     for name in plan.beside:
         path = out / COPIES / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(plan.root) / name, path)
+        _copy(Path(plan.root) / name, path)
+
+
+def _copy(path: Path, copy: Path) -> None:
+    make_folder(copy.parent)
+    with atomic_write(copy, CheckpointError) as temporary:
+        shutil.copyfile(path, temporary)

@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 
 from gpu_align._checkpoint import read_header, read_rows
 from gpu_align._errors import InputError
+from gpu_align._zoo._pieces import SHARDS
 from gpu_align._zoo._result import ZooAlignment
-from gpu_align._zoo._shard import MODELS, SHARDS
+from gpu_align._zoo._shard import MODELS
 
 Transform = Callable[[dict[str, Tensor]], Any]
 

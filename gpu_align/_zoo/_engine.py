@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -26,12 +27,21 @@ Work = Callable[[Any, T], R]
 
 _DEATHS = 3
 """How often a task may take its process with it."""
+_PATIENCE = 10.0
+"""Seconds until an address counts as one where nobody answers."""
 _AHEAD = 2
 """Tasks that wait for each worker."""
 
 
 class Engine(Protocol):
     """Does tasks; their order and the number of workers change no result."""
+
+    def open(self) -> None:
+        """Find out whether there is somebody to do tasks, before anything is begun.
+
+        Raises:
+            GpuAlignError: nobody answers.
+        """
 
     def each(self, work: Work, context: Any, tasks: Sequence[T]) -> Iterator[tuple[T, R | None]]:
         """Yield each task with its result as it is done; None for one that its workers die of.
@@ -65,6 +75,9 @@ class LocalEngine:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InputError(f"expected workers=None or a number above 0, got workers={workers!r}")
         return cls(count)
+
+    def open(self) -> None:
+        """See `Engine.open`: this process answers."""
 
     def each(self, work: Work, context: Any, tasks: Sequence[T]) -> Iterator[tuple[T, R | None]]:
         """See `Engine.each`."""
@@ -181,6 +194,11 @@ class RayEngine:
     gpus: float = 0
     _opened: list[Any] = field(default_factory=list, repr=False)
 
+    def open(self) -> None:
+        """See `Engine.open`; a Ray of its own is begun once there are tasks for it."""
+        if self.address is not None:
+            self._connect(find_ray())
+
     def each(self, work: Work, context: Any, tasks: Sequence[T]) -> Iterator[tuple[T, R | None]]:
         """See `Engine.each`; a single task is done in this process."""
         if len(tasks) <= 1:
@@ -204,7 +222,15 @@ class RayEngine:
         if ray.is_initialized():
             return
         own = {} if self.address else {"num_cpus": self.workers, "include_dashboard": False}
-        ray.init(address=self.address, log_to_driver=False, logging_level="error", **own)
+        try:
+            _knock(self.address or "")
+            ray.init(address=self.address, log_to_driver=False, logging_level="error", **own)
+        except (ray.exceptions.RayError, OSError, ValueError, RuntimeError) as error:
+            where = "on this machine" if self.address is None else f"at {self.address}"
+            raise GpuAlignError(
+                f"no Ray answers {where}: {error}; start it with `ray start --head`, check the "
+                "address, or leave the address out"
+            ) from error
         self._opened.append(ray)
 
     def close(self) -> None:
@@ -232,6 +258,13 @@ class RayEngine:
                 except ray.exceptions.WorkerCrashedError:
                     result = None  # Ray has tried it again
                 yield task, result
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT, for which Ray waits minutes, and in vain."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
 
 
 def _do_remote(payload: bytes, task: Any) -> Any:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_align._checkpoint import FILE_SUFFIXES, INDEX_SUFFIX, atomic_folder
+from gpu_align._checkpoint import FILE_SUFFIXES, INDEX_SUFFIX, atomic_folder, make_folder
 from gpu_align._errors import CheckpointError, InputError
-from gpu_align._zoo._pieces import Failure, Piece
+from gpu_align._zoo._pieces import PLAN, SHARDS, Failure, Piece
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz")
 _MAGIC = "*?["
@@ -104,7 +104,8 @@ def _folder(root: Path, *, runs: bool) -> Found:
     for folder, names, files in os.walk(root, followlinks=False):
         names.sort()
         here = Path(folder)
-        names[:] = [name for name in names if not name.startswith(".")]
+        hidden = {name for name in names if name.startswith(".") or _is_aligned(here / name)}
+        names[:] = [name for name in names if name not in hidden]
         if is_trial(here, names, files):
             pieces += _trial(here, root, names)
             beside += [(here / name).relative_to(root).as_posix() for name in sorted(files)]
@@ -128,6 +129,11 @@ def _is_checkpoint(files: list[str]) -> bool:
     if any(name.endswith(INDEX_SUFFIX) for name in files):
         return True
     return _CONFIG in files and any(name.endswith(FILE_SUFFIXES) for name in files)
+
+
+def _is_aligned(folder: Path) -> bool:
+    """Whether a folder holds an aligned zoo: of the zoo that it lies in, perhaps."""
+    return (folder / PLAN).is_file() and (folder / SHARDS).is_dir()
 
 
 def is_trial(folder: Path, names: list[str], files: list[str]) -> bool:
@@ -177,7 +183,7 @@ def _unpack(archive: Path, folder: Path) -> Path:
     """Unpack an archive, or take what an earlier call has unpacked."""
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     try:
         with atomic_folder(folder, CheckpointError) as temporary, tarfile.open(archive) as opened:
             opened.extractall(temporary, filter="data")

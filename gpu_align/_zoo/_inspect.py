@@ -11,10 +11,14 @@ from typing import Any
 from gpu_align._errors import CheckpointError
 from gpu_align._zoo._families import Known, kinds_of
 from gpu_align._zoo._find import find_pieces
-from gpu_align._zoo._job import scan_some
-from gpu_align._zoo._pieces import Failure
-from gpu_align._zoo._plan import PLAN, Plan
-from gpu_align._zoo._shard import MANIFEST, SHARDS, digest
+from gpu_align._zoo._job import Tell, ZooProgress
+from gpu_align._zoo._pieces import PLAN, SHARDS, Failure
+from gpu_align._zoo._plan import Plan
+from gpu_align._zoo._read import scan
+from gpu_align._zoo._shard import MANIFEST, digest
+
+_TOLD = 64
+"""Pieces between two signs of life."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,16 @@ class ZooContents:
 
 
 def inspect_zoo(
-    source: str | os.PathLike[str], *, stacked: bool | None = None, runs: bool = False
+    source: str | os.PathLike[str],
+    *,
+    stacked: bool | None = None,
+    runs: bool = False,
+    progress: Tell | None = None,
 ) -> ZooContents:
     """Look at a zoo: what `align_zoo` would find in it; of an aligned zoo whether it is whole.
 
     Args:
-        source, stacked, runs: as for `align_zoo`.
+        source, stacked, runs, progress: as for `align_zoo`.
 
     Raises:
         InputError: there are no checkpoints.
@@ -56,7 +64,11 @@ def inspect_zoo(
         return _inspect_aligned(Path(source))
     with tempfile.TemporaryDirectory() as folder:
         found = find_pieces(source, Path(folder) / "source", runs=runs)
-        scanned = scan_some(stacked, (0, found.pieces))
+        scanned = []
+        for number, piece in enumerate(found.pieces):
+            if progress is not None and number % _TOLD == 0:
+                progress(ZooProgress("looking at the zoo", number, len(found.pieces)))
+            scanned.append(scan(piece, stacked))
         kinds, failures = kinds_of(scanned)
         known = Known((), (), None)
         families: dict[str, Mapping[str, Any]] = {}

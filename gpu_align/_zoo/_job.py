@@ -1,14 +1,16 @@
 """The work on a zoo from its source to its summary."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpu_align._assignment import at_most_threads
+from gpu_align._checkpoint import make_folder
 from gpu_align._errors import GpuAlignError, InputError
 from gpu_align._process import torch_threads
 from gpu_align._symmetry import PermutationSpec, StateDict
@@ -17,9 +19,8 @@ from gpu_align._zoo._engine import Engine
 from gpu_align._zoo._families import Kind, Known, Symmetries, kinds_of
 from gpu_align._zoo._find import Found, find_pieces
 from gpu_align._zoo._frame import draw_sample, make_frame, sample_size
-from gpu_align._zoo._pieces import Failure, Piece, Shard
+from gpu_align._zoo._pieces import PLAN, SHARDS, Failure, Piece, Shard
 from gpu_align._zoo._plan import (
-    PLAN,
     TARGETS,
     Plan,
     check_same,
@@ -32,7 +33,7 @@ from gpu_align._zoo._plan import (
 from gpu_align._zoo._read import Scanned, scan
 from gpu_align._zoo._result import ZooAlignment
 from gpu_align._zoo._settings import Context, Family, Frame, MakeModel, ZooSettings
-from gpu_align._zoo._shard import SHARDS, Done, lost_shard, read_done, run_shard
+from gpu_align._zoo._shard import Done, lost_shard, read_done, run_shard
 from gpu_align._zoo._spool import is_iterable_of_networks, spool
 from gpu_align._zoo._summary import write_index, write_summary
 
@@ -100,6 +101,7 @@ class Job:
             KeyboardInterrupt: Ctrl-C; what is committed is kept.
         """
         try:
+            self.engine.open()
             plan = self._known() or self._made()
             done = self._shards(plan)
         finally:
@@ -132,21 +134,38 @@ class Job:
             plan = Plan.load(self.out)
             check_same(plan, self._wanted)
             return plan
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"{self.out} is a file; name a folder for the aligned zoo")
         held = {path.name for path in self.out.iterdir()} if self.out.exists() else set()
         if self.resume:  # what a run leaves that was ended before it had a plan
             held = {name for name in held if name != TARGETS and not name.startswith(".gpu-align-")}
+        named = isinstance(self.source, str | os.PathLike) and os.path.exists(self.source)
+        if named and self.out.exists() and self.out.samefile(self.source):
+            raise InputError(f"{self.out} is the source itself; name another folder for the output")
         if held - {_WORK}:
             advice = "name a new folder, or resume what was begun there"
             raise InputError(f"the folder {self.out} is not empty; {advice}")
         return None
 
     def _made(self) -> Plan:
-        """Look at the source, make targets and write the plan."""
+        """Look at the source, make targets and write the plan; if it fails, nothing is left."""
+        was_there = self.out.exists()
+        try:
+            return self._planned()
+        except GpuAlignError:
+            for name in (_WORK, TARGETS):
+                shutil.rmtree(self.out / name, ignore_errors=True)
+            if not was_there:
+                with suppress(OSError):
+                    self.out.rmdir()
+            raise
+
+    def _planned(self) -> Plan:
         model = None if self.make_model is None else self.make_model()
         found = self._found()
-        self.out.mkdir(parents=True, exist_ok=True)
         scanned = self._scanned(found.pieces)
         kinds, failures = kinds_of(scanned)
+        make_folder(self.out)
         targets = () if isinstance(self.targets, str) else self.targets
         known = Known(targets, self.specs, model)
         families: dict[str, dict[str, Any]] = {}
@@ -190,15 +209,9 @@ class Job:
         return plan
 
     def _found(self) -> Found:
-        """Look for the pieces; no folder is left where there are none."""
-        work, is_new = self.out / _WORK, not self.out.exists()
-        try:
-            if is_iterable_of_networks(self.source):
-                return spool(self.source, work / "source")
-            return find_pieces(self.source, work / "source", runs=self.settings.runs)
-        except GpuAlignError:
-            shutil.rmtree(self.out if is_new else work, ignore_errors=True)
-            raise
+        if is_iterable_of_networks(self.source):
+            return spool(self.source, self.out / _WORK / "source")
+        return find_pieces(self.source, self.out / _WORK / "source", runs=self.settings.runs)
 
     def _scanned(self, pieces: Sequence[Piece]) -> list[Scanned]:
         """Look at all pieces, in order; several processes share many."""
@@ -233,7 +246,7 @@ class Job:
 
     def _shards(self, plan: Plan) -> list[Done]:
         """Do the shards that are not done."""
-        (self.out / SHARDS).mkdir(exist_ok=True)
+        make_folder(self.out / SHARDS)
         done: list[Done] = []
         left: list[Shard] = []
         for shard in plan.shards:

@@ -7,6 +7,9 @@ from typing import Any
 Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, dtype and shape of each tensor of a model, sorted: what models of one family share."""
 
+PLAN, SHARDS = "plan.json", "shards"
+"""What is in the folder of an aligned zoo."""
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from gpu_align._checkpoint import atomic_write, read_safetensors, write_safetensors
+from gpu_align._checkpoint import atomic_write, make_folder, read_safetensors, write_safetensors
 from gpu_align._errors import CheckpointError, InputError
 from gpu_align._symmetry import PermutationSpec
 from gpu_align._zoo._families import Kind
-from gpu_align._zoo._pieces import Failure, Piece, Shard, Span
+from gpu_align._zoo._pieces import PLAN, Failure, Piece, Shard, Span
 from gpu_align._zoo._read import Scanned
 from gpu_align._zoo._settings import Family, ZooSettings
 
-PLAN, TARGETS = "plan.json", "targets"
+TARGETS = "targets"
 _FORMAT = "gpu-align/zoo-plan/1"
 _SHARD_BYTES = 2**28
 _LEAST, _MOST, _SHARDS = 32, 1024, 8
@@ -89,7 +89,7 @@ class Plan:
 def save_family(out: Path, family: Family) -> None:
     """Write the target and the spec of a family."""
     folder = out / TARGETS
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     with atomic_write(folder / f"{family.name}.safetensors", CheckpointError) as temporary:
         write_safetensors(temporary, family.target, {"format": "pt"})
     with atomic_write(folder / f"{family.name}.spec.json", CheckpointError) as temporary:
@@ -97,11 +97,21 @@ def save_family(out: Path, family: Family) -> None:
 
 
 def load_family(out: Path, name: str, *, has_model: bool) -> Family:
-    """Read what `save_family` wrote."""
+    """Read what `save_family` wrote.
+
+    Raises:
+        CheckpointError: it is not there any more, or damaged.
+    """
     folder = out / TARGETS
-    text = (folder / f"{name}.spec.json").read_text(encoding="utf-8")
-    target, _ = read_safetensors(folder / f"{name}.safetensors")
-    return Family(name, PermutationSpec.from_json(text), target, has_model)
+    try:
+        text = (folder / f"{name}.spec.json").read_text(encoding="utf-8")
+        target, _ = read_safetensors(folder / f"{name}.safetensors")
+        return Family(name, PermutationSpec.from_json(text), target, has_model)
+    except (OSError, InputError) as error:
+        raise CheckpointError(
+            f"cannot go on in {out}, whose target of {name} cannot be read: {error}; name a new "
+            "folder"
+        ) from error
 
 
 def spans_of(

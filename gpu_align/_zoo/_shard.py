@@ -23,7 +23,7 @@ from gpu_align._errors import CheckpointError
 from gpu_align._symmetry import save_stack
 from gpu_align._zoo._alike import write_alike
 from gpu_align._zoo._found import Found, add_facts
-from gpu_align._zoo._pieces import Failure, Piece, Shard
+from gpu_align._zoo._pieces import SHARDS, Failure, Piece, Shard
 from gpu_align._zoo._read import Batch, read_batch
 from gpu_align._zoo._settings import Context, Family
 from gpu_align._zoo._sums import add_sums, save_sums, sums_of
@@ -31,7 +31,7 @@ from gpu_align._zoo._table import write_rows
 
 MODELS, PERMUTATIONS, ROWS = "models.safetensors", "permutations.safetensors", "rows.parquet"
 MANIFEST, SUMS = "manifest.json", "sums.safetensors"
-SHARDS, COPIES = "shards", "models"
+COPIES = "models"
 
 _READ_BYTES = 2**27
 """Weights that are read together; the next ones are read while these are aligned."""
@@ -103,10 +103,13 @@ def read_done(folder: Path) -> Done:
     """Return what a committed shard says of itself."""
     try:
         document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name in document["files"]:
+            if name != MODELS:  # these may have been put where the models of the source lie
+                (folder / name).stat()
         return Done(document["shard"], document["aligned"], document["failed"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(
-            f"cannot read {folder / MANIFEST}: {error}; remove the folder, and run the same "
+            f"cannot use the shard {folder}: {error}; remove the folder, and run the same "
             "command with --resume"
         ) from error
 

@@ -13,6 +13,7 @@ from gpu_align._align import state_of
 from gpu_align._checkpoint import (
     TensorLayout,
     atomic_folder,
+    make_folder,
     read_safetensors,
     write_safetensors,
 )
@@ -36,7 +37,7 @@ def spool(networks: Iterable[Any] | Mapping[Any, Any], folder: Path) -> Found:
         InputError: there are none.
     """
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         with atomic_folder(folder, CheckpointError) as temporary:
             _write(networks, temporary)
     return _found(folder)

@@ -10,9 +10,10 @@ import numpy as np
 from gpu_align._checkpoint import atomic_write
 from gpu_align._device import versions
 from gpu_align._errors import CheckpointError
+from gpu_align._zoo._pieces import SHARDS
 from gpu_align._zoo._plan import Plan
 from gpu_align._zoo._result import INDEX, SCHEMA, SUMMARY
-from gpu_align._zoo._shard import ROWS, SHARDS, SUMS
+from gpu_align._zoo._shard import ROWS, SUMS
 from gpu_align._zoo._sums import add_sums, load_sums, spreads
 from gpu_align._zoo._table import each_columns, join_rows
 
@@ -36,7 +37,7 @@ def write_index(out: Path, plan: Plan) -> None:
             }
 
     with atomic_write(out / INDEX, CheckpointError) as temporary:
-        join_rows(temporary, parts(), out)
+        join_rows(temporary, parts())
 
 
 def write_summary(out: Path, plan: Plan, about: Mapping[str, Any]) -> dict[str, Any]:

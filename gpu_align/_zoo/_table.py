@@ -62,33 +62,33 @@ def schema() -> Any:
 
 def write_rows(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     """Write rows to a Parquet file; columns that are left out, and NaN, are null."""
+    _parquet().write_table(_rows(columns), path, compression="zstd", store_schema=False)
+
+
+def _rows(columns: Mapping[str, Sequence[Any]]) -> Any:
     library = arrow()
     count = len(columns["name"])
     arrays = []
     for field in schema():
         values = columns.get(field.name, [None] * count)
         arrays.append(library.array(values, type=field.type, from_pandas=True))
-    table = library.table(arrays, schema=schema())
-    _parquet().write_table(table, path, compression="zstd", store_schema=False)
+    return library.table(arrays, schema=schema())
 
 
-def join_rows(
-    path: Path, parts: Iterable[Path | Mapping[str, Sequence[Any]]], folder: Path
-) -> None:
+def join_rows(path: Path, parts: Iterable[Path | Mapping[str, Sequence[Any]]]) -> None:
     """Join the rows of Parquet files, and further ones, to one file; one part is held at a time.
 
     Args:
         path: the file to write.
         parts: files written by `write_rows`, or columns as it takes them.
-        folder: for a file of its own while the rows of columns are on their way.
     """
     parquet = _parquet()
     with parquet.ParquetWriter(path, schema(), compression="zstd", store_schema=False) as writer:
         for part in parts:
-            if isinstance(part, Mapping):
-                write_rows(folder / "rows.parquet", part)
-                part = folder / "rows.parquet"
-            writer.write_table(parquet.read_table(part, schema=schema()))
+            if isinstance(part, Path):
+                writer.write_table(parquet.read_table(part, schema=schema()))
+            else:
+                writer.write_table(_rows(part))
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
