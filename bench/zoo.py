@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.record import record
-from gpu_align import align_zoo
+from gpu_align import ZooProgress, align_zoo
 from gpu_align.learn import Siren
 
 FOLDER = Path("zoo-bench")
@@ -104,8 +104,12 @@ CASES: dict[str, Case] = {
     "siren_10000_ray_1": replace(_SIREN, models=10**4, engine="ray"),
     "siren_10000_ray_2": replace(_SIREN, models=10**4, engine="ray", workers=2),
     "siren_10000_ray_4": replace(_SIREN, models=10**4, engine="ray", workers=4),
+    "siren_100000_ray_1": replace(_SIREN, models=10**5, engine="ray"),
+    "siren_100000_ray_2": replace(_SIREN, models=10**5, engine="ray", workers=2),
     "siren_100000_2_workers": replace(_SIREN, models=10**5, workers=2),
     "cnn_1000_2_workers": Case(cnn, (2, 1, 16, 16), 10**3, workers=2),
+    "cnn_10000_ray_1": Case(cnn, (2, 1, 16, 16), 10**4, "ray", 1),
+    "cnn_10000_ray_2": Case(cnn, (2, 1, 16, 16), 10**4, "ray", 2),
     "resnet20_50_2_workers": Case(resnet20, (2, 3, 32, 32), 50, workers=2),
 }
 
@@ -195,6 +199,12 @@ def run_case(case: Case) -> dict[str, object]:
     torch.manual_seed(2)
     model, inputs = case.make().eval(), torch.randn(case.inputs)
     load, cpu, begun = os.getloadavg()[0], _cpu(), time.perf_counter()
+    driver, shards = time.process_time(), []
+
+    def told(progress: ZooProgress) -> None:
+        if progress.stage == "aligning" and progress.done:
+            shards.append(time.perf_counter() - begun)
+
     with Memory() as memory:
         zoo = align_zoo(
             *(source, model, out),
@@ -202,12 +212,14 @@ def run_case(case: Case) -> dict[str, object]:
             device="cpu",
             engine=case.engine,  # type: ignore[arg-type]
             workers=case.workers,
+            progress=told,
         )
     seconds, cpu = time.perf_counter() - begun, _cpu() - cpu
+    driver = time.process_time() - driver
     assert zoo.aligned == case.models
     [family] = zoo.data["families"].values()
     shutil.rmtree(out)
-    shards = float(zoo.data["cpu_seconds"])
+    inside = float(zoo.data["cpu_seconds"])
     return {
         "network": case.make.__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -218,7 +230,10 @@ def run_case(case: Case) -> dict[str, object]:
         "ms_per_model": round(1e3 * seconds / case.models, 4),
         "models_per_second": round(case.models / seconds, 2),
         "cpu_ms_per_model": round(1e3 * cpu / case.models, 4) if case.engine == "local" else None,
-        "cpu_ms_per_model_in_shards": round(1e3 * shards / case.models, 4),
+        "cpu_ms_per_model_in_shards": round(1e3 * inside / case.models, 4),
+        "seconds_to_first_shard": round(shards[0], 2),
+        "seconds_after_last_shard": round(seconds - shards[-1], 2),
+        "driver_cpu_seconds": round(driver, 2),
         "peak_mb": round(memory.peak / 1e6),
         "distance_before": family["mean_distance_before"],
         "distance": family["mean_distance"],

@@ -184,3 +184,12 @@ def test_what_was_done_when_ray_is_killed_is_kept(tmp_path: Path) -> None:
     align_zoo(source, TARGET, tmp_path / "out", workers=1, shard=1, resume=True)
     align_zoo(source, TARGET, tmp_path / "whole", workers=1, shard=1)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_kills_of_each_kind_at_random_moments_leave_the_same_bytes() -> None:
+    pytest.importorskip("ray")
+    command = [sys.executable, "-m", "bench.zoo_kills", "--kills", "3", "--seed", "5"]
+    run = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1].strip() == "the zoo is whole, with the same bytes"

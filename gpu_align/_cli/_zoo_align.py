@@ -25,6 +25,7 @@ from gpu_align._cli._terminal import (
 from gpu_align._errors import InputError
 from gpu_align._symmetry import StateDict
 from gpu_align._zoo import (
+    PLAN,
     Frame,
     Job,
     ZooAlignment,
@@ -108,7 +109,7 @@ class Aligning:
         with display(quiet=quiet) as screen, stdout_to_stderr():
             targets = self._targets()
             specs = [read_spec(path, None) for path in self.spec]
-            found = Job(
+            job = Job(
                 source=self.source,
                 out=self.out,
                 targets=targets,
@@ -120,10 +121,19 @@ class Aligning:
                 about={"engine": self.engine, "workers": self.workers},
                 resume=self.resume,
                 progress=told(screen),
-            ).run()
+            )
+            found = self._done(job)
             if self.report is not None:
                 found.write_report(self.report)
         return found
+
+    def _done(self, job: Job) -> ZooAlignment:
+        try:
+            return job.run()
+        except KeyboardInterrupt:
+            if (self.out / PLAN).exists():
+                warn(f"what is done is kept in {self.out}; --resume goes on with it")
+            raise
 
     def _make_model(self) -> MakeModel | None:
         if self.model is None:

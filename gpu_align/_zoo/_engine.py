@@ -184,7 +184,8 @@ class RayEngine:
     """A Ray cluster: its scheduler, its object store, its retries.
 
     Attributes:
-        address: of the cluster; None for the one that runs, else for one on this machine.
+        address: of the cluster; None for the one that this process uses or the environment names
+            (`RAY_ADDRESS`), else for one that is begun on this machine.
         workers: most tasks at a time; None for what the cluster has.
         gpus: of each task.
     """
@@ -196,7 +197,7 @@ class RayEngine:
 
     def open(self) -> None:
         """See `Engine.open`; a Ray of its own is begun once there are tasks for it."""
-        if self.address is not None:
+        if self._named:
             self._connect(find_ray())
 
     def each(self, work: Work, context: Any, tasks: Sequence[T]) -> Iterator[tuple[T, R | None]]:
@@ -217,16 +218,22 @@ class RayEngine:
                 "command with --resume"
             ) from error
 
+    @property
+    def _named(self) -> str | None:
+        """Address of a cluster that was named, here or as Ray's own commands take it."""
+        return self.address or os.environ.get("RAY_ADDRESS") or None
+
     def _connect(self, ray: Any) -> None:
         """Use the Ray that this process uses already, or connect to one, or begin one."""
         if ray.is_initialized():
             return
-        own = {} if self.address else {"num_cpus": self.workers, "include_dashboard": False}
+        address = self._named or "local"  # else Ray looks for what others have begun
+        own = {} if self._named else {"num_cpus": self.workers, "include_dashboard": False}
         try:
-            _knock(self.address or "")
-            ray.init(address=self.address, log_to_driver=False, logging_level="error", **own)
+            _knock(address)
+            ray.init(address=address, log_to_driver=False, logging_level="error", **own)
         except (ray.exceptions.RayError, OSError, ValueError, RuntimeError) as error:
-            where = "on this machine" if self.address is None else f"at {self.address}"
+            where = f"at {address}" if self._named else "on this machine"
             raise GpuAlignError(
                 f"no Ray answers {where}: {error}; start it with `ray start --head`, check the "
                 "address, or leave the address out"
@@ -244,7 +251,9 @@ class RayEngine:
         payload = ray.put(ray.cloudpickle.dumps((work, context)))
         options = {"num_cpus": 1, "num_gpus": self.gpus, "max_retries": _DEATHS}
         remote = ray.remote(**options)(_do_remote)
-        most = self.workers or _AHEAD * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        most = self.workers
+        if most is None or (self._opened and not self._named):  # Ray itself counts the workers
+            most = _AHEAD * max(int(ray.cluster_resources().get("CPU", 1)), 1)
         waiting, running = iter(tasks), dict[Any, T]()
         while True:
             while len(running) < most and (task := next(waiting, None)) is not None:
