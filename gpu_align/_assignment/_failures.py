@@ -25,6 +25,8 @@ def raise_failures(status: Sequence[Status] | Tensor) -> None:
         AssignmentError: at least one problem failed; names the batch indices.
     """
     if isinstance(status, Tensor):
+        if not bool(status.any()):
+            return
         status = [STATUS_OF_CODE[code] for code in status.cpu().tolist()]
     failures = [
         f"problem {index} of the batch: {each.value}"
