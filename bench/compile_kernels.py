@@ -4,9 +4,9 @@
 
 Prints registers, shared memory and spills of each, and fails where one spills more than
 `SPILL_LIMIT` or needs more shared memory than a block can have. NAME keeps the kernels whose name
-begins so; --sample compiles one variant of each kernel; --record writes
-results/compile_kernels.json. Every core compiles: no two variants are alike, and what both
-architectures share (the front end) is a fourteenth of the time.
+begins so; --sample compiles one variant of each kernel, here and for the newest architecture;
+--record writes results/compile_kernels.json. Every core compiles: no two variants are alike, and
+what both architectures share (the front end) is a fourteenth of the time.
 """
 
 import contextlib
@@ -148,6 +148,13 @@ def compile_variant(number: int, architecture: int) -> dict[str, object]:
     }
 
 
+def compile_sample(numbers: Sequence[int]) -> Iterator[dict]:
+    """Compile the first variant of each kernel among these for the newest architecture."""
+    first = {all_variants()[n].kernel.__name__: n for n in reversed(numbers)}
+    for number in reversed(first.values()):
+        yield compile_variant(number, max(SHARED_LIMIT))
+
+
 def compile_all(numbers: Sequence[int]) -> Iterator[dict]:
     """Compile these of `all_variants` for every architecture; yields the rows in order."""
     wanted = itertools.product(numbers, SHARED_LIMIT)
@@ -171,15 +178,11 @@ def faults(row: dict) -> str:
 def main() -> None:
     names = tuple(name for name in sys.argv[1:] if not name.startswith("--")) or ("",)
     chosen = [n for n, v in enumerate(all_variants()) if v.kernel.__name__.startswith(names)]
-    if "--sample" in sys.argv:
-        chosen = [n for n in chosen if all_variants()[n].architecture == min(SHARED_LIMIT)]
-        kernels = [all_variants()[n].kernel.__name__ for n in chosen]
-        chosen = [chosen[kernels.index(name)] for name in dict.fromkeys(kernels)]
     if not chosen:
         sys.exit(f"no kernel's name begins with {' or '.join(names)}")
     print(f"{'kernel':22} {'variant':36} sm  warps stages registers  shared spills seconds")
     rows = []
-    for row in compile_all(chosen):
+    for row in (compile_sample if "--sample" in sys.argv else compile_all)(chosen):
         rows.append(row)
         print(
             f"{row['kernel']:22} {row['variant']:36} {row['sm']} {row['warps']:5} "

@@ -30,7 +30,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def invoke(*options: str) -> Result:
-    return CliRunner().invoke(app, ["align", SOURCE, "0.safetensors", "--search", "beam", *options])
+    return CliRunner().invoke(
+        app, ["align", SOURCE, "0.safetensors", "--search", "descent", *options]
+    )
 
 
 class Killed(BaseException):
