@@ -102,7 +102,6 @@ def assert_case(case: Case) -> None:
     spec = discover(model, inputs)
     assert_groups(spec, case.sizes)
     assert_random_permutations_preserve(spec, model, inputs)
-    assert spec.verify(model, inputs) <= 1e-9
     assert PermutationSpec.from_json(spec.to_json()) == spec
 
 

@@ -153,8 +153,8 @@ def test_ends_of_a_segment_are_the_networks_to_the_bit() -> None:
 @pytest.mark.parametrize("in_double", [False, True])
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_planted_copies_have_a_barrier_of_0(kind: str, in_double: bool) -> None:
-    x = images(side=16).fit.lots[0].inputs
-    made = {"mlp": nn.Sequential(nn.Flatten(), mlp([256, 9, 8, 10])), "cnn": CNN(3, 12, side=16)}
+    x = images().fit.lots[0].inputs
+    made = {"mlp": nn.Sequential(nn.Flatten(), mlp([64, 9, 8, 10])), "cnn": CNN(3, 6, side=8)}
     first, second = planted(randomised(made[kind], 3).float(), x[:2])
     with torch.no_grad():
         y = first(x).argmax(1)  # so that both are good, and what lies between need not be

@@ -96,7 +96,7 @@ def recurrent(nonlinearity: str) -> nn.Module:
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "relu": (lambda: mlp([3, 4, 5, 2]), (2, 3)),
-    "relu_deep": (lambda: mlp([3, *[6] * 20, 2]), (2, 3)),
+    "relu_deep": (lambda: mlp([3, *[6] * 10, 2]), (2, 3)),
     "tanh": (lambda: mlp([3, 4, 5, 2], nn.Tanh), (2, 3)),
     "linear": (lambda: mlp([3, 4, 5, 2], nn.Identity), (2, 3)),
     "gelu": (lambda: mlp([3, 4, 5, 2], nn.GELU), (2, 3)),
@@ -350,10 +350,8 @@ SHAPE = ("--input-shape", "2,3")
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def cli(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "nets", raising=False)
     Path("nets.py").write_text(NETS, encoding="utf-8")
     save_checkpoint("tanh.safetensors", mlp([3, 4, 2]).state_dict())

@@ -386,7 +386,7 @@ def assert_random_gauges_preserve(spec: PermutationSpec, model: nn.Module, input
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_gauges_are_those_worked_out_by_hand(case: Case) -> None:
     model, inputs = randomised(case.build()), case.inputs()
-    spec = discover(model, inputs)
+    spec = discover(model, inputs, verify=False)
     assert found_gauges(spec) == case.gauges
     assert_random_gauges_preserve(spec, model, inputs)
     assert PermutationSpec.from_json(spec.to_json()) == spec
