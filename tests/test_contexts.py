@@ -1,6 +1,7 @@
 """Defaults that a caller has set for torch: a device, inference, autocast, a dtype."""
 
 import ast
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -8,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import mlp, model_of
+from networks import mlp, model_of, pair
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from gpu_align import (
+    AlignmentResult,
     CoordinateDescent,
     InputError,
     Permutation,
@@ -103,14 +105,20 @@ def search_of(name: str) -> Search | None:
     return replace(entry.make(TaskLoss(networks()[0], (x, y))), steps=3)
 
 
+@functools.cache
+def aligned(name: str) -> AlignmentResult:
+    """Return what a search finds outside of all contexts."""
+    source, target = (network.state_dict() for network in networks())
+    return align(source, target, search=search_of(name))
+
+
 @each_context
 @pytest.mark.parametrize("name", [name for name in SEARCHES if name != "portfolio"])
 def test_searches_do_the_same_within(
     name: str, context: Callable[[], AbstractContextManager[object]]
 ) -> None:
     source, target = (network.state_dict() for network in networks())
-    search = search_of(name)
-    expected = align(source, target, search=search)
+    search, expected = search_of(name), aligned(name)
     if SEARCHES[name].needs_data and context is CONTEXTS["inference"]:
         with context(), pytest.raises(InputError, match="takes gradients"):
             align(source, target, search=search)
@@ -124,9 +132,9 @@ def test_searches_do_the_same_within(
         assert tensor.dtype == expected.state_dict[key].dtype
 
 
-def outcomes(pair: list[torch.nn.Module], folder: Path) -> Iterator[dict[str, Tensor]]:
+def outcomes(both: list[torch.nn.Module], folder: Path) -> Iterator[dict[str, Tensor]]:
     """Yield what comes of files, modules, tracing, one form and permutations."""
-    source, target = pair
+    source, target = both
     inputs, fast = (
         torch.ones(2, 4, dtype=torch.float32, device="cpu"),
         CoordinateDescent(order="forward"),
@@ -147,15 +155,22 @@ def outcomes(pair: list[torch.nn.Module], folder: Path) -> Iterator[dict[str, Te
     yield Permutation.identity(spec).apply(source.state_dict())
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    """What comes of them outside of all contexts."""
+    return list(outcomes(networks(), tmp_path_factory.mktemp("plain")))
+
+
 @each_context
 def test_everything_else_does_the_same_within(
-    context: Callable[[], AbstractContextManager[object]], tmp_path: Path
+    context: Callable[[], AbstractContextManager[object]],
+    plain: list[dict[str, Tensor]],
+    tmp_path: Path,
 ) -> None:
-    pair = networks()
-    expected = list(outcomes(pair, tmp_path))
+    both = networks()
     with context():
-        found = list(outcomes(pair, tmp_path))
-    for one, other in zip(found, expected, strict=True):
+        found = list(outcomes(both, tmp_path))
+    for one, other in zip(found, plain, strict=True):
         assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
@@ -163,10 +178,9 @@ def test_everything_else_does_the_same_within(
 def test_symmetries_are_found_within(
     context: Callable[[], AbstractContextManager[object]],
 ) -> None:
-    model, inputs = model_of("cnn", seed=1)
-    expected = discover(model, inputs)
+    (model, inputs), expected = model_of("cnn", seed=1), pair("cnn").spec.groups
     with context():
-        assert discover(model, inputs).groups == expected.groups
+        assert discover(model, inputs).groups == expected
 
 
 def test_weights_made_in_inference_mode_are_taken() -> None:

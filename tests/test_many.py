@@ -1,5 +1,6 @@
 """Many models in one call: the same answers as one by one, and one bad model stops no other."""
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -87,13 +88,13 @@ def assert_equal_results(one: AlignmentResult, other: AlignmentResult) -> None:
 @pytest.mark.parametrize("metric", slow(METRICS, but=("l2", "normalized")))
 @pytest.mark.parametrize("name", ["mlp", "cnn", "groupnorm", "recurrent", "trilinear", *FAMILIES])
 def test_batch_is_what_single_calls_give(name: str, metric: str) -> None:
-    spec, sources, target = zoo(name, 4)
+    spec, sources, target = zoo(name, 3)
     options = {"spec": spec, "search": FORWARD, "metric": metric}
     results = align(sources, target, **options)
     for source, result in zip(sources, results, strict=True):
         assert result.ok
         assert result.unwrap() is result
-        assert result.batch_size == 4
+        assert result.batch_size == 3
         assert_equal_results(result, align(source, target, **options))
 
 
@@ -163,6 +164,13 @@ BAD = {
 }
 
 
+@functools.cache
+def results_alone() -> list[AlignmentResult]:
+    """Return what is found for each of four networks in a call of its own."""
+    spec, sources, target = zoo("cnn", 4)
+    return [align(source, target, spec=spec, search=FORWARD) for source in sources]
+
+
 @pytest.mark.parametrize("place", [0, 1, 3])
 @pytest.mark.parametrize(("spoil", "error", "text"), BAD.values(), ids=BAD)
 def test_a_bad_source_stops_no_other(
@@ -171,9 +179,9 @@ def test_a_bad_source_stops_no_other(
     spec, sources, target = zoo("cnn", 4)
     spoiled = [spoil(s) if number == place else s for number, s in enumerate(sources)]
     results = align(spoiled, target, spec=spec, search=FORWARD)
-    for number, (source, result) in enumerate(zip(sources, results, strict=True)):
+    for number, (expected, result) in enumerate(zip(results_alone(), results, strict=True)):
         if number != place:
-            assert_equal_results(result, align(source, target, spec=spec, search=FORWARD))
+            assert_equal_results(result, expected)
             continue
         assert isinstance(result, AlignmentFailure)
         assert not result.ok

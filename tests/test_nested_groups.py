@@ -168,7 +168,7 @@ def test_blocks_are_pairs_of_root_units(root: int, size: int) -> None:
 def test_random_families_are_valid_and_uniform(
     wreath: PermutationSpec, stream: RandomStream
 ) -> None:
-    drawn = family_of(wreath).random(torch.arange(6400), stream)
+    drawn = family_of(wreath).random(torch.arange(3200), stream)
     seen = Counter(zip(*(map(tuple, perm.tolist()) for perm in drawn.values()), strict=True))
     problem = AlignmentProblem({}, {}, wreath)
     every = as_batch(problem, list(all_symmetries(wreath)))
@@ -207,7 +207,7 @@ def test_single_units_may_be_negated() -> None:
     spec = pair("single").spec
     families = [f.variables for f in families_of(spec, signs=True)]
     assert families == [("g", "g±"), ("h",), ("p", "c", "c±")]
-    for seed in range(4):
+    for seed in range(2):
         networks, permutation = planted_in(pair("single", seed), noise=0.0, seed=seed)
         result = align(networks.source, networks.target, spec=spec)
         assert result.distance == pytest.approx(0, abs=1e-20)
@@ -351,7 +351,7 @@ def test_planted_symmetry_is_found(name: str) -> None:
     assert float(outcome.best.objective) <= hidden * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("name", MODERATE)
+@pytest.mark.parametrize("name", slow(MODERATE, but=("heads", "signed_gqa", "signed_recurrent")))
 def test_annealing_needs_no_descent_to_find_what_is_planted(name: str) -> None:
     networks, permutation = planted_in(random_pair(resized(name, **MODERATE[name])), noise=0.3)
     problem = problem_of(networks)
