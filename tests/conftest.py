@@ -1,7 +1,9 @@
 """Fixtures shared by all tests, and what may be skipped."""
 
+import gc
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -41,6 +43,17 @@ def mended_interpreter() -> Iterator[None]:
         if INTERPRETED and find_spec("triton"):
             mend_interpreter(patch)
         yield
+
+
+def pytest_configure() -> None:
+    """Look for no garbage among what is imported: a fifth of the time until the first test."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Look for it again, but not among what there is now."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -107,7 +120,10 @@ def ctrl_c() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    torch.manual_seed(0)
+    # Not `torch.manual_seed`: it notes the whole stack for CUDA, a millisecond a test.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture
@@ -190,3 +206,23 @@ def nan_filled_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the figures of a result out of its page, for they take nearly all of its time."""
+    monkeypatch.setattr("gpu_align._report._page.pictures", lambda result: [])
+
+
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the figures of a page, but do not lay them out and draw them."""
+    monkeypatch.setattr("gpu_align._report._pictures._encoded", lambda *figure: "data:image/png;")
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that we are in; what a command puts on `sys.path` is taken back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path

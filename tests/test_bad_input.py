@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -83,16 +82,14 @@ def mlp_state(seed: int, width: int = 8) -> State:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two good checkpoints and some models; we are in it."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "nets", raising=False)
-    (tmp_path / "nets.py").write_text(MODELS, encoding="utf-8")
+    (inside / "nets.py").write_text(MODELS, encoding="utf-8")
     for number in (0, 1):
-        save_checkpoint(tmp_path / f"{number}.safetensors", mlp_state(number))
-    return tmp_path
+        save_checkpoint(inside / f"{number}.safetensors", mlp_state(number))
+    return inside
 
 
 def assert_refused(folder: Path, arguments: tuple[str, ...], *mentions: str, code: int = 2) -> None:
@@ -430,26 +427,12 @@ def test_changed_function_is_a_failure(folder: Path, monkeypatch: pytest.MonkeyP
     assert_refused(folder, (*PAIR, *OUT, *model), "0.5", "nothing was written", code=1)
 
 
-def test_in_a_process_of_its_own(folder: Path) -> None:
-    Path("1.safetensors").write_bytes(b"junk")
-    command = [sys.executable, "-m", "gpu_align", *PAIR, *OUT]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: cannot read 1.safetensors")
-    assert not Path("new.safetensors").exists()
-
-
 def test_what_a_factory_prints_and_where_it_goes_does_no_harm(folder: Path) -> None:
     arguments = (*PAIR, "--model", "nets:noisy", "--input-shape", "2,6", "--search", "descent")
-    done = subprocess.run(
-        [sys.executable, "-m", "gpu_align", *arguments, "--json", *OUT],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(done.stdout)["function_preserved"] is True
-    assert "from the factory" in done.stderr
+    result = CliRunner().invoke(app, [*arguments, "--json", *OUT])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["function_preserved"] is True
+    assert "from the factory" in result.stderr
     assert (folder / "new.safetensors").exists()
 
 

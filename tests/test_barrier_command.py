@@ -1,7 +1,6 @@
 """`gpu-align barrier`: what it prints and writes, and how it ends."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,11 +41,9 @@ MODEL = ("--model", "code.py:normed", "--input-shape", "4,6")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two pairs of checkpoints, their models and data; we are in it."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(sys, "path", list(sys.path))
     Path("code.py").write_text(CODE, encoding="utf-8")
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -57,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     generator = np.random.default_rng(0)
     x = generator.normal(size=(90, 6)).astype(np.float32)
     np.savez("d.npz", x=x[:60], y=np.arange(60) % 3, x_test=x[60:], y_test=np.arange(30) % 3)
-    return tmp_path
+    return inside
 
 
 @pytest.fixture

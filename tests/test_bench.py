@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from auction_host import COMPILER, HostDevice, build
 from triton_devices import INTERPRETED
 
 from bench import (
@@ -20,7 +19,6 @@ from bench import (
 )
 from bench.cases import CASES, Case
 from bench.timing import quantiles, wall_clock
-from gpu_align.kernels import auction as launcher
 
 TIME = {"median": 1.0, "q20": 1.0, "q80": 1.0, "repetitions": 1}
 
@@ -69,19 +67,10 @@ def test_the_cases_are_what_the_networks_have():
     assert found["MLP 3x512"].flops == 2 * 128 * 512**2 * (784 + 4 * 512 + 10 + 3)
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    return HostDevice(build(tmp_path_factory.mktemp("auction")))
-
-
-@pytest.mark.skipif(COMPILER is None, reason="needs g++")
+@pytest.mark.usefixtures("auction_on_host")
 @pytest.mark.parametrize("kind", costs.KINDS)
-def test_assignment(kind, host, monkeypatch):
+def test_assignment(kind, monkeypatch):
     monkeypatch.setattr(assignment, "wall_clock", lambda run, seconds: run() and TIME)
-    monkeypatch.setattr(launcher, "_DEVICE", "cpu")
-    monkeypatch.setattr("gpu_align._assignment._auction.missing_for_auction", lambda _: None)
-    for name in ("limits", "plan", "call"):
-        monkeypatch.setattr(launcher, name if name == "plan" else f"_{name}", getattr(host, name))
     auction = assignment.Solver("auction", assignment.auction)
     found = [*assignment.solvers("cpu"), auction]
     rows = list(assignment.rows_of(costs.Task(kind, 40, 3), found, {}, unknown(3)))
@@ -180,6 +169,13 @@ def test_timings():
     assert 3 <= wall_clock(lambda: None, seconds=0.0)["repetitions"] <= 20
 
 
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A folder for what the benches record."""
+    monkeypatch.setattr("bench.record.RESULTS", tmp_path)
+    return tmp_path
+
+
 MACHINE = {"gpu": "a GPU", "cores": 2, "processor": "a CPU"}
 FACTS = {"machine": MACHINE, "versions": {"torch": "2"}, "commit": None}
 
@@ -212,22 +208,20 @@ def record_of_a_device(folder):
     write(folder / "beam_width.json", rows)
 
 
-def test_plots_are_drawn_from_what_is_recorded(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bench.record.RESULTS", tmp_path)
+def test_plots_are_drawn_from_what_is_recorded(results, capsys):
     plot.main()
     assert capsys.readouterr().out.count("not yet measured") == 5
-    assert not list(tmp_path.iterdir())
-    record_of_a_device(tmp_path)
+    assert not list(results.iterdir())
+    record_of_a_device(results)
     plot.main()
-    drawn = {path.name for path in tmp_path.glob("*.png")}
+    drawn = {path.name for path in results.glob("*.png")}
     assert drawn == {"assignment.png", "row_distance.png", "beam_width.png"}
     assert "assignment_cpu: not yet measured" in capsys.readouterr().out
 
 
-def test_targets(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bench.record.RESULTS", tmp_path)
+def test_targets(results, capsys):
     assert {row[3] for row in targets.judged()} == {"not measured"}
-    record_of_a_device(tmp_path)
+    record_of_a_device(results)
     found = {row[0]: row for row in targets.judged()}
     assert found["beam: width 100 / width 1"][3] == "met"
     assert found["beam: width 1000 / width 1"][2:4] == ("21", "missed in 2 of 2")
@@ -239,8 +233,8 @@ def test_targets(tmp_path, monkeypatch, capsys):
     assert "beam: width 1000" in capsys.readouterr().out
 
 
-def test_every_target_finds_its_figure(tmp_path, monkeypatch):
-    record_of_a_device(tmp_path)
+def test_every_target_finds_its_figure(results):
+    record_of_a_device(results)
     sweep, *_ = profile_step.STEPS
     profiled = [
         {"step": sweep, "pair": pair, "device": "cuda", "launches": 9}
@@ -258,8 +252,7 @@ def test_every_target_finds_its_figure(tmp_path, monkeypatch):
         "portfolio": [{"pair": "a", "times_cpu": 9.0}, {"pair": "a"}],
         "many_models_cuda": [{"models": 60_000, "networks": "a", "batch seconds": TIME}],
     }.items():
-        write(tmp_path / f"{name}.json", rows)
-    monkeypatch.setattr("bench.record.RESULTS", tmp_path)
+        write(results / f"{name}.json", rows)
     verdicts = {row[0]: row[3] for row in targets.judged()}
     assert "not measured" not in verdicts.values()
     assert verdicts["default search: times faster than all cores"] == "missed in 1 of 1"

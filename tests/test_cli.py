@@ -61,15 +61,13 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Cli:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two checkpoints and the model that they belong to; we are in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "nets", raising=False)
-    (tmp_path / "nets.py").write_text(MODELS, encoding="utf-8")
+    (inside / "nets.py").write_text(MODELS, encoding="utf-8")
     for number in (0, 1):
-        save_checkpoint(tmp_path / f"{number}.safetensors", mlp_state(number))
-    return tmp_path
+        save_checkpoint(inside / f"{number}.safetensors", mlp_state(number))
+    return inside
 
 
 def mlp_state(seed: int) -> dict[str, torch.Tensor]:
@@ -368,11 +366,16 @@ def test_version_and_help(cli: Cli) -> None:
         assert cli(command, "--help").exit_code == 0
 
 
-def test_module_is_the_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "gpu_align", "--version"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith("gpu-align ")
+@pytest.mark.parametrize(
+    ("argument", "code", "stdout", "stderr"),
+    [("--version", 0, "gpu-align ", ""), ("nope", 2, "", "No such command 'nope'")],
+)
+def test_module_is_the_command(argument: str, code: int, stdout: str, stderr: str) -> None:
+    command = [sys.executable, "-m", "gpu_align", argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    for text, expected in ((done.stdout, stdout), (done.stderr, stderr)):
+        assert expected in text if expected else text == ""
 
 
 @pytest.mark.parametrize(

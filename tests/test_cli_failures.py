@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,12 @@ def tokens():
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+def folder(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "nets.py").write_text(MODELS + TOKENS, encoding="utf-8")
+    (inside / "nets.py").write_text(MODELS + TOKENS, encoding="utf-8")
     for number in (0, 1):
-        save_checkpoint(tmp_path / f"{number}.safetensors", mlp_state(number))
-    return tmp_path
+        save_checkpoint(inside / f"{number}.safetensors", mlp_state(number))
+    return inside
 
 
 def invoke(*arguments: str) -> Result:
@@ -169,7 +168,7 @@ def test_the_help_shows_the_defaults_there_are() -> None:
 # The standard streams
 
 
-SCRIPT = f"{sys.executable} -m gpu_align env"
+COMMAND = f"{sys.executable} -m gpu_align"
 
 
 def run(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -185,12 +184,9 @@ def run(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
 @pytest.mark.parametrize(
     ("command", "code"),
     [
-        (f"{SCRIPT} >&-", 0),
-        (f"{SCRIPT} 2>&-", 0),
-        (f"{SCRIPT} >/dev/full", 1),
-        (f"{SCRIPT} --json >/dev/full", 1),
-        (f"{sys.executable} -m gpu_align report no.json -o no.html 2>/dev/full", 2),
-        (f"COLUMNS=1 {SCRIPT}", 0),
+        (f"{COMMAND} --version >&-", 0),
+        (f"{COMMAND} --version 2>&-", 0),
+        (f"{COMMAND} env --json >/dev/full", 1),
     ],
 )
 def test_streams_that_are_closed_or_full(command: str, code: int) -> None:
@@ -198,17 +194,40 @@ def test_streams_that_are_closed_or_full(command: str, code: int) -> None:
     assert result.returncode == code
     assert b"Traceback" not in result.stderr
     assert b"Exception ignored" not in result.stderr
-    if "/dev/full" in command and code == 1:
+    if code:
         assert result.stderr == b"error: cannot print: No space left on device\n"
 
 
+def test_a_full_output_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of("env", into=redirect_stdout) == 1
+    assert capsys.readouterr().err == "error: cannot print: No space left on device\n"
+
+
+def test_a_refusal_that_cannot_be_told_is_still_one(folder: Path) -> None:
+    assert code_of("report", "no.json", "-o", "no.html", into=redirect_stderr) == 2
+
+
+def code_of(*arguments: str, into: type[redirect_stdout] | type[redirect_stderr]) -> object:
+    """Return the exit code of a command one of whose streams is on a full device."""
+    full = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
+    with into(full), pytest.raises(SystemExit) as ended:
+        app(arguments)
+    with suppress(OSError):
+        full.close()
+    return ended.value.code
+
+
+def test_a_narrow_terminal_is_printed_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1")
+    assert invoke("env").exit_code == 0
+
+
 def test_names_that_cannot_be_shown(folder: Path) -> None:
-    for name in ("\u00e9.safetensors", os.fsdecode(b"\xff.safetensors")):
-        (folder / name).write_bytes((folder / "1.safetensors").read_bytes())
-    align = f"{sys.executable} -m gpu_align align --search descent"
-    plain = run(f"{align} \u00e9.safetensors 0.safetensors -q", PYTHONIOENCODING="ascii")
-    assert plain.returncode == 0
+    odd = os.fsdecode(b"\xff.safetensors")
+    for name, number in ((odd, 1), ("\u00e9.safetensors", 0)):
+        (folder / name).write_bytes((folder / f"{number}.safetensors").read_bytes())
+    align = f"{COMMAND} align $'\\xff.safetensors' \u00e9.safetensors --search descent"
     outputs = "--permutation $'\\xff2.safetensors' --report $'\\xff.html' --json-file $'\\xff.json'"
-    odd = run(f"{align} $'\\xff.safetensors' 0.safetensors -o $'\\xff1.safetensors' {outputs}")
-    assert odd.returncode == 0, odd.stderr
+    done = run(f"{align} -o $'\\xff1.safetensors' {outputs}", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
     assert len([path for path in folder.iterdir() if os.fsencode(path.name)[0] == 0xFF]) == 5

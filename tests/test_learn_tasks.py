@@ -124,7 +124,7 @@ def test_other_shifts_are_refused() -> None:
 
 
 def test_networks_of_waves_show_them(tmp_path: Path) -> None:
-    sines = Sines(SineRecipe(hidden=(12, 12), steps=300), 6, 2, 3)
+    sines = Sines(SineRecipe(hidden=(12, 12), steps=150, rate=1e-2), 6, 2, 3)
     found = make_split_zoo(tmp_path, sines.sources(0), device=CPU, progress=quiet)
     assert [len(part) for part in vars(found.parts).values()] == [12, 4, 6]
     assert float(found.facts["error"].median()) < 0.02
@@ -236,7 +236,7 @@ def test_a_change_commutes_with_the_symmetries(make: Callable[[WeightSpace], nn.
 # The commands.
 
 TINY = {
-    "classify": ("--images", 20, "--hidden", "4,4", "--steps", 5, "--effort", 0.05),
+    "classify": ("--images", 20, "--hidden", "4,4", "--steps", 5, "--effort", 0.02),
     "embed": ("--waves", 10, "--effort", 0.02),
     "regress": ("--waves", 10, "--effort", 0.02),
     "adapt": ("--classifiers", 12, "--hidden", "6,6", "--effort", 0.02),

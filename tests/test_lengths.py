@@ -65,9 +65,9 @@ def test_tables_cut_to_the_length_hold_at_other_lengths(table: Table) -> None:
     spec = discover(model, torch.randint(7, (2, TOKENS)))
     assert "hidden" in spec.groups
     state = model.state_dict()
-    for seed in range(3):
+    for seed in range(2):
         order = Permutation.random(spec, generator=torch.Generator().manual_seed(seed))
-        for length in (1, 2, TOKENS, 8, 10, ROWS - 1):
+        for length in (1, 2, TOKENS, 8, ROWS - 1):
             tokens = torch.randint(7, (3, length))
             assert_same_function(model, tokens, state, order.apply(state))
 

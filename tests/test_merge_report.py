@@ -77,6 +77,7 @@ def test_page_needs_nothing_but_itself(page: Page) -> None:
     assert "0.0716" in str(picture["alt"])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_report_of_alignments_has_what_came_after_each() -> None:
     given = [result(), result()]
     alone = Page(render_report(given))

@@ -280,11 +280,9 @@ def text():
 
 
 @pytest.fixture
-def loaders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "loaders_of_a_test.py").write_text(LOADERS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return tmp_path
+def loaders(inside: Path) -> Path:
+    (inside / "loaders_of_a_test.py").write_text(LOADERS)
+    return inside
 
 
 @pytest.mark.parametrize("module", ["loaders_of_a_test", "./loaders_of_a_test.py"])

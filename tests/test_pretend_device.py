@@ -9,20 +9,30 @@ from test_engine import KINDS, SEARCHES, float32_problem
 
 from gpu_align import (
     AlignmentResult,
+    Annealing,
+    BeamDescent,
     CoordinateDescent,
     LayerwiseBeam,
     Noise,
     Portfolio,
+    Recombination,
     Search,
     run_search,
 )
 from gpu_align._align import Settings
 from gpu_align._align._many import align_state_dicts
-from gpu_align._device._backend import CPU
+from gpu_align._device._backend import CPU, Engine
 
-# The k best are found by a solver of the host's choice.
+# Few steps: each op is run in Python. The k best are found by a solver of the host's choice.
 WHOLE: dict[str, Search] = {
     **{name: search for name, search in SEARCHES.items() if name != "layerwise"},
+    "annealing": Annealing(starts=2, steps=4, iterations=3),
+    "recombination": Recombination(3, 2, 1, steps=2, iterations=2),
+    "portfolio": Portfolio(
+        (LayerwiseBeam(lookahead=True), CoordinateDescent(), Annealing(1, steps=3, iterations=2)),
+        (Recombination(3, 2, 1, steps=2, iterations=2), BeamDescent(patience=1)),
+        width=3,
+    ),
     "lookahead": LayerwiseBeam(width=3, candidates=Noise(4), lookahead=True),
 }
 
@@ -50,7 +60,7 @@ def test_a_search_keeps_its_tensors_on_the_device(search: Search, name: str) -> 
 def test_a_sweep_is_read_once_after_it(starts: int) -> None:
     search = CoordinateDescent(starts=starts, initial="random")
     with PretendDevice() as watched:
-        problem = float32_problem("resnet", ENGINE)
+        problem = float32_problem("mlp", ENGINE)
         watched.reads = 0
         outcome = run_search(search, problem, seed=1)
     before = 1  # the start
@@ -61,20 +71,17 @@ def test_a_sweep_is_read_once_after_it(starts: int) -> None:
 def test_align_brings_its_answer_home(name: str) -> None:
     networks = pair(name)
     sources = [networks.source, pair(name, seed=3).source]
-    search = Portfolio((CoordinateDescent(),), width=2)
-    results: list[list[AlignmentResult]] = []
-    for engine in (CPU, ENGINE):
-        with PretendDevice():
-            results.append(
-                align_state_dicts(
-                    sources,
-                    networks.target,
-                    networks.spec,
-                    Settings(search, engine=engine),
-                    models=[None, None],
-                )
-            )
-    for plain, found in zip(*results, strict=True):
+    search = Portfolio((CoordinateDescent(),), (BeamDescent(patience=1),), width=2)
+
+    def aligned(engine: Engine) -> list[AlignmentResult]:
+        settings = Settings(search, engine=engine)
+        given = (sources, networks.target, networks.spec, settings)
+        return align_state_dicts(*given, models=[None, None])
+
+    expected = aligned(CPU)
+    with PretendDevice():
+        results = aligned(ENGINE)
+    for plain, found in zip(expected, results, strict=True):
         assert found.distance == pytest.approx(plain.distance, rel=1e-9)
         assert found.lower_bound == pytest.approx(plain.lower_bound)
         assert all(t.device.type == "cpu" for t in found.state_dict.values())

@@ -24,12 +24,6 @@ def result() -> dict[str, Any]:
     return report_pages.result()
 
 
-@pytest.fixture
-def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the figures, but do not lay them out and draw them."""
-    monkeypatch.setattr(_pictures, "_encoded", lambda *figure: "data:image/png;base64,")
-
-
 # Figures
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from report_pages import Page, group
 
 from gpu_align import InputError, PermutationSpec, chain_spec
-from gpu_align._report import _pictures, render_report, render_symmetries, write_symmetries
+from gpu_align._report import render_report, render_symmetries, write_symmetries
 from gpu_align._report._lane_chart import ROW, lane_chart
 from gpu_align._report._lanes import MOST_ROWS, MOST_TRACKS, layout
 from gpu_align._report._pictures import pictures_of_groups
@@ -99,12 +99,6 @@ SPECS = {
     "crowded": crowded(500),
     "odd names": odd_names(),
 }
-
-
-@pytest.fixture
-def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the figures, but do not lay them out and draw them."""
-    monkeypatch.setattr(_pictures, "_encoded", lambda *figure: "data:image/png;base64,")
 
 
 # What a spec says

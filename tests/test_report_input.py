@@ -12,25 +12,13 @@ from report_pages import FIGURES, Page, group
 
 from gpu_align import InputError
 from gpu_align._align._result import SCHEMA, ResultRecord, read_result
-from gpu_align._report import _page, _pictures, render_report, write_report
+from gpu_align._report import render_report, write_report
 from gpu_align._report._format import MISSING
 
 
 @pytest.fixture
 def result() -> dict[str, Any]:
     return report_pages.result()
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the figures out, for they take nearly all of a page's time."""
-    monkeypatch.setattr(_page, "pictures", lambda result: [])
-
-
-@pytest.fixture
-def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the figures, but do not lay them out and draw them."""
-    monkeypatch.setattr(_pictures, "_encoded", lambda *figure: "data:image/png;base64,")
 
 
 def outlined(name: str, **more: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 import report_pages
 from report_pages import Page, group, parsed
 
-from gpu_align._report import _page, render_report
+from gpu_align._report import render_report
 from gpu_align._report._format import MISSING
 
 
@@ -29,12 +29,6 @@ def page() -> Page:
 @pytest.fixture
 def result() -> dict[str, Any]:
     return report_pages.result()
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the figures out, for they take nearly all of a page's time."""
-    monkeypatch.setattr(_page, "pictures", lambda result: [])
 
 
 # What the page says

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import pair
 from test_problem import problem_of
-from test_search import SEARCHES
+from test_search import SEARCHES, whole
 
 from gpu_align import (
     AlignmentProblem,
@@ -42,11 +42,6 @@ KINDS = ("deep", "signed_heads")
 @cache
 def problem_named(name: str) -> AlignmentProblem:
     return problem_of(pair(name))
-
-
-@cache
-def whole(search: str, name: str) -> Outcome:
-    return run_search(SEARCHES[search], problem_named(name), seed=3)
 
 
 @contextlib.contextmanager

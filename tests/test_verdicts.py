@@ -19,7 +19,6 @@ from gpu_align import (
     align,
 )
 from gpu_align._assignment import certify
-from gpu_align._report import _page
 
 FAILURES = (Status.ROUND_LIMIT, Status.INEXACT, Status.NOT_FINITE)
 
@@ -34,15 +33,13 @@ def test_a_certificate_keeps_why_a_solver_failed(status: Status) -> None:
     assert certify(problem, failed).status == (status, Status.OPTIMAL)
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("gap", "verdict"), [(0.0, "yes"), (4e-9, "yes"), (3e-6, "yes"), (4e-5, "open"), (4.0, "open")]
 )
-def test_a_report_says_optimal_up_to_rounding_only(
-    gap: float, verdict: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_says_optimal_up_to_rounding_only(gap: float, verdict: str) -> None:
     """The dual is 4, so the gaps are from 0 to all of it; 4e-5 is one of 1e-5."""
     data = report_pages.result()
-    monkeypatch.setattr(_page, "pictures", lambda result: [])
     data["groups"] = [report_pages.group("group", gap=gap)]
     got, text = answer(data, "Optimal group by group")
     assert got == verdict

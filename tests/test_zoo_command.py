@@ -1,7 +1,6 @@
 """gpu-align zoo: from a fresh folder to an aligned zoo, its page, and what failed."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +17,8 @@ REFERENCE = state(0, 5, 6, 2)
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
+def cli(monkeypatch: pytest.MonkeyPatch, inside: Path) -> Cli:
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments: object) -> Result:
         return CliRunner().invoke(app, ["zoo", *(str(argument) for argument in arguments)])

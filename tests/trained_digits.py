@@ -1,6 +1,5 @@
 """Small networks that were trained on digits, and a folder of them, for commands that merge."""
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -69,11 +68,9 @@ def write_files(folder: Path, states: Mapping[str, Mapping[str, Tensor]]) -> Non
 
 @pytest.fixture
 def trained_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_states: dict[str, dict[str, Tensor]]
+    inside: Path, monkeypatch: pytest.MonkeyPatch, trained_states: dict[str, dict[str, Tensor]]
 ) -> Path:
     """A folder with checkpoints of the trained states and their models; we are in it."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    write_files(tmp_path, trained_states)
-    return tmp_path
+    write_files(inside, trained_states)
+    return inside
