@@ -56,7 +56,7 @@ def build(folder: Path, unit: str = "auction_host", warp: int = 1) -> Path:
 
 def build_sanitized(folder: Path) -> Path:
     """Compile a program whose threads the thread sanitizer watches."""
-    flags = ("-O1", "-g", "-fsanitize=thread", "-DHOST_MAIN", f"-DHOST_WARP={TSAN_WARP}")
+    flags = ("-O0", "-g", "-fsanitize=thread", "-DHOST_MAIN", f"-DHOST_WARP={TSAN_WARP}")
     return _compile(folder / "auction_tsan", "auction_host", *flags)
 
 

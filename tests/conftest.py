@@ -51,8 +51,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Look for it again, but not among what there is now."""
-    gc.freeze()
+    """Look for it again."""
     gc.enable()
 
 

@@ -236,7 +236,7 @@ def test_a_change_commutes_with_the_symmetries(make: Callable[[WeightSpace], nn.
 # The commands.
 
 TINY = {
-    "classify": ("--images", 20, "--hidden", "4,4", "--steps", 5, "--effort", 0.02),
+    "classify": ("--images", 12, "--hidden", "4,4", "--steps", 5, "--effort", 0.02),
     "embed": ("--waves", 10, "--effort", 0.02),
     "regress": ("--waves", 10, "--effort", 0.02),
     "adapt": ("--classifiers", 12, "--hidden", "6,6", "--effort", 0.02),

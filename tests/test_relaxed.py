@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import FAMILIES, pair
 from strategies import seeds
@@ -92,6 +92,7 @@ def test_line_search_beats_a_dense_grid(
     assert float(height(step)) >= float(height(GRID).max()) - slack
 
 
+@settings(max_examples=25)
 @given(degree=st.integers(1, 4), seed=seeds)
 def test_line_search_is_batched(degree: int, seed: int) -> None:
     values = torch.randn(

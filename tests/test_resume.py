@@ -107,7 +107,7 @@ def test_resumed_after_any_step_it_ends_as_if_never_interrupted(
     assert list(tmp_path.iterdir()) == []
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     search=st.sampled_from(["annealing", "portfolio", "recombination", "beam"]),
     steps=st.lists(st.integers(1, 200), min_size=1, max_size=4),
@@ -165,7 +165,7 @@ def test_interrupted_within_a_step_in_place(
     assert_same(resumed, whole("annealing", name))
 
 
-@pytest.mark.parametrize("search", [Annealing(starts=3, steps=4), FrankWolfe(starts=3, steps=3)])
+@pytest.mark.parametrize("search", [Annealing(starts=2, steps=3), FrankWolfe(starts=2, steps=3)])
 def test_waves_are_resumed(search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_named("deep")
 
