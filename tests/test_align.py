@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import slow
 from networks import CNN, FAMILIES, Pair, State, mlp, model_of, pair, planted, randomised
 from oracles import assert_same_function, children_of, is_free, objective, symmetry_of
 from safetensors.torch import save_file
@@ -92,7 +93,7 @@ def test_modules_end_to_end(name: str) -> None:
     json.dumps(result.to_json(), allow_nan=False)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", slow(METRICS, but=("l2", "row")))
 @pytest.mark.parametrize("name", ["mlp", "cnn", "groupnorm", "recurrent", "trilinear", *FAMILIES])
 def test_every_metric_and_kind_of_spec(name: str, metric: str) -> None:
     networks = pair(name)

@@ -13,6 +13,7 @@ def few_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "CLIENTS", 2)
 
 
+@pytest.mark.slow
 def test_rounds_leave_nothing_behind() -> None:
     row = rounds.measure(ROUNDS, traced=False, **SMALL)
     rounds.check_growth([row], ROUNDS)

@@ -92,13 +92,19 @@ def networks() -> list[torch.nn.Module]:
     return [mlp([4, 9, 8, 3]).float() for _ in range(2)]
 
 
+FEWER: dict[str, dict[str, int]] = {
+    "annealing": {"starts": 2, "steps": 5},
+    "recombination": {"population": 4, "children": 4, "generations": 1},
+}
+
+
 def search_of(name: str) -> Search | None:
     """Return a search; one that follows a loss takes a few steps on drawn examples."""
     entry = SEARCHES[name]
     if entry.needs_aligner:
         return entry.make(Aligner(chain_spec(networks()[0].state_dict())))
     if not entry.needs_data:
-        return entry.make()
+        return replace(entry.make(), **FEWER.get(name, {}))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 4, generator=generator, dtype=torch.float32, device="cpu")
     y = torch.randint(3, (40,), generator=generator, device="cpu")

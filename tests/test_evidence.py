@@ -130,8 +130,9 @@ def test_alpha_one_weighs_correlations_like_the_weights() -> None:
 def test_distance_and_bound_are_those_of_the_weights() -> None:
     target, source, spec = independent()
     data = (examples(), None)
-    plain = align(source, target, spec=spec)
-    result = align(source, target, spec=spec, data=data, alpha=3)
+    fast = {"search": "descent"}
+    plain = align(source, target, spec=spec, **fast)
+    result = align(source, target, spec=spec, data=data, alpha=3, **fast)
     problem = AlignmentProblem(copied(source), copied(target), spec)
     assert result.distance == pytest.approx(problem.distance(result.permutation))
     assert result.distance_before == plain.distance_before
@@ -140,9 +141,9 @@ def test_distance_and_bound_are_those_of_the_weights() -> None:
     assert "weights and activations, alpha 3" in result.summary()
     assert (plain.evidence, plain.alpha) == ("weights", None)
     assert "without data a lower distance can be a worse merge" in plain.summary()
-    unweighted = align(source, target, data=data, alpha=0)
+    unweighted = align(source, target, data=data, alpha=0, **fast)
     assert unweighted.distance == pytest.approx(plain.distance)
-    only = align(source, target, data=data, evidence="weights")
+    only = align(source, target, data=data, evidence="weights", **fast)
     assert only.permutation.perms.keys() == plain.permutation.perms.keys()
     assert (only.distance, only.evidence) == (plain.distance, "weights")
 

@@ -78,7 +78,7 @@ def expressions(draw: st.DrawFn) -> Callable[[nn.Module, Tensor], Tensor]:
     return run
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(run=expressions(), seed=seeds)
 def test_random_expressions_keep_their_function(
     run: Callable[[nn.Module, Tensor], Tensor], seed: int

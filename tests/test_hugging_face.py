@@ -72,8 +72,10 @@ def logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize(
     ("name", "shards"),
-    [*((name, False) for name in MODELS), ("gpt2", True)],
-    ids=[*MODELS, "gpt2 in shards"],
+    [
+        *(("gpt2", False), ("gpt2", True), ("t5", False)),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in ("bert", "vit")),
+    ],
 )
 def test_two_folders_are_aligned_into_a_third(name: str, shards: bool, work: Path) -> None:
     size = "4KB" if shards else "1GB"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow
 from networks import pair
 from test_problem import problem_of
 from test_search import SEARCHES, whole
@@ -36,7 +37,7 @@ from gpu_align._search import Outcome, Run, SearchStore, State, _annealing_step
 from gpu_align._search._clock import Clock
 from gpu_align._search._loop import run_to_end
 
-KINDS = ("deep", "signed_heads")
+SHORT = ("layerwise", "descent_starts", "frank_wolfe", "annealing")
 
 
 @cache
@@ -89,8 +90,16 @@ def assert_same(resumed: Outcome, expected: Outcome) -> None:
     assert resumed.seconds >= seconds[-1]
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize(
+    ("search", "name"),
+    [
+        *((search, "deep") for search in SEARCHES),
+        *(
+            pytest.param(search, "signed_heads", marks=[] if search in SHORT else pytest.mark.slow)
+            for search in SEARCHES
+        ),
+    ],
+)
 def test_resumed_after_any_step_it_ends_as_if_never_interrupted(
     search: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +142,7 @@ def test_however_often_it_is_interrupted(
     assert_same(run_search(SEARCHES[search], problem, seed=3, store=store), expected)
 
 
-@pytest.mark.parametrize("at", range(6))
+@pytest.mark.parametrize("at", slow(range(6), but=(0, 1, 4)))
 @pytest.mark.parametrize("name", ["deep", "signed_heads"])
 def test_interrupted_within_a_step_in_place(
     name: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

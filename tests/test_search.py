@@ -133,7 +133,10 @@ def test_another_seed_takes_another_way(search: str) -> None:
     assert len(ways) > 2
 
 
-@pytest.mark.parametrize("name", ["groupnorm", "trilinear", "heads", "signed_heads"])
+@pytest.mark.parametrize(
+    "name",
+    slow(["groupnorm", "trilinear", "heads", "signed_heads"], but=["groupnorm", "signed_heads"]),
+)
 @pytest.mark.parametrize("search", DESCENDING)
 def test_no_single_family_can_improve_what_descended(search: str, name: str) -> None:
     networks = pair(name)
