@@ -115,7 +115,10 @@ def test_an_op_without_a_rule_that_fixes_heads_alone_is_named() -> None:
         return s.head((table.transpose(1, 2) * weights[:3, 0]).flatten(1))
 
     model = Graph(
-        forward, layer=nn.Linear(3, 12), slopes=parameter(3), head=nn.Linear(12, 2)
+        forward,
+        layer=nn.Linear(3, 12),
+        slopes=nn.Parameter(torch.randn(3)),
+        head=nn.Linear(12, 2),
     ).double()
     spec = discover(model, torch.randn(2, 3, dtype=torch.float64))
     assert [pin.axis for pin in spec.partial_pins if pin.tensor == "layer.weight"] == [0]

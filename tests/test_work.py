@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import pytest
 import torch
 from networks import mlp, pair, randomised
-from test_auction import make_cost
 from test_many import FORWARD, many, with_memory, zoo
 from test_problem import problem_of
 from test_similarity_cache import swapped
@@ -36,7 +35,6 @@ from gpu_align import (
 from gpu_align._align._batches import bytes_per_model
 from gpu_align._device import RandomStream
 from gpu_align._search import _similarity_cache
-from gpu_align.kernels.auction import auction
 
 
 class Counted(AlignmentProblem):
@@ -108,15 +106,6 @@ def test_a_group_whose_neighbours_rest_is_not_looked_at_again() -> None:
     again = run_search(CoordinateDescent(order="forward"), problem, start=first.best)
     assert again.assignments == len(problem.order)
     assert len(again.history) == 1
-
-
-@pytest.mark.usefixtures("auction_on_host")
-@pytest.mark.parametrize(("kind", "most"), [("uniform", 90), ("aligned", 70), ("dead_units", 400)])
-def test_the_rounds_of_an_auction_stay_few(kind: str, most: int) -> None:
-    """They don't depend on the machine; `most` is about the worst seen in the method's study."""
-    cost = torch.stack([make_cost(kind, 64, seed) for seed in range(8)])
-    rounds = auction(cost).stats[:, :2].sum(1).double()
-    assert float(rounds.mean()) <= most
 
 
 @pytest.mark.parametrize("fitting", [1, 2, 3])
