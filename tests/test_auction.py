@@ -390,6 +390,7 @@ def report_work(label: str, stats: torch.Tensor, n: int) -> None:
     print(f", phases {phases:.0f}, passes {scans / n:.0f}")
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_threads_of_warps_blocks_and_grids_do_not_race(device, tmp_path):
     """Real threads, barriers and shuffles under the thread sanitizer, bit for bit the same."""

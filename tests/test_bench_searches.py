@@ -107,6 +107,7 @@ def test_the_networks_of_whole_alignments():
     assert sorted(group.size for group in spec.groups.values()) == [16] * 4 + [32] * 4 + [64] * 4
 
 
+@pytest.mark.slow
 def test_the_largest_network_runs_one_way_in_a_hurry(monkeypatch):
     network = large.Network("small", lambda: pairs.mlp([6, 20, 20, 4]), (2, 6))
     monkeypatch.setattr(whole, "LARGE", 100)
@@ -193,6 +194,7 @@ def test_same_seed(name):
     assert "same" in same_seed.line({"pair": "coursework", "search": name} | row)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("random_weights")
 def test_default_search_on_two_engines(monkeypatch):
     """A second CPU engine stands for the device."""

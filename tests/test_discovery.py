@@ -391,6 +391,7 @@ def test_parts_under_a_context_manager_are_looked_into() -> None:
     assert_groups(discover(torch.export.export(model, (inputs,)), None), [4])
 
 
+@pytest.mark.slow
 def test_decomposed_program_gives_the_same_groups() -> None:
     model, inputs = randomised(blocks()), torch.randn(2, 2, 6, 6, dtype=torch.float64)
     with torch.no_grad(), warnings.catch_warnings():

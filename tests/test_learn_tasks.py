@@ -123,6 +123,7 @@ def test_other_shifts_are_refused() -> None:
 # Networks of each kind.
 
 
+@pytest.mark.slow
 def test_networks_of_waves_show_them(tmp_path: Path) -> None:
     sines = Sines(SineRecipe(hidden=(12, 12), steps=150, rate=1e-2), 6, 2, 3)
     found = make_split_zoo(tmp_path, sines.sources(0), device=CPU, progress=quiet)

@@ -265,6 +265,7 @@ def test_wrong_arguments_say_what_is_expected() -> None:
         prove(problem, Permutation.identity(KINDS["two"]))
 
 
+@pytest.mark.slow
 def test_pairs_are_excluded_by_supposing_them(tmp_path: Path) -> None:
     """What sweeps alone leave open; the pair that a stage supposes is part of the proof."""
     for seed in range(30):

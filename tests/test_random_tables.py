@@ -112,6 +112,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
 ANY = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.slow
 @settings(ANY, max_examples=20)
 @given(model=networks())
 def test_random_networks_with_tables_keep_their_function_at_other_lengths(model: nn.Module) -> None:

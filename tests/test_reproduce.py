@@ -76,6 +76,7 @@ def test_split_data_are_disjoint_and_all_there():
     assert counts.tolist() == [80] * 5 + [20] * 5
 
 
+@pytest.mark.slow
 def test_several_networks(many):
     rows = {(row["networks"], row["order"], row["set right by"]): row for row in many}
     assert rows["3 networks", "MergeMany", ""]["cycle error"] == 0

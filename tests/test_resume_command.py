@@ -82,6 +82,7 @@ def copy_networks(source: Path, folder: Path) -> None:
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", slow(SIGNALS, but=[signal.SIGKILL]))
 def test_a_killed_command_is_continued(
     number: signal.Signals, uninterrupted_run: Path, tmp_path: Path

@@ -41,6 +41,7 @@ def nothing_stays_changed() -> Any:
     assert list(warnings.filters) == filters
 
 
+@pytest.mark.slow
 def test_state_dicts() -> None:
     states = [randomised(mlp([6, 8, 8, 3]), seed).state_dict() for seed in range(40)]
     tasks = [lambda s=s: align(s, states[0], search=CoordinateDescent(2)) for s in states]
@@ -71,6 +72,7 @@ def test_modules_and_one_target_for_all() -> None:
     assert target.training
 
 
+@pytest.mark.slow
 def test_discovery_of_one_module_and_of_many() -> None:
     shared = randomised(mlp([6, 8, 3]))
     models = [shared] * 8 + [randomised(mlp([6, width, 3])) for width in range(2, 10)]
@@ -79,6 +81,7 @@ def test_discovery_of_one_module_and_of_many() -> None:
     assert sizes == [[8]] * 8 + [[width] for width in range(2, 10)]
 
 
+@pytest.mark.slow
 def test_small_and_large_models_take_turns() -> None:
     small, large = randomised(mlp([6, 8, 3])), randomised(CNN(64, 512))
     pairs = [(small, torch.randn(2, 6).double()), (large, torch.randn(2, 1, 28, 28).double())] * 4

@@ -22,6 +22,7 @@ def zoo(folder: Path, count: int) -> Path:
     return write_folder(folder / "zoo", [state(number, 5, 6, 2) for number in range(count)])
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_leave_the_same_bytes(tmp_path: Path) -> None:
     source, target = zoo(tmp_path, 60), tmp_path / "target.safetensors"
     save_checkpoint(target, TARGET)
