@@ -16,7 +16,8 @@
 #pragma once
 #include "auction_bids.cuh"
 
-constexpr int FEW = 16, MANY = 32;  // rows of a round that are worth a wider, a narrower step
+// Rows of a round that are worth a wider, a narrower step.
+[[maybe_unused]] constexpr int FEW = 16, MANY = 32;
 
 // Label of column j: the distance, then the row before it; equal distances prefer the rows from
 // the column's own diagonal on, so that ties are spread over the trees.
@@ -273,7 +274,7 @@ __device__ bool forest(Team& team, const Problem& s, double deviation, i64 limit
     team.sync();
     const int m = gather_free_rows(team, s, s.list);
     if (m == 0) return true;
-    // Read by itself: with its neighbour, which changes next, it would be one load of the compiler's.
+    // Read by itself: the compiler would load its neighbour with it, which changes next.
     if (peek(&s.box->stats[FOREST_ROUNDS]) >= limit) return false;
     note(team, s, FOREST_PHASES, 1);
     const int D = grow_forest(team, s, m, delta);

@@ -5,8 +5,9 @@
 #include "teams.cuh"
 
 constexpr int LARGEST = 0x7fffffff;
-constexpr int PADDING = 3 * (1 << 29) - 1;  // price of padding: above all sums of real ones
-constexpr u64 NO_LABEL = ~0ull;
+// Price of padding: above all sums of real ones.
+[[maybe_unused]] constexpr int PADDING = 3 * (1 << 29) - 1;
+[[maybe_unused]] constexpr u64 NO_LABEL = ~0ull;
 constexpr int NONE = -1;
 
 // What is counted for each problem, in this order in the output.

@@ -1,7 +1,7 @@
 // Problems of up to 64 rows: a warp solves one by shortest augmenting paths, columns in its lanes.
 //
-// Jonker and Volgenant, "A shortest augmenting path algorithm for dense and sparse linear assignment
-// problems", Computing 38, 1987: reduction of the columns, a bounded number of augmenting row
+// Jonker and Volgenant, "A shortest augmenting path algorithm for dense and sparse linear
+// assignment problems", Computing 38, 1987: reduction of the columns, a bounded number of augmenting row
 // reductions, then one shortest path for each row that is still free. What a step needs of other
 // lanes are a minimum, a vote and a shuffle, so nothing waits for memory that others write.
 //
@@ -11,9 +11,6 @@
 
 #pragma once
 #include "auction_costs.cuh"
-
-constexpr u32 FAR = 0xffffffffu;  // beyond all distances
-constexpr int NEAR = 1 << 19;     // a warm start keeps rows that lose no more than this
 
 // A bit for each of up to 32 or 64 rows or columns.
 template <int ROWS>
@@ -34,6 +31,8 @@ __device__ __forceinline__ int count_of(u64 bits) { return __popcll(bits); }
 template <int ROWS>
 struct Small {
   static constexpr int OWN = ROWS / WARP;  // columns, and rows, of a lane
+  static constexpr u32 FAR = ~0u;          // beyond all distances
+  static constexpr u32 NEAR = 1 << 19;     // a warm start keeps rows that lose no more than this
   using Bits = typename BitsOf<ROWS>::Type;
 
   // One value for every row or column, spread over the lanes.
@@ -163,14 +162,16 @@ struct Small {
       for (int i = 0; j < n && i < n; ++i) least[part] = min(least[part], q[i * stride + j]);
       col[part] = NONE;
     }
-    const u32 most = ~least_over([&](int part) { return number_of(part) < n ? ~least[part] : FAR; });
+    const u32 most =
+        ~least_over([&](int part) { return number_of(part) < n ? ~least[part] : FAR; });
 #pragma unroll
     for (int part = 0; part < OWN; ++part) price[part] = most - least[part];
   }
 
   // Start from duals of the columns [n] and, where given, columns of the rows [n]. Values that make
   // no sense are as good as any: they cost steps, never the optimum.
-  __device__ __forceinline__ void start_warm(const Costs& costs, const double* dual, const i64* pairs) {
+  __device__ __forceinline__ void start_warm(
+      const Costs& costs, const double* dual, const i64* pairs) {
     u64 most = 0;
 #pragma unroll
     for (int part = 0; part < OWN; ++part) {
@@ -257,7 +258,8 @@ struct Small {
       const u32 low = least_over([&](int part) { return cost[part]; });
       const Bits ties = votes_of([&](int part) { return cost[part] == low; });
       const int j = first_of(ties & free ? ties & free : ties);
-      const u32 second = least_over([&](int part) { return number_of(part) == j ? FAR : cost[part]; });
+      const u32 second =
+          least_over([&](int part) { return number_of(part) == j ? FAR : cost[part]; });
       stats[BID_ROUNDS] += 1;
       stats[SCANS] += 1;
       const int loser = value_of(owner, j);
