@@ -78,6 +78,7 @@ def test_a_device_has_its_own_record():
     assert searching.result_name("whole", [CPU, CPU]) == "whole"
 
 
+@pytest.mark.slow
 def test_whole_alignment():
     """Both ways reach the planted permutation; without time both stop where they begin."""
     network = large.Network("small", lambda: pairs.mlp([6, 20, 20, 4]), (2, 6), published=1.0)

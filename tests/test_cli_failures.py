@@ -222,6 +222,7 @@ def test_a_narrow_terminal_is_printed_on(folder: Path, monkeypatch: pytest.Monke
     assert invoke("env").exit_code == 0
 
 
+@pytest.mark.slow
 def test_names_that_cannot_be_shown(folder: Path) -> None:
     odd = os.fsdecode(b"\xff.safetensors")
     for name, number in ((odd, 1), ("\u00e9.safetensors", 0)):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -78,6 +79,7 @@ def expressions(draw: st.DrawFn) -> Callable[[nn.Module, Tensor], Tensor]:
     return run
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(run=expressions(), seed=seeds)
 def test_random_expressions_keep_their_function(

@@ -222,7 +222,7 @@ def test_example_inputs_come_in_several_forms(kind: str) -> None:
     assert [group.size for group in discover(Two(), inputs).groups.values()] == [4]
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "groupnorm"])
+@pytest.mark.parametrize("name", slow(["mlp", "cnn", "resnet", "groupnorm"], but=["mlp", "cnn"]))
 @pytest.mark.parametrize("given_inputs", [True, False], ids=["inputs", "own_inputs"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_exported_program_gives_the_same_spec(
@@ -280,7 +280,7 @@ ANY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 RANDOM = {"dense": dense_networks(), "convolutional": convolutional_networks()}
 
 
-@pytest.mark.parametrize("kind", RANDOM)
+@pytest.mark.parametrize("kind", slow(RANDOM, but=["dense"]))
 @pytest.mark.parametrize("examples", slow([12, 60], but=[12]))
 def test_random_networks_keep_their_function(kind: str, examples: int) -> None:
     @settings(ANY, max_examples=examples)

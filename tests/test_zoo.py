@@ -132,6 +132,7 @@ def write_index(folder: Path, tensors: State) -> Path:
     return index
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "zoo", [state(number, 5, 6, 2) for number in range(9)])
     for workers in (1, 2):
