@@ -29,6 +29,7 @@ from gpu_align import (
     CoordinateDescent,
     FrankWolfe,
     GpuAlignError,
+    InputError,
     LayerwiseBeam,
     ModelError,
     Noise,
@@ -44,6 +45,7 @@ from gpu_align import (
 from gpu_align._align import _many as many
 from gpu_align._align._batches import batch_ranges, bytes_per_model
 from gpu_align._device._memory import _left_in_control_group, free_bytes
+from gpu_align._problem import compute_dtype
 
 FORWARD = CoordinateDescent(order="forward")
 """A search that draws nothing, so that it does the same to a model alone and among others."""
@@ -280,10 +282,18 @@ def test_a_problem_of_many_names_the_source_it_cannot_take() -> None:
 # Memory
 
 
-def with_memory(monkeypatch: pytest.MonkeyPatch, models: int, of: int, need: int) -> None:
-    """Let `models` of `of` models fit the memory at once, beside the results of all."""
-    monkeypatch.setattr(many, "bytes_per_model", lambda *args: need)
-    monkeypatch.setattr(many, "free_bytes", lambda device: 2 * models * need + 2**20)
+def with_memory(
+    monkeypatch: pytest.MonkeyPatch,
+    models: int,
+    sources: list[State],
+    spec: PermutationSpec,
+    search: Search = FORWARD,
+    missing: int = 0,
+) -> None:
+    """Let so many models fit the memory at once, but for some bytes, beside the results of all."""
+    need = bytes_per_model(spec, METRICS["l2"], search, compute_dtype(spec, sources))
+    held = sum(tensor.nbytes for source in sources for tensor in source.values())
+    monkeypatch.setenv("GPU_ALIGN_MEMORY", str(2 * models * need + held - missing))
 
 
 @pytest.mark.parametrize("fitting", [1, 3, 7])
@@ -291,7 +301,7 @@ def test_batches_give_what_one_batch_gives(fitting: int, monkeypatch: pytest.Mon
     spec, sources, target = zoo("signed", 7)
     sources[4] = nan(sources[4])
     whole = align(sources, target, spec=spec, search=FORWARD)
-    with_memory(monkeypatch, fitting, 6, 2**30)
+    with_memory(monkeypatch, fitting, sources, spec)
     seen: list[Progress] = []
     parts = align(sources, target, spec=spec, search=FORWARD, progress=seen.append)
     for one, other in zip(whole, parts, strict=True):
@@ -343,7 +353,7 @@ def test_the_default_search_does_not_depend_on_the_batches(monkeypatch: pytest.M
     run = many.run_search
     monkeypatch.setattr(many, "run_search", noted)
     align(sources, target, spec=spec, budget=Budget(steps=1))
-    with_memory(monkeypatch, 1, 4, 2**30)
+    with_memory(monkeypatch, 1, sources, spec, chosen[0])
     align(sources, target, spec=spec, budget=Budget(steps=1))
     assert len(chosen) == 5
     assert all(search == chosen[0] for search in chosen)
@@ -367,7 +377,7 @@ def test_a_batch_that_runs_out_of_memory_is_halved(monkeypatch: pytest.MonkeyPat
 
 def test_interrupt_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     spec, sources, target = zoo("mlp", 4)
-    with_memory(monkeypatch, 1, 4, 2**30)
+    with_memory(monkeypatch, 1, sources, spec)
 
     def interrupt(entry: Progress) -> None:
         if "models 2 to 2" in entry.stage:
@@ -400,6 +410,28 @@ def test_memory_is_measured_and_needs_grow_with_what_is_held() -> None:
     assert need(FORWARD) > 4 * weights
     assert need(CoordinateDescent(starts=500)) > 10 * need(FORWARD)
     assert need(Annealing(starts=64), torch.float64) > need(Annealing(starts=64))
+
+
+@pytest.mark.parametrize("limit", ["0", "4096"])
+def test_the_environment_limits_the_memory(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPU_ALIGN_MEMORY", limit)
+    assert free_bytes(torch.device("cpu")) == int(limit)
+
+
+def test_a_limit_of_memory_beyond_what_is_free_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GPU_ALIGN_MEMORY", str(2**60))
+    assert free_bytes(torch.device("cpu")) < 2**50
+
+
+@pytest.mark.parametrize("limit", ["8G", "-1", "1e9", " "])
+def test_a_limit_of_memory_is_a_number_of_bytes(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPU_ALIGN_MEMORY", limit)
+    with pytest.raises(InputError, match="GPU_ALIGN_MEMORY: expected a number of bytes, got"):
+        free_bytes(torch.device("cpu"))
 
 
 def test_memory_of_a_container_is_what_its_control_group_has_left(tmp_path: Path) -> None:

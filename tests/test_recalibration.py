@@ -12,7 +12,6 @@ from networks import CNN, ResNet, mlp, randomised
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gpu_align._merge import _calibration
 from gpu_align._merge._calibration import METHODS, Calibration
 from gpu_align._network import Data, Examples, Traces
 
@@ -168,7 +167,7 @@ def test_no_more_examples_are_held_than_fit_the_memory(monkeypatch: pytest.Monke
     way = [METHODS["refit"]]
     assert calibration.fitting(2, way) is calibration
     # Of an example at most 200 numbers of 8 bytes live at once, in each of 3 networks.
-    monkeypatch.setattr(_calibration, "free_bytes", lambda device: 4 * 3 * 200 * 8 * 60)
+    monkeypatch.setenv("GPU_ALIGN_MEMORY", str(4 * 3 * 200 * 8 * 60))
     less = calibration.fitting(2, way)
     assert len(less.examples) == 60
     [found] = less.merged([model.state_dict()] * 2, [0.5, 0.5], way)

@@ -177,17 +177,14 @@ def test_interrupted_within_a_step_in_place(
 @pytest.mark.parametrize("search", [Annealing(starts=2, steps=3), FrankWolfe(starts=2, steps=3)])
 def test_waves_are_resumed(search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_named("deep")
-
-    def tight() -> Run:
-        return Run(problem, RandomStream(3), free=lambda device: 1)
-
-    expected = run_to_end(tight(), search)
+    monkeypatch.setenv("GPU_ALIGN_MEMORY", "1")
+    expected = run_search(search, problem, seed=3)
     for step in range(1, len(expected.history) + 1):
         store = SearchStore(tmp_path / str(step))
         with interrupted_at(search, step, monkeypatch):
-            run_to_end(tight(), search, store=store)
+            run_search(search, problem, seed=3, store=store)
         again = SearchStore(store.path, resume=True)
-        assert_same(run_to_end(tight(), search, store=again), expected)
+        assert_same(run_search(search, problem, seed=3, store=again), expected)
 
 
 def test_several_models_are_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

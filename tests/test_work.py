@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 from networks import mlp, pair, randomised
-from test_many import FORWARD, many, with_memory, zoo
+from test_many import FORWARD, with_memory, zoo
 from test_problem import problem_of
 from test_similarity_cache import swapped
 from torch import Tensor
@@ -112,7 +112,7 @@ def test_a_group_whose_neighbours_rest_is_not_looked_at_again() -> None:
 def test_batches_share_a_budget_of_seconds(fitting: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has its share of the sources' seconds, counted from its own beginning."""
     spec, sources, target = zoo("mlp", 5)
-    with_memory(monkeypatch, fitting, 5, 2**30)
+    with_memory(monkeypatch, fitting, sources, spec)
     shares: dict[int, float] = {}
 
     def note(entry: Progress) -> None:
@@ -131,11 +131,8 @@ def test_batches_share_a_budget_of_seconds(fitting: int, monkeypatch: pytest.Mon
 def test_batches_leave_room_for_the_results_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of what is free is planned with, and on the host the results are not free."""
     spec, sources, target = zoo("mlp", 4)
-    held = sum(tensor.nbytes for source in sources for tensor in source.values())
-    need = 2**20
-    monkeypatch.setattr(many, "bytes_per_model", lambda *args: need)
     for missing, size in ((0, 2), (2, 1)):
-        monkeypatch.setattr(many, "free_bytes", lambda *args: 4 * need + held - missing)  # noqa: B023
+        with_memory(monkeypatch, 2, sources, spec, missing=missing)
         results = align(sources, target, spec=spec, search=FORWARD)
         assert [result.batch_size for result in results] == [size] * 4
 

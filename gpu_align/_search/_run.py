@@ -32,7 +32,6 @@ class Run:
         assignments: number of assignment problems given to the solver so far.
         splits: what did not fit into memory at once -> in what parts it was computed.
         clock: the time, and who is told of it.
-        free: returns the free bytes of a device; default `free_bytes`.
         memory: of the problem's device.
         executor: how the host works together with what computes.
     """
@@ -43,11 +42,10 @@ class Run:
     assignments: int = 0
     splits: dict[str, str] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
-    free: Callable[[torch.device], int] | None = None
     _prepared: tuple[object, Any] = (None, None)
 
     def __post_init__(self) -> None:
-        self.memory = FreeMemory(self.problem.device, self.free)
+        self.memory = FreeMemory(self.problem.device)
         parts = self.problem, self.solver, self.memory
         self.executor: Executor = (
             HostExecutor(*parts)
@@ -148,9 +146,7 @@ class Run:
 
     def _part(self, models: Tensor) -> "Run":
         problem = self.problem.of_sources(models.tolist())
-        return Run(
-            problem, self.random, self.solver, splits=self.splits, clock=self.clock, free=self.free
-        )
+        return Run(problem, self.random, self.solver, splits=self.splits, clock=self.clock)
 
     def prepared(self, of: object, make: Callable[[], T]) -> T:
         """Return what was made of an object in an earlier step, or make it now.
