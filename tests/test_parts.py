@@ -6,11 +6,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from zoos import state
 
 from gpu_align import AlignmentProblem, Annealing, Recombination, chain_spec, run_search
+from gpu_align._assignment import at_most_threads
+from gpu_align._device import RandomStream
 from gpu_align._process import torch_threads
-from gpu_align._search import _parts
+from gpu_align._search import Run
+from gpu_align._search._loop import run_to_end
 from gpu_align._search._parts import for_each_part, parts_of
 
 
@@ -24,41 +28,39 @@ def test_parts_cover_a_batch(count: int, entries: int) -> None:
     assert max(sizes) * entries <= 2**17 or max(sizes) <= 17
 
 
+class Watched(AlignmentProblem):
+    """A problem that notes which threads compute its soft similarities."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.threads: set[int] = set()
+
+    def soft_similarity(self, *arguments: object) -> dict[str, Tensor]:
+        self.threads.add(threading.get_ident())
+        return super().soft_similarity(*arguments)
+
+
 @pytest.mark.parametrize("search", [Annealing(3, steps=6), Recombination(4, 4, 1, steps=4)])
 @pytest.mark.parametrize("widths", [(5, 16, 16, 3), (5, 17, 16, 3)], ids=str)
 def test_searches_are_the_same_in_parts(
-    search: Annealing | Recombination, widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    search: Annealing | Recombination, widths: tuple[int, ...]
 ) -> None:
     reference, sources = state(0, *widths), [state(n, *widths) for n in range(1, 14)]
-    form = AlignmentProblem(sources, reference, chain_spec(reference))
-    threads = set()
-
-    def note(parts: list[slice], do, beat) -> None:  # type: ignore[no-untyped-def]
-        def noted(part: slice) -> None:
-            threads.add(threading.get_ident())
-            do(part)
-
-        assert len(parts) > 1
-        for_each_part(parts, noted, beat)
-
-    monkeypatch.setattr("gpu_align._search._executor.for_each_part", note)
-    monkeypatch.setattr(_parts, "thread_count", lambda threads: 3)
-    whole = run_search(search, form)
-    assert not threads
-    monkeypatch.setattr(_parts, "_ENTRIES", 2**10)
-    with torch.inference_mode():
-        apart = run_search(search, form)
-    assert threads - {threading.get_ident()}
+    problem = Watched(sources, reference, chain_spec(reference))
+    whole = run_search(search, problem)
+    assert problem.threads == {threading.get_ident()}
+    run = Run(problem, RandomStream(0))
+    run.executor.part_entries = 2**10
+    with at_most_threads(3), torch.inference_mode():
+        apart = run_to_end(run, search)
+    assert len(problem.threads) > 1
     assert torch.equal(apart.hypotheses.objective, whole.hypotheses.objective)
     for name, perm in whole.hypotheses.perms.items():
         assert torch.equal(apart.hypotheses.perms[name], perm)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_no_part_is_at_work_after_an_interruption(
-    workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_parts, "thread_count", lambda threads: workers)
+def test_no_part_is_at_work_after_an_interruption(workers: int) -> None:
     begun, ended = [], []
 
     def do(part: slice) -> None:
@@ -69,7 +71,11 @@ def test_no_part_is_at_work_after_an_interruption(
     def beat(text: str) -> None:
         raise KeyboardInterrupt
 
-    with torch_threads.held(single=True), pytest.raises(KeyboardInterrupt):
+    with (
+        at_most_threads(workers),
+        torch_threads.held(single=True),
+        pytest.raises(KeyboardInterrupt),
+    ):
         for_each_part(parts_of(16 * 500, 2**20), do, beat)
     assert begun
     assert sorted(map(str, begun)) == sorted(map(str, ended))

@@ -20,7 +20,7 @@ from gpu_align._assignment import (
 from gpu_align._device import FreeMemory, Replay
 from gpu_align._errors import AssignmentError
 from gpu_align._problem import AlignmentProblem, Hypotheses
-from gpu_align._search._parts import for_each_part, parts_of
+from gpu_align._search._parts import PART_ENTRIES, for_each_part, parts_of
 from gpu_align._search._similarity_cache import SimilarityCache
 from gpu_align._search._workspace import Workspace
 
@@ -116,6 +116,7 @@ class HostExecutor:
 
     Attributes:
         cache: of the similarities of a descent.
+        part_entries: of the largest tensor of the parts of a batch, at most.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class HostExecutor:
         """Take what is solved, by what, and where."""
         self._problem, self._solver = problem, solver
         self.cache = SimilarityCache(problem, memory)
+        self.part_entries = PART_ENTRIES
 
     def upload(self, tensor: Tensor) -> Tensor:
         """See `Executor.upload`."""
@@ -172,7 +174,7 @@ class HostExecutor:
 
     def in_parts(self, count: int, entries: int, do: Part, heartbeat: Heartbeat) -> None:
         """See `Executor.in_parts`: where torch has one thread, cut for the caches of all cores."""
-        parts = parts_of(count, entries)
+        parts = parts_of(count, entries, self.part_entries)
         if len(parts) == 1 or torch.get_num_threads() > 1:
             do(slice(None), heartbeat)
         else:

@@ -9,7 +9,7 @@ import torch
 
 from gpu_align._assignment import thread_count
 
-_ENTRIES = 2**17
+PART_ENTRIES = 2**17
 """Entries of the largest tensor of a part, of which a step makes several copies.
 
 Products of 32 x 32 matrices, 0.5 MiB at a time instead of 30: a third of the time. What is larger
@@ -23,9 +23,15 @@ A library may round a product by where its matrices lie, and by whether there is
 """
 
 
-def parts_of(count: int, entries: int) -> list[slice]:
-    """Cut `count` hypotheses, each with so many entries, into parts; none is of one hypothesis."""
-    step = max(_ENTRIES // max(entries, 1) // _ALIGNED, 1) * _ALIGNED
+def parts_of(count: int, entries: int, most: int = PART_ENTRIES) -> list[slice]:
+    """Cut hypotheses into parts, none of which is of a single one.
+
+    Args:
+        count: hypotheses.
+        entries: of the largest tensor of each.
+        most: entries of a part, where they allow several hypotheses.
+    """
+    step = max(most // max(entries, 1) // _ALIGNED, 1) * _ALIGNED
     starts = list(range(0, max(count - 1, 1), step))
     return [slice(*ends) for ends in zip(starts, [*starts[1:], count], strict=True)]
 
