@@ -16,11 +16,9 @@ pytest.importorskip("triton")
 from gpu_align import AlignmentProblem, discover
 from gpu_align._device._random import RandomStream
 from gpu_align._errors import InputError
-from gpu_align.kernels import _tiles
-from gpu_align.kernels import row_distance as module
 from gpu_align.kernels._tiles import TILES, Tile, Work, choose_tile, split
 from gpu_align.kernels._twins import row_distance_reference
-from gpu_align.kernels.row_distance import RowDistance, RowProblem, RowTerm, pack_rows
+from gpu_align.kernels.row_distance import RowDistance, RowProblem, RowTerm, pack_rows, work_of
 from gpu_align.kernels.rows import split_planes
 
 SMALL = Tile(16, 16, 16, 4, 2, "ieee")
@@ -193,23 +191,12 @@ def test_unary_part(device: torch.device, models: int) -> None:
     assert_float32_grade(found, exact, case.reference(torch.float32) + added)
 
 
-@pytest.fixture
-def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Split all rows into chunks of one step."""
-    monkeypatch.setattr(_tiles, "SHORTEST", 1)
-    monkeypatch.setattr(module, "processors", lambda device: 512)
-
-
-@pytest.mark.parametrize("split", [False, True], ids=["whole", "chunks"])
-def test_hypotheses_that_are_not_active(
-    device: torch.device, split: bool, request: pytest.FixtureRequest
-) -> None:
-    if split:
-        request.getfixturevalue("short_chunks")
+@pytest.mark.parametrize("chunks", [(1, 3), (3, 1)], ids=["whole", "chunks"])
+def test_hypotheses_that_are_not_active(device: torch.device, chunks: tuple[int, int]) -> None:
     case = Case(device, [("gh", 2)], {"g": 17, "h": 21}, batch=4)
     active = torch.tensor([1, 0, 0, -7], device=device)
     buffer = torch.full((8, 17, 17), torch.nan, device=device)
-    plan = RowDistance(case.problem(active=active), out=buffer[2:6], tile=SMALL)
+    plan = RowDistance(case.problem(active=active), out=buffer[2:6], tile=SMALL, chunks=chunks)
     plan.launch()
     computed = torch.tensor([0, 0, 1, 0, 0, 1, 0, 0], device=device).bool()
     assert torch.equal(buffer.isfinite().flatten(1).all(1), computed)
@@ -219,14 +206,13 @@ def test_hypotheses_that_are_not_active(
     case.check(buffer[2:6])
 
 
-@pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("size", [9, 17])
 def test_chunks_of_long_rows(device: torch.device, size: int) -> None:
     shapes = [("gh", 3), ("g", 5), ("hg", 1), ("gkl", 2)]
     case = Case(device, shapes, {**SIZES, "g": size}, signed=True, batch=1)
     problem = case.problem()
-    assert split(module.work_of(problem), SMALL, 512) == (9, 1)
-    plan = RowDistance(problem, tile=SMALL)
+    assert work_of(problem).steps(SMALL) == 9
+    plan = RowDistance(problem, tile=SMALL, chunks=(9, 1))
     first = plan.launch().clone()
     case.check(first)
     assert torch.equal(first, plan.launch())

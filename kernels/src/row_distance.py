@@ -136,7 +136,12 @@ class RowDistance:
     """
 
     def __init__(
-        self, problem: RowProblem, *, out: Tensor | None = None, tile: Tile | None = None
+        self,
+        problem: RowProblem,
+        *,
+        out: Tensor | None = None,
+        tile: Tile | None = None,
+        chunks: tuple[int, int] | None = None,
     ) -> None:
         """Prepare the launch.
 
@@ -145,6 +150,7 @@ class RowDistance:
             out: float32 [b, n, n], contiguous; default new memory, which hypotheses that are not
                 active leave as it is.
             tile: default by the table of `_tiles.py`.
+            chunks: of the rows of a tile, how many and of how many steps; default by `split`.
 
         Raises:
             InputError: `out` of another shape, rows that are too long.
@@ -158,13 +164,13 @@ class RowDistance:
             return
         count = processors(rows.device)
         tile = tile or choose_tile(work, rows.planes, count, architecture(rows.device))
-        chunks, steps = split(work, tile, count)
-        programs = work.tiles(tile) * chunks
+        chunks = chunks or split(work, tile, count)
+        programs = work.tiles(tile) * chunks[0]
         self._held: list[object] = [problem]
         terms = [self._term(term, problem) for term in rows.terms]
-        row = problem_row(problem, self.out, (chunks, steps))
+        row = problem_row(problem, self.out, chunks)
         table = Table([programs], [row], terms, rows.device)
-        parts = programs if chunks > 1 else 0
+        parts = programs if chunks[0] > 1 else 0
         scratch = torch.empty(parts * tile.rows * tile.columns, device=rows.device)
         arrived = torch.zeros(parts, dtype=torch.int32, device=rows.device)
         constants = {
