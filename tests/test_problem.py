@@ -38,8 +38,6 @@ from gpu_align._device._random import RandomStream
 from gpu_align._problem import (
     Hypotheses,
     SiblingTerm,
-    _sibling_term,
-    _terms,
     concatenate,
     index_of,
     is_signed,
@@ -127,22 +125,19 @@ def test_batch_equals_one_by_one(networks: Pair, stream: RandomStream) -> None:
 
 
 def test_chunks_change_nothing(
-    networks: Pair,
-    generator: torch.Generator,
-    stream: RandomStream,
-    monkeypatch: pytest.MonkeyPatch,
+    networks: Pair, generator: torch.Generator, stream: RandomStream
 ) -> None:
     problem = problem_of(networks)
-    batch, soft = problem.random(5, stream), random_soft(problem, generator)
-    whole = {m: problem.similarity(m, batch.perms, MODEL) for m in problem.sizes}
-    gradient = problem.soft_similarity(soft, MODEL)
-    for module in (_terms, _sibling_term):
-        monkeypatch.setattr(module, "CHUNK_ELEMENTS", 1)
-    assert torch.allclose(problem.objective(batch.perms, MODEL), batch.objective)
-    for matrix, similarity in whole.items():
-        assert torch.allclose(problem.similarity(matrix, batch.perms, MODEL), similarity)
-    for group, matrix in problem.soft_similarity(soft, MODEL).items():
-        assert torch.allclose(matrix, gradient[group])
+    perms, soft = problem.random(5, stream).perms, random_soft(problem, generator)
+    for whole in problem.terms:
+        cut = replace(whole, chunk_elements=1)
+        assert torch.allclose(cut.inner(perms, MODEL), whole.inner(perms, MODEL))
+        for mode in range(len(whole.variables)):
+            hard, mixed = (
+                [term.similarity(mode, perms, MODEL), term.soft_similarity(mode, soft, MODEL)]
+                for term in (cut, whole)
+            )
+            assert all(map(torch.allclose, hard, mixed))
 
 
 def test_gain_is_the_difference_of_objectives(networks: Pair, stream: RandomStream) -> None:

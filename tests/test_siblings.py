@@ -1,5 +1,7 @@
 """Several children of one root on one tensor."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,6 @@ from gpu_align._problem import (
     Member,
     SiblingTerm,
     Term,
-    _sibling_term,
     to_matrix,
 )
 
@@ -76,15 +77,13 @@ def test_siblings_equal_the_dense_term(
     vectors: dict[str, Tensor],
     soft: dict[str, Tensor],
     chunk: int,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_sibling_term, "CHUNK_ELEMENTS", chunk)
-    term, dense = siblings
+    term, dense = replace(siblings[0], chunk_elements=chunk), siblings[1]
     assert torch.allclose(term.inner(vectors, MODEL), dense.inner(vectors, MODEL))
     for place in range(len(term.variables)):
-        hard = (t.similarity(place, vectors, MODEL) for t in siblings)
+        hard = (t.similarity(place, vectors, MODEL) for t in (term, dense))
         assert torch.allclose(*hard)
-        mixed = (t.soft_similarity(place, soft, MODEL) for t in siblings)
+        mixed = (t.soft_similarity(place, soft, MODEL) for t in (term, dense))
         assert torch.allclose(*mixed)
         assert torch.allclose(term.squared_norms(place), dense.squared_norms(place))
 

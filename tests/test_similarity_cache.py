@@ -21,7 +21,7 @@ from gpu_align import (
 from gpu_align._device._backend import CPU
 from gpu_align._device._random import RandomStream
 from gpu_align._device._replay import Replay
-from gpu_align._problem import AlignmentProblem, _terms
+from gpu_align._problem import AlignmentProblem, Term
 from gpu_align._search import Run
 from gpu_align._search._loop import run_to_end
 
@@ -42,12 +42,24 @@ def swapped(perms: dict, stream: RandomStream, share: float) -> dict:
     return found
 
 
-@pytest.mark.parametrize("few", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("name", KINDS)
-def test_updated_similarity_is_the_similarity(
-    name: str, few: float, stream: RandomStream, monkeypatch: pytest.MonkeyPatch
+def test_a_change_is_the_difference_of_two_similarities(
+    name: str, share: float, stream: RandomStream
 ) -> None:
-    monkeypatch.setattr(_terms, "_FEW", few)
+    problem = problem_of(pair(name))
+    batch = problem.random(4, stream)
+    after = swapped(dict(batch.perms), stream, share)
+    for term in problem.terms:
+        for mode in range(len(term.variables)) if isinstance(term, Term) else ():
+            states = batch.perms, after
+            old, new = (term.similarity(mode, perms, batch.model) for perms in states)
+            change = term.change(mode, *states, batch.model, share=1.0)
+            assert torch.allclose(old + change, new)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_updated_similarity_is_the_similarity(name: str, stream: RandomStream) -> None:
     problem = problem_of(pair(name))
     batch = problem.random(4, stream)
     for share in (0.0, 0.3, 1.0):

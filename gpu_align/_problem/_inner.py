@@ -37,7 +37,9 @@ def inner_work(term: AnyTerm) -> int:
     return rows**2 * columns**2 * (depth + _PASSES)
 
 
-def inner_values(term: AnyTerm, match: Matcher) -> Tensor:
+def inner_values(
+    term: AnyTerm, match: Matcher, *, few: int = _FEW, on_host: int = _ON_HOST
+) -> Tensor:
     """Return the most that a term adds for each pair of units, as the others are assigned best.
 
     That is `max_Q sum_k G[k, Q(k)]` with `G[k, l] = <A[i, k], B[j, l]>`, in magnitudes where signs
@@ -47,14 +49,16 @@ def inner_values(term: AnyTerm, match: Matcher) -> Tensor:
     Args:
         term: of which `has_inner` holds.
         match: solves assignments; its values are upper bounds.
+        few: sum of n^3 up to which they are solved.
+        on_host: gains that are in the works at once on the host.
 
     Returns:
         float64 [m, n, n] for the pairs at `inner_mode`.
     """
     target, source = (part.to(torch.float64) for part in term.rows(inner_mode(term)))
     size, units, depth = target.shape
-    solved = size**2 * units**3 <= _FEW
-    most = _ON_HOST if target.device.type == "cpu" else CHUNK_ELEMENTS
+    solved = size**2 * units**3 <= few
+    most = on_host if target.device.type == "cpu" else CHUNK_ELEMENTS
     columns = max(min(most // units**2, size), 1)
     rows = max(most // (units**2 * columns), 1)
     signed = any(is_signed(variable) for variable in term.variables)

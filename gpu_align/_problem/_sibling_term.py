@@ -24,12 +24,14 @@ class SiblingTerm:
         siblings: how many of `variables` are siblings; one may come twice.
         target: [R, s_1, ..., s_k, n_1, ..., n_l, d] for k siblings and l others.
         source: [m, R, s_1, ..., s_k, n_1, ..., n_l, d].
+        chunk_elements: of a permuted copy, at most.
     """
 
     variables: tuple[str, ...]
     siblings: int
     target: Tensor
     source: Tensor
+    chunk_elements: int = CHUNK_ELEMENTS
 
     def rows(self, mode: int) -> tuple[Tensor, Tensor]:
         """Return target [n, ..., d] and source [m, n, ..., d] with the units at `mode` leading."""
@@ -172,7 +174,8 @@ class SiblingTerm:
         return moved
 
     def _chunk(self, *, pairs: bool) -> int:
-        return CHUNK_ELEMENTS // max(self.target.numel() * (len(self.target) if pairs else 1), 1)
+        copies = len(self.target) if pairs else 1
+        return self.chunk_elements // max(self.target.numel() * copies, 1)
 
 
 def mix(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:

@@ -50,11 +50,13 @@ class Term:
             of a group, or of its signed matrix where its signs are seen. One may come twice.
         target: [n_1, ..., n_k, d], the fixed axes flattened into the last one.
         source: [m, n_1, ..., n_k, d], one slice per source model.
+        chunk_elements: of a permuted copy, at most.
     """
 
     variables: tuple[str, ...]
     target: Tensor
     source: Tensor
+    chunk_elements: int = CHUNK_ELEMENTS
     _matricizations: dict[int, Matricization] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -111,20 +113,27 @@ class Term:
         before: Mapping[str, Tensor],
         after: Mapping[str, Tensor],
         model: Tensor,
+        share: float = _FEW,
     ) -> Tensor | None:
         """Return by how much `similarity` differs between two states of the other matrices.
 
         Only the rows that have changed are multiplied. Looks at the values of the
         index vectors, so on a device it would wait.
 
+        Args:
+            mode: which index of the term the matrix has.
+            before, after: variable -> int64 [b, n].
+            model: int64 [b].
+            share: of the rows, up to which it is faster than computing the similarity anew.
+
         Returns:
-            [b, n, n]; None where so much has changed that computing it anew is faster.
+            [b, n, n]; None where more has changed.
         """
         flat, names = self._matricization(mode), self.others(mode)
         old, new = (fold([perms[name] for name in names]) for perms in (before, after))
         moved = old != new
         most = int(moved.sum(1).max()) if len(model) else 0
-        if most > _FEW * moved.shape[1]:
+        if most > share * moved.shape[1]:
             return None
         places = moved.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
         size, units = len(flat.target), moved.shape[1]
@@ -139,7 +148,7 @@ class Term:
             target = columns[chosen].reshape(len(chosen), -1, size)
             return target.transpose(1, 2) @ difference.reshape(len(chosen), -1, size)
 
-        chunk = CHUNK_ELEMENTS // max(most * depth * size, 1)
+        chunk = self.chunk_elements // max(most * depth * size, 1)
         return in_chunks(of, len(model), chunk)
 
     def soft_similarity(self, mode: int, soft: Mapping[str, Tensor], model: Tensor) -> Tensor:
@@ -166,7 +175,7 @@ class Term:
 
     @property
     def _chunk(self) -> int:
-        return CHUNK_ELEMENTS // max(self.target.numel(), 1)
+        return self.chunk_elements // max(self.target.numel(), 1)
 
     def others(self, mode: int) -> tuple[str, ...]:
         """Return the variables of the other modes."""
