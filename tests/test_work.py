@@ -34,7 +34,8 @@ from gpu_align import (
 )
 from gpu_align._align._batches import bytes_per_model
 from gpu_align._device import RandomStream
-from gpu_align._search import _similarity_cache
+from gpu_align._search import Run
+from gpu_align._search._loop import run_to_end
 
 
 class Counted(AlignmentProblem):
@@ -87,12 +88,13 @@ def test_a_swap_of_two_units_among_many_is_an_update(stream: RandomStream) -> No
     assert problem.full == 0
 
 
-def test_a_descent_updates_what_it_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_descent_updates_what_it_has_seen() -> None:
     """Each group is looked at in full once, and again only where much has moved since."""
-    monkeypatch.setattr(_similarity_cache, "_LEAST_WORK", 0)
     states = [randomised(mlp([4, 12, 12, 12, 3]), seed).state_dict() for seed in (0, 1)]
     problem = Counted(*states, chain_spec(states[0]))
-    outcome = run_search(CoordinateDescent(order="forward"), problem)
+    run = Run(problem, RandomStream(0))
+    run.executor.cache.least_work = 0
+    outcome = run_to_end(run, CoordinateDescent(order="forward"))
     groups, looks = len(problem.order), outcome.assignments
     assert looks > groups
     assert problem.updated == looks - groups
