@@ -57,6 +57,9 @@ WARM = ("aligned", "trained-like")
 Answer = tuple[Tensor, Tensor | None]
 """Columns [b, n], and duals of the columns [b, n] where the solver gives them."""
 
+Clock = Callable[[Callable[[], object], float], dict[str, float]]
+"""Takes a function and for how many seconds it is timed, and returns `quantiles`."""
+
 
 @dataclass(frozen=True)
 class Solver:
@@ -173,7 +176,9 @@ def gate(cost: Tensor, answer: Answer, best: Tensor, allowed: float) -> float:
     return excess
 
 
-def measure(task: Task, solver: Solver, cost: Tensor, best: Tensor) -> dict[str, object]:
+def measure(
+    task: Task, solver: Solver, cost: Tensor, best: Tensor, clock: Clock = wall_clock
+) -> dict[str, object]:
     """Check one solver on a task, then time it; a slow one by the run that is checked."""
     given = cost[: solver.problems(task)].to(solver.device)
     if solver.device != "cpu":
@@ -185,11 +190,11 @@ def measure(task: Task, solver: Solver, cost: Tensor, best: Tensor) -> dict[str,
     first = 1e3 * (time.perf_counter() - started)
     excess = gate(given, answer, best, solver.excess)
     slow = first > SLOW
-    spent = quantiles([first]) if slow else wall_clock(lambda: solver.solve(given), SECONDS)
+    spent = quantiles([first]) if slow else clock(lambda: solver.solve(given), SECONDS)
     return {"problems": len(given), "ms": spent, "excess": excess}
 
 
-def measure_warm(cost: Tensor) -> dict[str, object]:
+def measure_warm(cost: Tensor, clock: Clock = wall_clock) -> dict[str, object]:
     """Time a warm start on costs that moved by 1 % of each problem's standard deviation."""
     old = _queued(cost)
     warm_start = (old.col_dual, old.col_ind)
@@ -197,12 +202,16 @@ def measure_warm(cost: Tensor) -> dict[str, object]:
     found = _queued(moved, warm_start)
     best = torch.full((len(cost),), torch.inf, dtype=torch.float64)
     excess = gate(moved, (found.col_ind, found.col_dual), best, EXCESS)
-    spent = wall_clock(lambda: _queued(moved, warm_start), SECONDS)
+    spent = clock(lambda: _queued(moved, warm_start), SECONDS)
     return {"problems": len(cost), "ms": spent, "excess": excess}
 
 
 def rows_of(
-    task: Task, found: list[Solver], slow: dict[tuple[str, str], int], best: Tensor
+    task: Task,
+    found: list[Solver],
+    slow: dict[tuple[str, str], int],
+    best: Tensor,
+    clock: Clock = wall_clock,
 ) -> Iterator[dict]:
     """Yield the rows of a task; a solver that fails has a row that says how.
 
@@ -211,11 +220,12 @@ def rows_of(
         found: what solves it.
         slow: solver and kind -> rows from which on it takes longer than `SLOW`; extended.
         best: [b], the best sums known; lowered.
+        clock: what times them.
     """
     cost = task.cost("cuda" if torch.cuda.is_available() else "cpu")
-    jobs = [(solver, lambda s=solver: measure(task, s, cost, best)) for solver in found]
+    jobs = [(solver, lambda s=solver: measure(task, s, cost, best, clock)) for solver in found]
     jobs += [
-        (Solver("auction, warm", solver.solve, solver.device), lambda: measure_warm(cost))
+        (Solver("auction, warm", solver.solve, solver.device), lambda: measure_warm(cost, clock))
         for solver in found
         if solver.name == "auction" and task.kind in WARM and task.n < 2048
     ]

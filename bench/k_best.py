@@ -39,14 +39,14 @@ def make_cost(n: int, batch: int) -> Tensor:
     return (cost * (2.0**40 / cost.abs().amax((1, 2), keepdim=True))).round()
 
 
-def measure(n: int, batch: int, k: int) -> dict[str, object]:
+def measure(n: int, batch: int, k: int, device: torch.device = DEVICE) -> dict[str, object]:
     """Check and time one case, or say that it does not fit the device."""
     row: dict[str, object] = {"n": n, "batch": batch, "k": k}
-    if not fits(n, DEVICE):
+    if not fits(n, device):
         return row | {"same": True, "failed": "does not fit the shared memory of a block"}
     cost = make_cost(n, batch)
     best = solve(AssignmentProblem(cost)).col_ind
-    there = (cost.to(DEVICE), best.to(DEVICE))
+    there = (cost.to(device), best.to(device))
     found, expected = rank_matchings(*there, k), _rank_by_torch(cost[:4], best[:4], k)
     same = all(torch.equal(a[:4].cpu(), b) for a, b in zip(found, expected, strict=True))
     times = {"kernel": wall_clock(lambda: rank_matchings(*there, k))}

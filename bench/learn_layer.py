@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -89,10 +89,10 @@ def backward(outputs: Sequence[Tensor], layer: nn.Module, inputs: Sequence[Tenso
     torch.autograd.grad(outputs, [*parameters, *inputs], ones, allow_unused=True)
 
 
-def timed(ways: dict[str, Run]) -> dict[str, list[float]]:
+def timed(ways: dict[str, Run], turns: int) -> dict[str, list[float]]:
     """Return milliseconds of each way, all of which take turns; the first turn warms up."""
     times: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(TURNS + 1):
+    for turn in range(turns + 1):
         for way, run in ways.items():
             started = time.perf_counter()
             run()
@@ -101,27 +101,34 @@ def timed(ways: dict[str, Run]) -> dict[str, list[float]]:
     return times
 
 
-def main(arguments: Sequence[str] = ()) -> None:
+def measure(
+    name: str, widths: Sequence[int], folder: str | None, turns: int = TURNS
+) -> Iterator[dict]:
+    """Yield a row of each way; the published one needs its folder."""
+    ways = {"gpu-align": ours(widths)}
+    if folder:
+        ways["published"] = published(widths, folder)
+    times = timed(ways, turns)
+    for way, own in times.items():
+        row = {"network": name, "way": way, "batch": BATCH, "channels": CHANNELS}
+        row |= {"ms": quantiles(own)}
+        if way == "published":
+            pairs = zip(own, times["gpu-align"], strict=True)
+            row |= {"times_as_long": quantiles([a / b for a, b in pairs])}
+        yield row
+
+
+def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    folder = os.environ.get("GPU_ALIGN_DWSNETS")
     rows = []
     for name, widths in CASES.items():
-        ways = {"gpu-align": ours(widths)}
-        if folder:
-            ways["published"] = published(widths, folder)
-        times = timed(ways)
-        for way, own in times.items():
-            row = {"network": name, "way": way, "batch": BATCH, "channels": CHANNELS}
-            row |= {"ms": quantiles(own)}
-            if way == "published":
-                pairs = zip(own, times["gpu-align"], strict=True)
-                row |= {"times_as_long": quantiles([a / b for a, b in pairs])}
+        for row in measure(name, widths, os.environ.get("GPU_ALIGN_DWSNETS")):
             rows.append(row)
             print(row)
-    if "--record" in arguments:
+    if "--record" in sys.argv:
         record("learn_layer", rows)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -42,11 +42,13 @@ OBJECTS_A_TRACE = 25
 State = dict[str, Tensor]
 
 
-def clients(mean: State, spec: PermutationSpec, number: int) -> tuple[list[State], list[float]]:
+def clients(
+    mean: State, spec: PermutationSpec, number: int, count: int
+) -> tuple[list[State], list[float]]:
     """Draw the clients of a round, and the distances of their noise."""
     generator = torch.Generator().manual_seed(number)
     drawn, distances = [], []
-    for _ in range(CLIENTS):
+    for _ in range(count):
         noisy = {
             name: tensor + NOISE * tensor.std() * torch.randn(tensor.shape, generator=generator)
             for name, tensor in mean.items()
@@ -62,7 +64,12 @@ def averaged(states: list[State]) -> State:
 
 
 def measure(
-    rounds: int, *, traced: bool, widths: list[int] = WIDTHS, settled: int = SETTLED
+    rounds: int,
+    *,
+    traced: bool,
+    widths: list[int] = WIDTHS,
+    settled: int = SETTLED,
+    count: int = CLIENTS,
 ) -> dict:
     """Take some rounds; return what they cost and what they leave behind."""
     torch.manual_seed(0)
@@ -71,7 +78,7 @@ def measure(
     mean = {name: tensor.clone() for name, tensor in server.state_dict().items()}
     seconds, megabytes, objects = [], [], []
     for number in range(rounds):
-        sources, noise = clients(mean, spec, number)
+        sources, noise = clients(mean, spec, number, count)
         started = time.process_time()
         results = _aligned(server, mean, sources, None if traced else spec, inputs)
         mean = averaged([dict(result.unwrap().state_dict) for result in results])
@@ -86,7 +93,7 @@ def measure(
     return {
         "traced": rounds if traced else 0,
         "networks": "-".join(map(str, widths)),
-        "clients": CLIENTS,
+        "clients": count,
         "rounds": rounds,
         "search": CoordinateDescent.name,
         "CPU milliseconds a round": quantiles([1e3 * s for s in seconds[settled:]]),

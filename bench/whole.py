@@ -10,6 +10,7 @@ says so. --quick has a short limit and fewer turns, runs the plain loop on the t
 and the largest one on one device only.
 """
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -116,8 +117,13 @@ def line(row: dict) -> str:
     return f"{what} {seconds:9.2f} s  {row['before']:.1f} -> {row['distance']:.1f}{stopped}"
 
 
-def facts_of(network: Network, quick: bool) -> tuple[dict, State, State, PermutationSpec]:
-    """Return what all rows of a network begin with, and source, target and spec."""
+def facts_of(
+    network: Network, large: float = math.inf
+) -> tuple[dict, State, State, PermutationSpec]:
+    """Return what all rows of a network begin with, and source, target and spec.
+
+    Of more parameters than `large` the distances are left out.
+    """
     started = time.perf_counter()
     spec = network.spec()
     traced = time.perf_counter() - started
@@ -129,7 +135,7 @@ def facts_of(network: Network, quick: bool) -> tuple[dict, State, State, Permuta
         "published_seconds": network.published,
         "tracing_seconds": traced,
     }
-    if not (quick and facts["parameters"] > LARGE):
+    if facts["parameters"] <= large:
         facts |= distances_of(source, target, spec, planted)
     return facts, source, target, spec
 
@@ -146,11 +152,13 @@ def distances_of(
     }
 
 
-def rows_of(network: Network, found: list[Engine], limit: float, quick: bool) -> Iterator[dict]:
+def rows_of(
+    network: Network, found: list[Engine], limit: float, quick: bool, large: float = LARGE
+) -> Iterator[dict]:
     """Yield the row of a way after each of its runs; the ways take turns, the device first."""
-    facts, *pair = facts_of(network, quick)
+    facts, *pair = facts_of(network, large if quick else math.inf)
     ways = [partial(run_ours, *pair, limit, engine=engine) for engine in reversed(found)]
-    if quick and facts["parameters"] > LARGE:
+    if quick and facts["parameters"] > large:
         ways = ways[:1]
     elif not quick or facts["weights"] == "trained":
         ways.append(partial(run_plain, *pair, limit))

@@ -19,8 +19,15 @@ from bench import (
 )
 from bench.cases import CASES, Case
 from bench.timing import quantiles, wall_clock
+from gpu_align import save_checkpoint
 
 TIME = {"median": 1.0, "q20": 1.0, "q80": 1.0, "repetitions": 1}
+
+
+def once(run, repetitions=1):
+    """A clock that does not look."""
+    run()
+    return TIME
 
 
 @pytest.fixture
@@ -30,10 +37,6 @@ def row_distance(monkeypatch):
     if not INTERPRETED:
         pytest.skip("compiled in this process: python -m bench.row_distance is the test")
     from bench import row_distance
-
-    def once(run, rounds=1):
-        run()
-        return TIME
 
     monkeypatch.setattr(row_distance, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(row_distance, "milliseconds", once)
@@ -69,11 +72,10 @@ def test_the_cases_are_what_the_networks_have():
 
 @pytest.mark.usefixtures("auction_on_host")
 @pytest.mark.parametrize("kind", costs.KINDS)
-def test_assignment(kind, monkeypatch):
-    monkeypatch.setattr(assignment, "wall_clock", lambda run, seconds: run() and TIME)
+def test_assignment(kind):
     auction = assignment.Solver("auction", assignment.auction)
     found = [*assignment.solvers("cpu"), auction]
-    rows = list(assignment.rows_of(costs.Task(kind, 40, 3), found, {}, unknown(3)))
+    rows = list(assignment.rows_of(costs.Task(kind, 40, 3), found, {}, unknown(3), once))
     warm = ["auction, warm"] * (kind in assignment.WARM)
     assert [row["solver"] for row in rows][-1 - len(warm) :] == ["auction", *warm]
     for row in rows:
@@ -100,14 +102,16 @@ def unknown(batch):
     return torch.full((batch,), torch.inf, dtype=torch.float64)
 
 
-def test_a_slow_solver_is_not_tried_on_larger_problems(monkeypatch):
-    monkeypatch.setattr(assignment, "wall_clock", lambda *_: TIME | {"median": 2000.0})
+def test_a_slow_solver_is_not_tried_on_larger_problems():
+    def seconds(*_):
+        return TIME | {"median": 2000.0}
+
     slow: dict[tuple[str, str], int] = {}
     found = assignment.solvers("cpu")[:1]
     rows = [
         row
         for n in (8, 8, 16)
-        for row in assignment.rows_of(costs.Task("uniform", n, 1), found, slow, unknown(1))
+        for row in assignment.rows_of(costs.Task("uniform", n, 1), found, slow, unknown(1), seconds)
     ]
     assert ["ms" in row for row in rows] == [True, True, False]
     assert "more than a second" in rows[2]["skipped"]
@@ -152,10 +156,11 @@ def test_the_tasks_beside_a_device(monkeypatch, capsys):
     assert {(task.kind, task.batch, task.n) for task in costs.device_tasks(quick=True)} < found
 
 
-def test_costs_of_trained_layers(monkeypatch):
+def test_costs_of_trained_layers(tmp_path, monkeypatch):
     """Of the pair's shape, each problem its own."""
-    pair = pairs.random_pair("coursework")
-    monkeypatch.setattr(costs, "load_pair", lambda name: pair)
+    for number, state in enumerate(pairs.random_pair("coursework")):
+        save_checkpoint(tmp_path / f"{costs.TRAINED_PAIR}_{number}.safetensors", state)
+    monkeypatch.setenv(pairs.PAIRS, str(tmp_path))
     cost = costs.Task(f"{costs.TRAINED}1", 64, 3).cost("cpu")
     assert cost.shape == (3, 64, 64)
     assert not torch.equal(cost[0], cost[1])

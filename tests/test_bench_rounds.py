@@ -5,12 +5,7 @@ import pytest
 from bench import rounds
 
 ROUNDS = 8
-SMALL = {"widths": [8, 16, 4], "settled": 4}
-
-
-@pytest.fixture(autouse=True)
-def few_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "CLIENTS", 2)
+SMALL = {"widths": [8, 16, 4], "settled": 4, "count": 2}
 
 
 @pytest.mark.slow
@@ -23,7 +18,7 @@ def test_rounds_leave_nothing_behind() -> None:
 
 def test_rounds_that_are_traced() -> None:
     """What is kept of them cannot be judged here, as pytest keeps what torch logs."""
-    row = rounds.measure(2, traced=True, widths=[8, 16, 4], settled=0)
+    row = rounds.measure(2, traced=True, **SMALL | {"settled": 0})
     assert row["traced"] == 2
 
 

@@ -89,7 +89,7 @@ def test_whole_alignment():
         assert row["ms"]["repetitions"] == whole.TURNS
         assert not row["stopped"]
         assert "s  " in whole.line(row)
-    _, source, target, spec = whole.facts_of(network, quick=False)
+    _, source, target, spec = whole.facts_of(network)
     stopped = whole.run_plain(source, target, spec, limit=0.0, seed=0)
     assert stopped["stopped"]
     assert stopped["distance"] == rows[0]["before"]
@@ -109,10 +109,9 @@ def test_the_networks_of_whole_alignments():
 
 
 @pytest.mark.slow
-def test_the_largest_network_runs_one_way_in_a_hurry(monkeypatch):
+def test_the_largest_network_runs_one_way_in_a_hurry():
     network = large.Network("small", lambda: pairs.mlp([6, 20, 20, 4]), (2, 6))
-    monkeypatch.setattr(whole, "LARGE", 100)
-    (row, *_) = whole.rows_of(network, [CPU], limit=60.0, quick=True)
+    (row, *_) = whole.rows_of(network, [CPU], limit=60.0, quick=True, large=100)
     assert row["way"] == "gpu-align"
     assert "planted" not in row
     problem = AlignmentProblem(*whole.make_pair(network, network.spec())[:2], network.spec())

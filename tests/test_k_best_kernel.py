@@ -146,10 +146,11 @@ def test_the_kernel_takes_the_matching_of_any_exact_solver(host):
     assert host.launches == 1
 
 
-def test_the_bench(host, monkeypatch):
-    monkeypatch.setattr(k_best_bench, "DEVICE", torch.device("cpu"))
-    row = k_best_bench.measure(6, 5, 8)
+@pytest.mark.usefixtures("host")
+def test_the_bench():
+    cpu = torch.device("cpu")
+    row = k_best_bench.measure(6, 5, 8, cpu)
     assert row["same"]
     assert min(row["kernel_ms"]["median"], row["torch_ms"]["median"]) > 0
     assert k_best_bench.line(row).endswith(" ms, same")
-    assert "does not fit" in k_best_bench.line(k_best_bench.measure(170, 1, 2))
+    assert "does not fit" in k_best_bench.line(k_best_bench.measure(170, 1, 2, cpu))

@@ -4,32 +4,20 @@ import pytest
 import torch
 
 from bench import learn_layer
+from gpu_align.learn import WeightSpace
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[dict]]]:
-    recorded: list[tuple[str, list[dict]]] = []
-    monkeypatch.setattr(learn_layer, "CASES", {"2-3-1": (2, 3, 1)})
-    monkeypatch.setattr(learn_layer, "TURNS", 2)
-    monkeypatch.setattr(learn_layer, "record", lambda name, rows: recorded.append((name, rows)))
-    monkeypatch.delenv("GPU_ALIGN_DWSNETS", raising=False)
-    return recorded
-
-
-def test_it_records_a_row_for_each_way(small: list[tuple[str, list[dict]]]) -> None:
-    learn_layer.main(["--record"])
-    ((name, rows),) = small
-    assert name == "learn_layer"
+def test_each_way_has_a_row() -> None:
+    rows = list(learn_layer.measure("2-3-1", (2, 3, 1), folder=None, turns=2))
     assert [(row["network"], row["way"]) for row in rows] == [("2-3-1", "gpu-align")]
     assert rows[0]["ms"]["repetitions"] == 2
 
 
-@pytest.mark.usefixtures("small")
-def test_a_layer_that_is_wrong_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_that_is_wrong_gets_no_time() -> None:
     class Wrong(learn_layer.EquivariantLinear):
         def forward(self, features: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             return tuple(y.cumsum(1) for y in super().forward(features))
 
-    monkeypatch.setattr(learn_layer, "EquivariantLinear", Wrong)
+    space = WeightSpace(learn_layer.spec_of((2, 3, 1)))
     with pytest.raises(SystemExit, match="does not commute"):
-        learn_layer.main()
+        learn_layer.gate(space, Wrong(space, learn_layer.CHANNELS, learn_layer.CHANNELS))
