@@ -118,12 +118,11 @@ def test_two_exact_networks_that_no_order_connects():
 
 
 @pytest.mark.slow
-def test_networks_for_images(monkeypatch):
+def test_networks_for_images():
     """ResNet20 on random images: that its way is open, not how good it is."""
     torch.manual_seed(0)
     images, labels = torch.randn(40, 3, 32, 32), torch.arange(40) % 10
     data = Data.of((images, labels))
-    monkeypatch.setattr(git_rebasin, "POINTS", 3)
     sweep = git_rebasin.Sweep("resnet20", (1,), 1, 16, ())
     [row] = git_rebasin.run(sweep, Data(data.fit, data.held, data.held), "cpu")
     assert row["width"] == 1
