@@ -15,6 +15,7 @@ from gpu_align._merge._diagnosis import diagnose, facts_of
 from gpu_align._merge._judge import STATISTICS, Judge
 from gpu_align._merge._plane import Axes, LossPlane
 from gpu_align._merge._segment import between, mixed
+from gpu_align._merge._task import silent
 from gpu_align._merge._trio import Trio, aligned, model_for
 from gpu_align._network import Data, Loss, Score
 from gpu_align._problem import Metric
@@ -78,7 +79,7 @@ def barrier(
         InputError: an argument cannot be used; its children say what is wrong.
         AssignmentError: the assignments could not be solved.
     """
-    tell = progress or _silent
+    tell = progress or silent
     segment_points(points)
     found = Data.of(data, seed=seed)
     runs = model_for([a, b], model, example_inputs, outputs, found.fit)
@@ -121,7 +122,7 @@ def loss_plane(
         InputError: an argument cannot be used, or the three networks lie on one line.
         AssignmentError: the assignments could not be solved.
     """
-    tell = progress or _silent
+    tell = progress or silent
     found = Data.of(data, seed=seed)
     runs = model_for([a, b], model, example_inputs, outputs, found.fit)
     judge = Judge.of(runs, found, loss, device=device, statistics=statistics)
@@ -158,7 +159,7 @@ def measure_barrier(
         seed: what goes into the result.
         progress: called as the work goes on.
     """
-    tell, begun = progress or _silent, time.perf_counter()
+    tell, begun = progress or silent, time.perf_counter()
     curves = _curves(trio, judge, segment_points(points), tell)
     naive, after = curves[-2:]
     plain = curves[1] if len(curves) > 2 else None
@@ -247,7 +248,3 @@ def _trio(
 
 def _search_told(tell: Told) -> Callable[[SearchProgress], None]:
     return lambda step: tell(f"aligning: {step.stage}", step.step, step.steps)
-
-
-def _silent(what: str, done: int, total: int | None) -> None:
-    """Say nothing."""

@@ -39,8 +39,8 @@ class Merged:
     trial: Trial
 
 
-def silent(words: str) -> None:
-    """Say nothing."""
+def silent(*told: object) -> None:
+    """Say nothing of what is done."""
 
 
 @dataclass(frozen=True)

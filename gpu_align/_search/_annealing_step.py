@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gpu_align._interrupt import uninterrupted
 from gpu_align._problem import AlignmentProblem, Family
-from gpu_align._search._executor import Heartbeat, silent
+from gpu_align._search._executor import Heartbeat, no_heartbeat
 from gpu_align._search._relaxed import soften
 from gpu_align._search._run import Run
 from gpu_align._search._state import stored
@@ -97,7 +97,7 @@ class _Goal:
         """Go a share of the way."""
         if self._fused is not None:
             self._fused()
-        self._in_parts(len(self._state.model), self._entries, self._move, silent)
+        self._in_parts(len(self._state.model), self._entries, self._move, no_heartbeat)
 
     def _move(self, part: slice, heartbeat: Heartbeat) -> None:
         for family in self._families:

@@ -178,7 +178,7 @@ class HostExecutor:
         if len(parts) == 1 or torch.get_num_threads() > 1:
             do(slice(None), heartbeat)
         else:
-            for_each_part(parts, lambda part: do(part, silent), heartbeat)
+            for_each_part(parts, lambda part: do(part, no_heartbeat), heartbeat)
 
 
 @final
@@ -280,7 +280,7 @@ class DeviceExecutor:
         """See `Executor.in_place`: both are queued at once, from the third time on as a graph."""
 
         def both() -> None:
-            look(silent)
+            look(no_heartbeat)
             move()
 
         return _no_look, Replay(both, self.problem.device)
@@ -295,7 +295,7 @@ def _solved(similarity: Tensor, solver: AbstractAssignmentSolver) -> Tensor:
     return solve(problem, solver).col_ind.to(similarity.device)
 
 
-def silent(part: str) -> None:
+def no_heartbeat(part: str) -> None:
     """Give no sign of life: what is queued may be a capture, what is done as a whole is short."""
 
 
