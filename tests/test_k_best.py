@@ -21,6 +21,7 @@ from test_assignment import (
     scipy_objective,
     size_of,
 )
+from torch import Tensor
 
 from gpu_align._assignment import (
     AbstractAssignmentSolver,
@@ -40,22 +41,29 @@ def check_k_best(
     solver: AbstractAssignmentSolver | None = None,
     tolerance: float = 1e-10,
 ) -> None:
+    """Check what `k_best` finds on the CPU."""
+    check_found(problem, k, k_best(problem, k, solver), tolerance)
+
+
+def check_found(
+    problem: AssignmentProblem, k: int, found: tuple[Tensor, Tensor], tolerance: float
+) -> None:
     """Objectives equal those of brute force; matchings are distinct, valid and in order."""
     sign = -1 if problem.maximize else 1
-    col_ind, objective = k_best(problem, k, solver)
+    col_ind, objective = (tensor.cpu() for tensor in found)
     assert col_ind.shape == (problem.batch, k, problem.n)
     for p in range(problem.batch):
         size = size_of(problem, p)
         expected = all_objectives(problem.cost[p, :size, :size])[::sign][:k]
-        found = len(expected)
-        np.testing.assert_allclose(objective[p, :found], expected, rtol=1e-10, atol=tolerance)
-        assert bool((sign * objective[p, :found]).diff().ge(0).all())
-        assert objective[p, found:].tolist() == [sign * math.inf] * (k - found)
-        assert torch.equal(col_ind[p, found:], col_ind[p, :1].expand(k - found, -1))
-        assert len({tuple(col) for col in col_ind[p, :found].tolist()}) == found
-        sizes = torch.tensor([size] * found)
-        one = AssignmentProblem(problem.cost[[p] * found], problem.maximize, sizes)
-        check_matching(one, matching(col_ind[p, :found], objective[p, :found]))
+        count = len(expected)
+        np.testing.assert_allclose(objective[p, :count], expected, rtol=1e-10, atol=tolerance)
+        assert bool((sign * objective[p, :count]).diff().ge(0).all())
+        assert objective[p, count:].tolist() == [sign * math.inf] * (k - count)
+        assert torch.equal(col_ind[p, count:], col_ind[p, :1].expand(k - count, -1))
+        assert len({tuple(col) for col in col_ind[p, :count].tolist()}) == count
+        sizes = torch.tensor([size] * count)
+        one = AssignmentProblem(problem.cost[[p] * count], problem.maximize, sizes)
+        check_matching(one, matching(col_ind[p, :count], objective[p, :count]))
 
 
 @settings(deadline=None, max_examples=80)

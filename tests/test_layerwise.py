@@ -221,13 +221,16 @@ def test_rounding_gives_several_optima_of_the_rounded_costs() -> None:
     assert set(totals(rounded, candidates)[0].tolist()) == {optimum(rounded[0])}
 
 
-def test_rounding_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    cost = torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    whole = Rounding(count=5, unit=0.3).propose(run_of(), cost)
-    monkeypatch.setitem(_candidates._CHUNK, "cpu", 4 * 7 * 7)
+def test_rounding_in_parts_is_the_same() -> None:
+    """The same orders of two matrices are tried in one part, and among more of them in two."""
+    size = 200
+    cost = torch.rand(2, size, size, generator=torch.Generator().manual_seed(0))
+    count = _candidates._CHUNK["cpu"] // size**2 // 2
+    whole = Rounding(count, unit=0.3).propose(run_of(), cost)
     run = run_of()
-    assert torch.equal(Rounding(count=5, unit=0.3).propose(run, cost), whole)
-    assert run.assignments == 15
+    parts = Rounding(count + 5, unit=0.3).propose(run, cost)
+    assert torch.equal(parts[:, :count], whole)
+    assert run.assignments == 2 * (count + 5)
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0], ids=["zeros", "constant"])

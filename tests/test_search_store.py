@@ -35,6 +35,7 @@ from gpu_align import (
 from gpu_align._device._random import RandomStream
 from gpu_align._search import Outcome, Run, SearchStore, _store
 from gpu_align._search._loop import run_to_end
+from gpu_align._search._state import Snapshot
 
 # What is refused
 
@@ -162,20 +163,19 @@ def test_incomplete_file(part: str, tmp_path: Path) -> None:
 # When it is written
 
 
-def test_it_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_written_now_and_then(tmp_path: Path) -> None:
     now, saves = [0.0], []
-    write = SearchStore._write
 
-    def slow(self: SearchStore, snapshot: object) -> None:
-        write(self, snapshot)
-        saves.append(now[0])
-        now[0] += 4.0
+    class Slow(SearchStore):
+        def _write(self, snapshot: Snapshot) -> None:
+            super()._write(snapshot)
+            saves.append(now[0])
+            now[0] += 4.0
 
     def step(progress: Progress) -> None:
         now[0] += 7.0
 
-    monkeypatch.setattr(SearchStore, "_write", slow)
-    store = SearchStore(tmp_path / "s", now=lambda: now[0])
+    store = Slow(tmp_path / "s", now=lambda: now[0])
     run_search(SEARCHES["annealing"], problem_named("deep"), seed=3, store=store, progress=step)
     assert 30 <= saves[0] < 30 + 7
     assert all(84 <= later - earlier < 84 + 7 for earlier, later in itertools.pairwise(saves))
