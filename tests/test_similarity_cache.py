@@ -47,8 +47,10 @@ def swapped(perms: dict, stream: RandomStream, share: float) -> dict:
 def test_a_change_is_the_difference_of_two_similarities(
     name: str, share: float, stream: RandomStream
 ) -> None:
-    problem = problem_of(pair(name))
-    batch = problem.random(4, stream)
+    networks, other = pair(name), pair(name, seed=9)
+    sources = [networks.source, other.source]
+    problem = AlignmentProblem(sources, networks.target, networks.spec, dtype=torch.float64)
+    batch = problem.random(2, stream)
     after = swapped(dict(batch.perms), stream, share)
     for term in problem.terms:
         for mode in range(len(term.variables)) if isinstance(term, Term) else ():
