@@ -13,7 +13,7 @@ from gpu_align._align._same_units import converted
 from gpu_align._checkpoint import rename
 from gpu_align._device import choose_engine
 from gpu_align._errors import InputError
-from gpu_align._network import Data, Examples, Traces, fitted, unit_statistics
+from gpu_align._network import BATCH_SIZE, Data, Examples, Traces, fitted, unit_statistics
 from gpu_align._problem import (
     AlignmentProblem,
     check_weights,
@@ -113,6 +113,8 @@ class Correlator:
         examples: see `Evidence`.
         device: where the networks are run.
         progress: see `Evidence`.
+        traces: of the model on that device, if there are any.
+        batch_size: how many examples are run at once.
 
     Raises:
         InputError: there is no model, or the examples do not fit it.
@@ -126,6 +128,9 @@ class Correlator:
         examples: Examples,
         device: torch.device,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        traces: Traces | None = None,
+        batch_size: int = BATCH_SIZE,
     ) -> None:
         if model is None:
             raise InputError(
@@ -136,7 +141,8 @@ class Correlator:
             examples = fitted(examples, model.inputs.shape[1:])
         self._model, self._spec, self._target = model, spec, target
         self._examples, self._progress = examples, progress
-        self._traces = Traces(model.network, model.outputs, device)
+        self._traces = traces or Traces(model.network, model.outputs, device)
+        self._batch_size = batch_size
 
     def of(self, source: Network) -> Correlations:
         """Return the correlations of the units of the target and of a source, [target, source].
@@ -155,8 +161,12 @@ class Correlator:
         check_weights(self._spec, state, "source")
         a, b = map(self._model.in_module, (self._target, state))
         with full_precision():
-            found = unit_statistics(self._traces, self._examples, a, b, progress=self._progress)
-        first = next(self._traces.batches(self._examples))
+            found = unit_statistics(
+                *(self._traces, self._examples, a, b),
+                batch_size=self._batch_size,
+                progress=self._progress,
+            )
+        first = next(self._traces.batches(self._examples, self._batch_size))
         own = spec_of_file(self._traces.of(first)[0].spec, self._model.names, {})
         sums: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         for site, moments in found.items():

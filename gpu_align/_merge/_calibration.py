@@ -32,11 +32,17 @@ METHODS: dict[str, Method] = {
 FIT = 1500
 """Examples that are fitted on by default."""
 
-_TIMES = 4
-"""By how much that number is raised at most, for networks whose values are few."""
+JUDGED = 750
+"""Examples that choose by default."""
 
 _CHEAP = 2**25
-"""Bytes up to which it is raised, of the values of one network on all examples."""
+"""Bytes up to which both are raised, of the values of one network on all that are fitted on."""
+
+_TIMES = 4
+"""By how much the number that is fitted on is raised at most, for networks whose values are few.
+
+The number that chooses is raised by the square of that: nothing is kept of these.
+"""
 
 BATCH = 125
 """Most examples of a batch of a walk."""
@@ -68,17 +74,22 @@ class Calibration:
         return has_batch_norms(self.traces.of(self._first(()))[0])
 
     @property
-    def cheap_times(self) -> float:
-        """How many times `FIT` examples cost little: 1, and up to 4 where their values are few.
+    def count(self) -> int:
+        """How many examples are fitted on by default: more where they cost little.
 
         Layers of such networks see an example at one place, a convolution at hundreds of them.
         """
-        return min(max(_CHEAP / self._bytes(()) / FIT, 1.0), _TIMES)
+        return round(FIT * min(max(self._room, 1.0), _TIMES))
 
     @property
-    def count(self) -> int:
-        """How many examples are fitted on by default."""
-        return round(FIT * self.cheap_times)
+    def judged(self) -> int:
+        """How many examples choose: parents know these by heart, so that differences are small."""
+        return round(JUDGED * min(max(_TIMES * self._room, 1.0), _TIMES**2))
+
+    @property
+    def _room(self) -> float:
+        """How many times `FIT` examples fit what costs little."""
+        return _CHEAP / self._bytes(()) / FIT
 
     def fitting(self, parents: int, methods: Sequence[Method]) -> "Calibration":
         """Return a calibration on no more examples than fit the memory.

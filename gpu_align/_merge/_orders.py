@@ -14,8 +14,9 @@ from gpu_align._align import (
     align_networks,
     common_frame,
 )
+from gpu_align._merge._calibration import BATCH
 from gpu_align._merge._stages import StageStore, stage
-from gpu_align._network import Examples
+from gpu_align._network import Examples, Traces
 from gpu_align._search import Annealing, CoordinateDescent, Search
 from gpu_align._status import Status
 from gpu_align._symmetry import Permutation, PermutationSpec, StateDict
@@ -55,6 +56,7 @@ class Orders:
         settings: of the searches.
         model: what is run; None if there is none.
         examples: what correlations are taken over; None without data.
+        traces: of the model; None without data.
         tell: called with a few words before each alignment.
         store: where what was found is kept; None for nowhere.
     """
@@ -64,6 +66,7 @@ class Orders:
     settings: Settings
     model: Model | None
     examples: Examples | None
+    traces: Traces | None
     tell: Callable[[str], None]
     store: StageStore | None
 
@@ -121,7 +124,8 @@ class Orders:
         assert self.examples is not None
         first, second = self.states
         device = self.settings.engine.device
-        return Correlator(self.model, self.spec, first, self.examples, device).of(second)
+        about = self.model, self.spec, first, self.examples, device
+        return Correlator(*about, traces=self.traces, batch_size=BATCH).of(second)
 
     def _in_one_frame(self) -> dict[str, Any]:
         """Align several networks to the first one, so that cycles close."""

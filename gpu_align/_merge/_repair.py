@@ -13,7 +13,6 @@ from gpu_align._device import choose_engine
 from gpu_align._errors import InputError
 from gpu_align._merge._average import check_alike, shares_of
 from gpu_align._merge._calibration import METHODS, Calibration
-from gpu_align._merge._task import HELD
 from gpu_align._network import Data, Loss, Score, Traces, evaluate_many
 from gpu_align._symmetry import Kept, StateDict
 
@@ -87,7 +86,8 @@ def repair(
     place = choose_engine(device).device
     way = [METHODS[method]]
     traces = Traces(model.network, model.outputs, place)
-    count = Calibration(traces, known.fit).count if examples is None else examples
+    whole = Calibration(traces, known.fit)
+    count = whole.count if examples is None else examples
     calibration = Calibration(traces, known.fit.take(count)).fitting(len(parents), way)
     [made] = calibration.mended([inside[0].state], [each.state for each in inside[1:]], shares, way)
     back = {own: name for own, name in model.names.items()}
@@ -95,7 +95,8 @@ def repair(
     scores: Sequence[Score | None] = (None, None)
     if known.held.have_targets:
         pair = [inside[0].state, made]
-        scores = evaluate_many(model.module, pair, known.held.take(HELD), loss, device=place)
+        held = known.held.take(whole.judged)
+        scores = evaluate_many(model.module, pair, held, loss, device=place)
     return RepairResult({**state, **after}, method, *scores)
 
 

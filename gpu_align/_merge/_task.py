@@ -24,8 +24,6 @@ PLAIN = ("naive", "average", "slerp")
 WAYS = ("auto", *PLAIN, *METHODS)
 ALPHAS = (0.3, 1.0)
 """How much activations count beside weights, as "auto" tries it."""
-HELD = 750
-"""Examples that choose; where they cost little more, see `Calibration.cheap_times`."""
 _FIRST = 750
 """Examples that the order of the units is chosen on."""
 
@@ -128,7 +126,7 @@ class Task:
     @cached_property
     def _held(self) -> Examples:
         assert self.data is not None
-        return self.data.held.take(round(HELD * self._calibration.cheap_times))
+        return self.data.held.take(self._calibration.judged)
 
     @cached_property
     def _count(self) -> int:
@@ -149,9 +147,11 @@ class Task:
 
     @cached_property
     def _orders(self) -> Orders:
-        examples = None if self.data is None else self._fit(EVIDENCE)
+        examples, traces = (
+            (None, None) if self.data is None else (self._fit(EVIDENCE), self._traces)
+        )
         about = self.spec, self.states, self.settings, self.model
-        return Orders(*about, examples, self.tell, self.store)
+        return Orders(*about, examples, traces, self.tell, self.store)
 
     def _check(self, method: str) -> None:
         if method not in WAYS:
@@ -307,7 +307,8 @@ class Task:
         if chosen.loss > (better.loss or 0.0):
             yield (
                 f"the merged network is worse than {better.order} on the held-back data: loss "
-                f"{chosen.loss:.4g} against {better.loss:.4g}"
+                f"{chosen.loss:.4g} against {better.loss:.4g}; a network that was trained on these "
+                "knows them by heart"
             )
 
 
