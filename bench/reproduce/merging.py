@@ -190,7 +190,7 @@ def orders(pair: Pair, *, default: bool, learned: bool) -> dict[str, tuple[State
     search = default_search(max(map(pair.spec.units, pair.spec.groups)))
     if default:
         found["weights, default search"] = aligned(pair)
-    found[f"weights, {search.name}, best of 10"] = best_of_draws(pair, search=search)
+    found["weights, best of 10"] = best_of_draws(pair, search=search)
     found["activations, best of 10"] = best_of_draws(pair, search=search, evidence="activations")
     for alpha in (0.3, 1.0):
         name = f"weights and activations, {alpha:g}, best of 10"

@@ -303,8 +303,7 @@ def _way(order: str, set_right_by: str) -> str:
         return "**`merge`**"
     if set_right_by.startswith("refit"):
         return f"best order, {set_right_by}"
-    named = order.removesuffix(", Annealing").removesuffix(", CoordinateDescent")
-    return f"{named}, REPAIR" if set_right_by == "repair" else named
+    return f"{order}, REPAIR" if set_right_by == "repair" else order
 
 
 def memory() -> str:
