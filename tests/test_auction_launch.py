@@ -214,7 +214,10 @@ def test_cupy_takes_the_kernels_as_they_are_given():
     _cuda._compiled.cache_clear()
 
 
-@pytest.mark.parametrize("kernel", SHAPES, ids=lambda k: KERNELS[k])
+@pytest.mark.parametrize(
+    "kernel",
+    [pytest.param(k, id=KERNELS[k], marks=[] if k in (0, 3) else pytest.mark.slow) for k in SHAPES],
+)
 def test_cupy_packs_the_arguments_as_the_kernel_reads_them(recorder, kernel):
     """Python's int and float become 8 bytes each, where the machine code has an u64 or an f64."""
     pytest.importorskip("cuda.bindings", reason="needs cuda-bindings and nvidia-cuda-nvrtc")
