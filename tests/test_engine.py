@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from marks import slow
+from marks import each_once
 from networks import pair
 from search_oracles import AtIdentity
 from torch import Tensor
@@ -186,12 +186,11 @@ def on_meta(name: str) -> Step:
     return Step(Run(problem, RandomStream(0), Shapes()))
 
 
-@pytest.mark.parametrize("name", slow(KINDS, but=("groupnorm", "recurrent", "signed_heads")))
-@pytest.mark.parametrize("queued", QUEUED.values(), ids=QUEUED)
-def test_nothing_is_read_back_within_a_sweep(queued: Callable[[Step], None], name: str) -> None:
+@pytest.mark.parametrize(("queued", "name"), each_once(QUEUED, KINDS))
+def test_nothing_is_read_back_within_a_sweep(queued: str, name: str) -> None:
     step = on_meta(name)
     with OneDevice() as watched:
-        queued(step)
+        QUEUED[queued](step)
     assert watched.seen > 3
 
 
@@ -219,23 +218,28 @@ def assert_same_distance(search: Search, name: str, engine: Engine) -> None:
 
 # Where rounded costs tie it is the solver's order that decides, and two solvers differ.
 @pytest.mark.usefixtures("auction_on_host")
-@pytest.mark.parametrize("name", slow(KINDS, but=("mlp", "heads", "signed")))
-@pytest.mark.parametrize("search", [name for name in SEARCHES if name != "layerwise_rounding"])
+@pytest.mark.parametrize(
+    ("search", "name"),
+    each_once([name for name in SEARCHES if name != "layerwise_rounding"], KINDS),
+)
 def test_the_devices_way_finds_what_the_cpu_finds(search: str, name: str) -> None:
     assert_same_distance(SEARCHES[search], name, replace(EMULATED, kernels=False))
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="compiled in this process")
 @pytest.mark.usefixtures("auction_on_host")
-@pytest.mark.parametrize("name", ["mlp", "heads", "signed"])
 @pytest.mark.parametrize(
-    "search",
-    [LayerwiseBeam(lookahead=True), CoordinateDescent(), Annealing(starts=1, steps=4, hot=0.2)],
-    ids=["layerwise", "descent", "annealing"],
+    ("search", "name"),
+    each_once(["layerwise", "descent", "annealing"], ["signed", "heads", "mlp"]),
 )
-def test_the_kernels_find_what_torch_finds(search: Search, name: str) -> None:
+def test_the_kernels_find_what_torch_finds(search: str, name: str) -> None:
     pytest.importorskip("triton")
-    assert_same_distance(search, name, EMULATED)
+    chosen = {
+        "layerwise": LayerwiseBeam(lookahead=True),
+        "descent": CoordinateDescent(),
+        "annealing": Annealing(starts=1, steps=4, hot=0.2),
+    }[search]
+    assert_same_distance(chosen, name, EMULATED)
 
 
 @pytest.mark.usefixtures("auction_on_host")

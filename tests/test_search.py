@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
-from marks import slow
+from marks import each_once
 from networks import Pair, pair, planted
 from oracles import Symmetry, hypothesis, objective, symmetry_of
 from search_oracles import AtIdentity, assert_local_optimum
@@ -103,12 +103,11 @@ def assert_same_outcome(a: Outcome, b: Outcome) -> None:
 
 
 @pytest.mark.usefixtures("nan_filled_empty")
-@pytest.mark.parametrize("name", slow(KINDS, but=("groupnorm", "recurrent", "signed_heads")))
-@pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
-def test_search_is_valid_honest_and_does_no_harm(search: Search, name: str) -> None:
+@pytest.mark.parametrize(("search", "name"), each_once(SEARCHES, KINDS))
+def test_search_is_valid_honest_and_does_no_harm(search: str, name: str) -> None:
     networks = pair(name)
     problem = problem_of(networks)
-    outcome = run_search(search, problem, seed=1)
+    outcome = run_search(SEARCHES[search], problem, seed=1)
     assert outcome.status in (Status.CONVERGED, Status.COMPLETED)
     assert outcome.assignments > 0
     assert_honest(outcome, problem, networks)
@@ -134,10 +133,8 @@ def test_another_seed_takes_another_way(search: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    slow(["groupnorm", "trilinear", "heads", "signed_heads"], but=["groupnorm", "signed_heads"]),
+    ("search", "name"), each_once(DESCENDING, ["groupnorm", "trilinear", "heads", "signed_heads"])
 )
-@pytest.mark.parametrize("search", DESCENDING)
 def test_no_single_family_can_improve_what_descended(search: str, name: str) -> None:
     networks = pair(name)
     problem = problem_of(networks)
@@ -156,8 +153,10 @@ def test_descent_ends_in_a_local_optimum(networks: tuple, seed: int) -> None:
         assert_local_optimum(spec, hypothesis(spec, outcome.best.perms, 0), source, target)
 
 
-@pytest.mark.parametrize("order", ["random", "forward", "backward"])
-@pytest.mark.parametrize("name", ["deep", "recurrent", "gqa", "signed"])
+@pytest.mark.parametrize(
+    ("name", "order"),
+    each_once(["deep", "recurrent", "signed", "gqa"], ["random", "forward", "backward"]),
+)
 def test_narrow_beam_descent_is_coordinate_descent(name: str, order: str) -> None:
     problem = problem_of(pair(name))
     for seed in range(3):
@@ -180,8 +179,7 @@ def test_descent_only_improves_a_quadratic_family(name: str) -> None:
 PLANTED_SEARCHES = ["annealing", "recombination", "portfolio", "frank_wolfe_starts"]
 
 
-@pytest.mark.parametrize("name", ["deep", "cnn"])
-@pytest.mark.parametrize("search", PLANTED_SEARCHES)
+@pytest.mark.parametrize(("search", "name"), each_once(PLANTED_SEARCHES, ["deep", "cnn"]))
 def test_planted_permutation_is_found(search: str, name: str) -> None:
     networks, permutation = planted(name, noise=0.0, seed=1)
     problem = problem_of(networks)

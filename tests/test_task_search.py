@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import each_once
 from networks import CNN, mlp
 from test_resume import assert_same, interrupt
 from torch import Tensor, nn
@@ -58,8 +59,8 @@ class Heads(nn.Module):
 
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.Sequential(nn.Flatten(), mlp([64, 16, 16, 10])),
-    "tanh": lambda: nn.Sequential(nn.Flatten(), mlp([64, 12, 12, 10], nn.Tanh)),
     "cnn": lambda: CNN(3, hidden=8, side=8),
+    "tanh": lambda: nn.Sequential(nn.Flatten(), mlp([64, 12, 12, 10], nn.Tanh)),
     "heads": Heads,
 }
 
@@ -130,8 +131,7 @@ def midpoint_loss(name: str, permutation: Permutation, source: State) -> float:
         return sum(float(F.cross_entropy(module(x), y)) * len(x) for x, y in parts) / len(held)
 
 
-@pytest.mark.parametrize("name", MODULES)
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize(("search", "name"), each_once(SEARCHES, MODULES))
 def test_the_answer_loses_less_than_weight_matching_and_as_it_says(search: str, name: str) -> None:
     problem, source = problem_of(name), trained(name, 1)
     matching = run_search(CoordinateDescent(), problem, seed=1)
@@ -164,8 +164,7 @@ def test_a_planted_permutation_is_found_and_its_barrier_is_none(
     assert result.history[-1].loss == float(loss_of(name).held_loss(target))
 
 
-@pytest.mark.parametrize("name", MODULES)
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize(("search", "name"), each_once(SEARCHES, MODULES))
 def test_the_function_is_preserved(search: str, name: str) -> None:
     module = module_of(name)
     module.load_state_dict(trained(name, 0))
@@ -195,8 +194,8 @@ def test_same_seed_gives_the_same_result(search: str) -> None:
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_no_model_depends_on_the_others(search: str) -> None:
-    together = run_search(SEARCHES[search], problem_of("relu", 1, 2, 3), seed=2)
-    for model in range(3):
+    together = run_search(SEARCHES[search], problem_of("relu", 1, 2), seed=2)
+    for model in range(2):
         alone = run_search(SEARCHES[search], problem_of("relu", model + 1), seed=2)
         assert all(
             torch.equal(perm[model], alone.best.perms[name][0])
