@@ -1,9 +1,12 @@
 """Processes that a test starts: none is waited for without end, and none outlives its test."""
 
+import multiprocessing
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.context import ForkProcess
 from typing import Any
 
 WAIT = 60.0
@@ -25,3 +28,28 @@ def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[s
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
+
+
+@contextmanager
+def forked(body: Callable[..., object], *arguments: object) -> Iterator[ForkProcess]:
+    """Call a function in a copy of this process, which has imported everything already.
+
+    Its exit code is 0 where the function returns, 1 where it raises. It is killed at the end.
+    """
+    with warnings.catch_warnings():
+        # What watches the time of a test is a thread, which the copy does without.
+        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+        process = multiprocessing.get_context("fork").Process(target=body, args=arguments)
+        process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def exit_code_of(body: Callable[..., object], *arguments: object) -> int | None:
+    """Return the exit code of a function in a copy of this process."""
+    with forked(body, *arguments) as process:
+        process.join(WAIT)
+        return process.exitcode

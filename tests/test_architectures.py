@@ -168,8 +168,9 @@ SMALL: dict[str, tuple[Callable[[], Example], float]] = {
     "convnext": (hf.convnext, orders(4, 6) + 2 * orders(16) + 2 * orders(24)),
 }
 REPEATED = (
-    *("gpt2_eager", "bert_eager", "vit", "transformer_encoder_pre", "packed_vit_fused"),
-    *("mobilenet_v2", "regnet_x", "resnet_basic"),
+    *("gpt2_eager", "bert_eager", "vit", "llama_eager", "transformer_encoder_pre"),
+    *("encoder_decoder", "packed_vit_fused", "inception", "mobilenet_v2", "regnet_x", "regnet_y"),
+    *("resnet_basic", "resnet_bottleneck"),
 )
 """Those whose kinds of layers the others have too."""
 each_small = pytest.mark.parametrize(

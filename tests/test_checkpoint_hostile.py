@@ -1,11 +1,10 @@
 """Files made to hurt, pipes and devices, what dead runs leave behind, and permission bits."""
 
 import json
+import multiprocessing
 import os
 import signal
 import struct
-import subprocess
-import sys
 import threading
 import time
 
@@ -21,6 +20,7 @@ from checkpoint_files import (
     write_raw,
     write_sharded,
 )
+from children import WAIT, exit_code_of, forked
 from typer.testing import CliRunner
 
 from gpu_align._checkpoint import atomic_write, load_checkpoint, save_checkpoint
@@ -159,40 +159,33 @@ def test_the_library_reads_the_same(work):
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in loaded.values())
 
 
-CUT_WHILE_READ = """
-import os, sys, threading
-import torch
-from gpu_align._checkpoint import load_checkpoint, save_checkpoint
-from gpu_align._errors import CheckpointError
+def read_while_it_is_cut(path):
+    save_checkpoint(path, {f"w{n}": torch.zeros(250_000) for n in range(32)})
+    size = os.path.getsize(path)
+    over = threading.Event()
 
-save_checkpoint("x.safetensors", {f"w{n}": torch.zeros(250_000) for n in range(32)})
-size = os.path.getsize("x.safetensors")
-over = False
-def spoil():
-    while not over:
-        os.truncate("x.safetensors", 4096)
-        os.truncate("x.safetensors", size)
-thread = threading.Thread(target=spoil)
-thread.start()
-refused = 0
-try:
-    for _ in range(20):
-        try:
-            load_checkpoint("x.safetensors")
-        except CheckpointError:
-            refused += 1
-finally:
-    over = True
-    thread.join()
-print("refused", refused)
-"""
+    def spoil():
+        while not over.is_set():
+            os.truncate(path, 4096)
+            os.truncate(path, size)
+
+    thread = threading.Thread(target=spoil)
+    thread.start()
+    refused = 0
+    try:
+        for _ in range(20):
+            try:
+                load_checkpoint(path)
+            except CheckpointError:
+                refused += 1
+    finally:
+        over.set()
+        thread.join()
+    assert refused
 
 
 def test_a_file_that_is_cut_short_while_it_is_read_does_not_end_the_process(work):
-    command = [sys.executable, "-c", CUT_WHILE_READ]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done
-    assert int(done.stdout.split()[-1]) > 0
+    assert exit_code_of(read_while_it_is_cut, work / "x.safetensors") == 0
 
 
 @pytest.fixture
@@ -276,15 +269,16 @@ def test_outputs_that_cannot_be_are_refused_at_once(work, monkeypatch, out):
     assert "cannot write" in done.output
 
 
-DIES = """
-import os, signal
-from gpu_align._checkpoint import atomic_write
-from gpu_align._checkpoint._atomic import atomic_folder
-managers = [atomic_write("x"), atomic_folder("x")]
-file, folder = [manager.__enter__() for manager in managers]
-(folder / "half").write_text("half")
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+def write_and_die(path):
+    with atomic_write(path), atomic_folder(path) as folder:
+        (folder / "half").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_and_wait(path, begun):
+    with atomic_write(path):
+        begun.set()
+        time.sleep(600)
 
 
 def left_over(folder):
@@ -292,7 +286,7 @@ def left_over(folder):
 
 
 def test_what_dead_runs_left_is_removed(work):
-    subprocess.run([sys.executable, "-c", DIES], cwd=work, check=False)
+    assert exit_code_of(write_and_die, work / "x") == -signal.SIGKILL
     assert len(left_over(work)) == 2
     with atomic_write(work / "other"):
         assert len(left_over(work)) == 1
@@ -300,20 +294,13 @@ def test_what_dead_runs_left_is_removed(work):
 
 
 def test_what_living_runs_write_is_kept(work):
-    code = "import sys, time; from gpu_align._checkpoint import atomic_write\n"
-    code += "with atomic_write('x'): print('begun', flush=True); time.sleep(600)"
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=work, stdout=subprocess.PIPE)
-    try:
-        assert child.stdout is not None
-        child.stdout.readline()
+    begun = multiprocessing.get_context("fork").Event()
+    with forked(write_and_wait, work / "x", begun):
+        assert begun.wait(WAIT)
         [name] = left_over(work)
         with atomic_write(work / "y"), atomic_folder(work / "z"):
             assert name in left_over(work)
         assert left_over(work) == [name]
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
     with atomic_write(work / "y"):
         assert name not in left_over(work)
 

@@ -1,48 +1,39 @@
 """Files appear whole or not at all, and what was read does not change with its file."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_files import assert_same, some_tensors, write_sharded
+from children import exit_code_of
 
 from gpu_align._checkpoint import load_checkpoint, save_checkpoint
 from gpu_align._checkpoint._atomic import atomic_folder, atomic_write
 from gpu_align._checkpoint._types import FILE_SUFFIXES
 from gpu_align._errors import CheckpointError, InputError
 
-LATER_CHANGES = """
-import itertools, os, sys
-from pathlib import Path
-import torch
-from gpu_align._checkpoint import load_checkpoint, save_checkpoint
-
-changes = {
+LATER_CHANGES = {
     "cut_short": lambda path: os.truncate(path, 100),
     "emptied": lambda path: os.truncate(path, 0),
     "overwritten": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "removed": lambda path: path.unlink(),
 }
-for suffix, change in itertools.product(sys.argv[1:], changes):
-    path = Path(f"x{suffix}")
+
+
+def change_what_is_held(path, change):
     tensors = {name: torch.randn(300, 300) for name in "ab"}
     save_checkpoint(path, tensors)
     held = load_checkpoint(path).tensors
-    print(suffix, change, flush=True)
-    changes[change](path)
-    for name, tensor in tensors.items():
-        assert torch.equal(held[name], tensor), name
-"""
+    change(path)
+    assert_same(held, tensors)
 
 
-def test_a_file_that_changes_later_changes_nothing(work):
+@pytest.mark.parametrize("change", LATER_CHANGES.values(), ids=LATER_CHANGES)
+@pytest.mark.parametrize("suffix", FILE_SUFFIXES)
+def test_a_file_that_changes_later_changes_nothing(work, suffix, change):
     """In a process of its own, for a mapped file that is cut short ends it."""
-    command = [sys.executable, "-c", LATER_CHANGES, *FILE_SUFFIXES]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert exit_code_of(change_what_is_held, work / f"x{suffix}", change) == 0
 
 
 @pytest.mark.parametrize("suffix", FILE_SUFFIXES)

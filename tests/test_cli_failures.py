@@ -186,7 +186,7 @@ def run(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     [
         (f"{COMMAND} --version >&-", 0),
         (f"{COMMAND} --version 2>&-", 0),
-        (f"{COMMAND} env --json >/dev/full", 1),
+        pytest.param(f"{COMMAND} env --json >/dev/full", 1, marks=pytest.mark.slow),
     ],
 )
 def test_streams_that_are_closed_or_full(command: str, code: int) -> None:

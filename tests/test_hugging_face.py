@@ -72,10 +72,7 @@ def logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize(
     ("name", "shards"),
-    [
-        *(("gpt2", False), ("gpt2", True), ("t5", False)),
-        *(pytest.param(name, False, marks=pytest.mark.slow) for name in ("bert", "vit")),
-    ],
+    [("gpt2", True), *(pytest.param(name, False, marks=pytest.mark.slow) for name in MODELS)],
 )
 def test_two_folders_are_aligned_into_a_third(name: str, shards: bool, work: Path) -> None:
     size = "4KB" if shards else "1GB"

@@ -69,7 +69,7 @@ IN_PART: dict[str, Callable[[], Case]] = {
     "vit": lambda: packed_vit(fused=True),
 }
 """Some groups of these have to be merged as a whole."""
-SHORT = ["mlp", "cnn", "resnet", "depthwise", "dense_net", "group_norm", "lstm", "encoder"]
+SHORT = ["mlp", "cnn", "depthwise", "dense_net", "group_norm", "lstm"]
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from marks import slow
+from marks import each_once, slow
 from networks import pair
 from test_problem import problem_of
 from test_search import SEARCHES, whole
@@ -36,8 +36,6 @@ from gpu_align._device._random import RandomStream
 from gpu_align._search import Outcome, Run, SearchStore, State, _annealing_step
 from gpu_align._search._clock import Clock
 from gpu_align._search._loop import run_to_end
-
-SHORT = ("layerwise", "descent_starts", "frank_wolfe", "annealing")
 
 
 @cache
@@ -90,16 +88,7 @@ def assert_same(resumed: Outcome, expected: Outcome) -> None:
     assert resumed.seconds >= seconds[-1]
 
 
-@pytest.mark.parametrize(
-    ("search", "name"),
-    [
-        *((search, "deep") for search in SEARCHES),
-        *(
-            pytest.param(search, "signed_heads", marks=[] if search in SHORT else pytest.mark.slow)
-            for search in SEARCHES
-        ),
-    ],
-)
+@pytest.mark.parametrize(("search", "name"), each_once(SEARCHES, ["deep", "signed_heads"]))
 def test_resumed_after_any_step_it_ends_as_if_never_interrupted(
     search: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +105,7 @@ def test_resumed_after_any_step_it_ends_as_if_never_interrupted(
     assert list(tmp_path.iterdir()) == []
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(
     search=st.sampled_from(["annealing", "portfolio", "recombination", "beam"]),
     steps=st.lists(st.integers(1, 200), min_size=1, max_size=4),

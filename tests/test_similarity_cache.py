@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import each_once, slow
 from networks import pair
 from test_engine import EMULATED, float32_problem
 from test_problem import problem_of
@@ -26,7 +27,7 @@ from gpu_align._search import Run
 from gpu_align._search._loop import run_to_end
 
 KINDS = ("mlp", "cnn", "resnet", "trilinear", "recurrent", "signed", "heads", "gqa")
-DESCENDING = {
+DESCENDING: dict[str, Search] = {
     "descent": CoordinateDescent(starts=3, initial="random"),
     "beam": BeamDescent(patience=2),
 }
@@ -75,7 +76,7 @@ def test_updated_similarity_is_the_similarity(name: str, stream: RandomStream) -
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="compiled in this process")
-@pytest.mark.parametrize("name", ["mlp", "trilinear", "signed", "gqa"])
+@pytest.mark.parametrize("name", slow(["mlp", "trilinear", "signed", "gqa"], but=["signed", "gqa"]))
 def test_updated_similarity_by_the_kernels(name: str, stream: RandomStream) -> None:
     pytest.importorskip("triton")
     problem, plain = (float32_problem(name, engine) for engine in (EMULATED, CPU))
@@ -88,17 +89,17 @@ def test_updated_similarity_by_the_kernels(name: str, stream: RandomStream) -> N
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("search", DESCENDING.values(), ids=DESCENDING)
-def test_the_cache_changes_no_answer(search: Search, name: str) -> None:
+@pytest.mark.parametrize(("search", "name"), each_once(DESCENDING, KINDS))
+def test_the_cache_changes_no_answer(search: str, name: str) -> None:
     problem, objectives = problem_of(pair(name)), []
     for least_work in (0, 2**62):
         run = Run(problem, RandomStream(4))
         run.executor.cache.least_work = least_work
-        objectives.append(run_to_end(run, search).hypotheses.objective)
+        objectives.append(run_to_end(run, DESCENDING[search]).hypotheses.objective)
     assert torch.allclose(*objectives)
 
 
+@settings(max_examples=30)
 @given(share=st.floats(0, 1), seed=st.integers(0, 100))
 def test_update_of_a_random_share(share: float, seed: int) -> None:
     problem, stream = problem_of(pair("cnn")), RandomStream(seed)
@@ -110,27 +111,24 @@ def test_update_of_a_random_share(share: float, seed: int) -> None:
         assert torch.allclose(found, problem.similarity(matrix, after, batch.model))
 
 
-@pytest.mark.parametrize(
-    "search",
-    [
-        *DESCENDING.values(),
-        Annealing(starts=5),
-        FrankWolfe(starts=3),
-        Recombination(population=4, children=5),
-    ],
-    ids=[*DESCENDING, "annealing", "frank_wolfe", "recombination"],
-)
-@pytest.mark.parametrize("name", ["mlp", "heads"])
+LARGE: dict[str, Search] = DESCENDING | {
+    "annealing": Annealing(starts=5),
+    "frank_wolfe": FrankWolfe(starts=3),
+    "recombination": Recombination(population=4, children=5),
+}
+
+
+@pytest.mark.parametrize(("search", "name"), each_once(LARGE, ["mlp", "heads"]))
 def test_what_does_not_fit_is_split_and_said(
-    search: Search, name: str, monkeypatch: pytest.MonkeyPatch
+    search: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     networks = pair(name)
     sources = [networks.source, pair(name, seed=9).source]
     problem = AlignmentProblem(sources, networks.target, networks.spec)
-    whole = run_search(search, problem, seed=3)
+    whole = run_search(LARGE[search], problem, seed=3)
     assert not whole.splits
     monkeypatch.setenv("GPU_ALIGN_MEMORY", "1")
-    split = run_search(search, problem, seed=3)
+    split = run_search(LARGE[search], problem, seed=3)
     assert torch.allclose(split.hypotheses.objective, whole.hypotheses.objective)
     assert split.splits
     assert all(" at a time" in text for text in split.splits.values())
