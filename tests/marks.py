@@ -12,12 +12,18 @@ def slow(values: Iterable[Any], but: Iterable[Any] = ()) -> list[Any]:
     return [v if v in kept else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
-def each_once(first: Iterable[str], second: Iterable[str]) -> list[Any]:
-    """Return all pairs of names as cases; `make test` takes as few as show every name."""
+def each_once(
+    first: Iterable[Any], second: Iterable[Any], but: Iterable[Any] | None = None
+) -> list[Any]:
+    """Return all pairs as cases; `make test` takes as few as show every value.
+
+    With `but` it takes these of the second values only.
+    """
     first, second = list(first), list(second)
+    shown = second if but is None else list(but)
     kept = {
-        (first[index % len(first)], second[index % len(second)])
-        for index in range(max(len(first), len(second)))
+        (first[index % len(first)], shown[index % len(shown)])
+        for index in range(max(len(first), len(shown)))
     }
     pairs = [(a, b) for a in first for b in second]
     return [p if p in kept else pytest.param(*p, marks=pytest.mark.slow) for p in pairs]

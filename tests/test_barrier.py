@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import each_once
 from networks import CNN, mlp, randomised
 from torch import Tensor, nn
 from torch.nn import functional
@@ -150,8 +151,7 @@ def test_ends_of_a_segment_are_the_networks_to_the_bit() -> None:
 # Planted copies
 
 
-@pytest.mark.parametrize("in_double", [False, True])
-@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.parametrize(("kind", "in_double"), each_once(["mlp", "cnn"], [False, True]))
 def test_planted_copies_have_a_barrier_of_0(kind: str, in_double: bool) -> None:
     x = images().fit.lots[0].inputs
     made = {"mlp": nn.Sequential(nn.Flatten(), mlp([64, 9, 8, 10])), "cnn": CNN(3, 6, side=8)}

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from marks import slow
 from triton_devices import INTERPRETED
 
 from bench import (
@@ -43,7 +44,7 @@ def row_distance(monkeypatch):
     return row_distance
 
 
-@pytest.mark.parametrize("signed", [False, True], ids=["plain", "signed"])
+@pytest.mark.parametrize("signed", slow([False, True], but=[True]), ids=["plain", "signed"])
 def test_row_distance(row_distance, signed):
     limits = {str(torch.bfloat16): 1e12, "copy": 1e12}
     case = Case("small", [(20, [(24, 1), (12, 9), (1, 5)]), (24, [(20, 1)])], 3, 2, signed)
@@ -263,7 +264,7 @@ def test_every_target_finds_its_figure(results):
     assert verdicts["default search: times faster than all cores"] == "missed in 1 of 1"
 
 
-@pytest.mark.parametrize("name", ["assignment_cpu", "beam_width_cpu"])
+@pytest.mark.parametrize("name", slow(["assignment_cpu", "beam_width_cpu"], but=["assignment_cpu"]))
 def test_the_recorded_results_can_be_drawn(name, tmp_path, monkeypatch):
     recorded = json.loads((record.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert not any("failed" in row for row in recorded["rows"])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import given, settings
+from marks import each_once
 from networks import PAIRS, mlp, pair, randomised
 from oracles import all_symmetries, brute_force
 from scipy.optimize import linear_sum_assignment
@@ -54,8 +55,7 @@ def test_bound_of_a_planted_pair_is_0(widths: tuple[int, ...], metric: str) -> N
         assert float(lower_bound(problem)) == 0
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(("name", "metric"), each_once(PAIRS, METRICS))
 def test_bound_is_below_every_distance_found(name: str, metric: str) -> None:
     networks = pair(name)
     problem = AlignmentProblem(

@@ -1,6 +1,7 @@
 """The architecture: rooms import lower floors only, and are entered by their faces only."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,13 +53,15 @@ def imports(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield node.lineno, name.split(".")[1:]
 
 
-CROSSING = [
-    (room, f"{path.relative_to(PACKAGE.parent)}:{line}", name)
-    for room, path in modules()
-    for line, name in imports(path)
-    if name[0] != room and room not in FRONT_DOOR
-]
-"""Of each import from another room: where it comes to, its place, what is imported."""
+@functools.cache
+def crossing() -> list[tuple[str, str, list[str]]]:
+    """Return for each import from another room where it comes to, its place, what is imported."""
+    return [
+        (room, f"{path.relative_to(PACKAGE.parent)}:{line}", name)
+        for room, path in modules()
+        for line, name in imports(path)
+        if name[0] != room and room not in FRONT_DOOR
+    ]
 
 
 def test_every_room_has_a_floor() -> None:
@@ -66,11 +69,11 @@ def test_every_room_has_a_floor() -> None:
 
 
 def test_imports_go_down() -> None:
-    assert len(CROSSING) > 100
-    up = [place for room, place, name in CROSSING if FLOOR[name[0]] <= FLOOR[room]]
+    assert len(crossing()) > 100
+    up = [place for room, place, name in crossing() if FLOOR[name[0]] <= FLOOR[room]]
     assert up == []
 
 
 def test_rooms_are_entered_by_their_faces() -> None:
-    behind = [place for _, place, name in CROSSING if any(p.startswith("_") for p in name[1:])]
+    behind = [place for _, place, name in crossing() if any(p.startswith("_") for p in name[1:])]
     assert behind == []

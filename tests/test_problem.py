@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import each_once
 from networks import FAMILIES, PAIRS, Pair, mlp, pair
 from oracles import (
     ODD,
@@ -88,12 +89,10 @@ def networks(request: pytest.FixtureRequest) -> Pair:
     return pair(request.param)
 
 
-@pytest.mark.parametrize(
-    ("metric", "dtype"), [*((m, torch.float64) for m in METRICS), ("l2", torch.float32)], ids=str
-)
-def test_objective_equals_numpy(
-    networks: Pair, metric: str, dtype: torch.dtype, stream: RandomStream
-) -> None:
+@pytest.mark.parametrize(("name", "way"), each_once(PAIRS, [*METRICS, "l2 in float32"]))
+def test_objective_equals_numpy(name: str, way: str, stream: RandomStream) -> None:
+    networks, metric = pair(name), way.partition(" ")[0]
+    dtype = torch.float32 if way.endswith("float32") else torch.float64
     problem = problem_of(networks, metric=metric, dtype=dtype)
     batch = problem.random(5, stream)
     expected = torch.tensor(oracle_objectives(networks, batch.perms, metric), dtype=torch.float64)
@@ -331,8 +330,9 @@ def test_exhaustive_search_finds_the_brute_force_optimum(networks: tuple, metric
     assert best == pytest.approx(brute_force(spec, source, target, metric), abs=1e-9)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("name", ["grouped", "signed", "signed_recurrent"])
+@pytest.mark.parametrize(
+    ("name", "metric"), each_once(["grouped", "signed", "signed_recurrent"], METRICS)
+)
 def test_exhaustive_search_of_families_is_brute_force(name: str, metric: str) -> None:
     networks = pair(name)
     problem = problem_of(networks, metric=metric)

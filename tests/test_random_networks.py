@@ -458,7 +458,7 @@ def is_usable(op: Op, values: list[Tensor]) -> bool:
 ANY = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@pytest.mark.parametrize("examples", slow([20, 300], but=[20]))
+@pytest.mark.parametrize("examples", slow([10, 300], but=[10]))
 def test_random_networks_keep_their_function(examples: int) -> None:
     @settings(ANY, max_examples=examples)
     @given(network=networks())

@@ -224,7 +224,9 @@ def test_example_inputs_come_in_several_forms(kind: str) -> None:
 
 @pytest.mark.parametrize("name", slow(["mlp", "cnn", "resnet", "groupnorm"], but=["mlp", "cnn"]))
 @pytest.mark.parametrize("given_inputs", [True, False], ids=["inputs", "own_inputs"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", slow([torch.float32, torch.float64], but=[torch.float64]), ids=str
+)
 def test_exported_program_gives_the_same_spec(
     name: str, given_inputs: bool, dtype: torch.dtype
 ) -> None:
@@ -241,7 +243,9 @@ def test_exported_program_gives_the_same_spec(
     assert spec.tensors == expected.tensors
 
 
-@pytest.mark.parametrize("name", slow(["mlp", "cnn", "resnet", "groupnorm"], but=["mlp", "cnn"]))
+@pytest.mark.parametrize(
+    "name", slow(["mlp", "cnn", "resnet", "groupnorm"], but=["mlp", "groupnorm"])
+)
 def test_wrong_spec_fails_its_verification(name: str) -> None:
     model, inputs = model_of(name)
     spec = discover(model, inputs)
@@ -281,7 +285,7 @@ RANDOM = {"dense": dense_networks(), "convolutional": convolutional_networks()}
 
 
 @pytest.mark.parametrize("kind", slow(RANDOM, but=["dense"]))
-@pytest.mark.parametrize("examples", slow([12, 60], but=[12]))
+@pytest.mark.parametrize("examples", slow([6, 60], but=[6]))
 def test_random_networks_keep_their_function(kind: str, examples: int) -> None:
     @settings(ANY, max_examples=examples)
     @given(network=RANDOM[kind])
