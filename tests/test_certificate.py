@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from marks import each_once, slow
 from pretend_device import DEVICE, ENGINE, PretendDevice, solve_elsewhere
 from scipy.optimize import linear_sum_assignment
 from test_many import assert_equal_results, zoo
@@ -90,7 +91,7 @@ def assert_certified_alike(found: list[Certificate], expected: list[Certificate]
 
 
 @pytest.mark.usefixtures("auction_on_host")
-@pytest.mark.parametrize("name", CERTIFIED)
+@pytest.mark.parametrize("name", slow(CERTIFIED, but=("mlp", "recurrent", "heads", "signed")))
 def test_a_device_certifies_as_the_host_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     solve_elsewhere(monkeypatch)
     spec, sources, target = zoo(name, 3)
@@ -105,8 +106,7 @@ def test_a_device_certifies_as_the_host_does(name: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("auction_on_host")
-@pytest.mark.parametrize("count", [1, 4])
-@pytest.mark.parametrize("name", ["mlp", "signed"])
+@pytest.mark.parametrize(("name", "count"), each_once(["mlp", "signed"], [1, 4]))
 def test_results_of_a_device_are_those_of_the_host(
     name: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from checkpoint_files import assert_same, make_torch, some_tensors
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import each_once
 from torch import nn
 from typer.testing import CliRunner
 
@@ -216,12 +217,13 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize("other", ["plain", "DataParallel", "old torch"])
+@pytest.mark.parametrize(
+    ("form", "other"), each_once(FORMS, ["plain", "DataParallel", "old torch"])
+)
 @pytest.mark.parametrize("traced", [False, True])
 def test_wrapped_checkpoints_are_aligned_and_keep_their_names(work, form, other, traced):
     source, spec = net(1), traced_spec()
-    make_torch(work / "b.pt", form(source))
+    make_torch(work / "b.pt", FORMS[form](source))
     make_torch(work / "a.pt", FORMS[other](net(2)))
     result = align(
         work / "b.pt", work / "a.pt", spec=spec if traced else None, search=CoordinateDescent()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import each_once
 from test_assignment import (
     KINDS,
     SOLVERS,
@@ -132,8 +133,7 @@ def costly_reads(monkeypatch):
         monkeypatch.setattr(_k_best._Ranking, name, guarded(getattr(_k_best._Ranking, name)))
 
 
-@pytest.mark.parametrize("few", [None, 0, 1], ids=["enough", "none", "one"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "few"), each_once(KINDS, [None, 0, 1]))
 def test_k_best_does_not_wait_between_ranks(costly_reads, monkeypatch, few, kind):
     """Where the paths of a cycle were split too few times, that is noticed at the end."""
     if few is not None:
@@ -146,8 +146,7 @@ def test_k_best_does_not_wait_between_ranks(costly_reads, monkeypatch, few, kind
 
 
 @pytest.mark.usefixtures("auction_on_host")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("kind", "dtype"), each_once(KINDS, [torch.float32, torch.float64]))
 def test_k_best_of_the_auction(kind, dtype):
     """28 bits are exact for small integers; else they are what the objectives may lack."""
     for n, maximize in ((5, False), (4, True)):

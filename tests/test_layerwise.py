@@ -1,5 +1,6 @@
 """The layer-wise beam and its candidates: against a plain greedy pass and brute force."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import each_once
 from networks import pair
 from oracles import Symmetry, all_symmetries, brute_force, objective, symmetry_of
 from scipy.optimize import linear_sum_assignment
@@ -70,25 +72,30 @@ UNCOUPLED = ["heads", "signed", "signed_heads", "single"]
 """Families without a tensor on which two of their groups lie beside each other."""
 
 
-@pytest.mark.parametrize("euclidean", [False, True], ids=["squared", "euclidean"])
-@pytest.mark.parametrize("incoming", [False, True], ids=["settled", "incoming"])
-@pytest.mark.parametrize("metric", ["l2", "standardized"])
-@pytest.mark.parametrize("name", ["mlp", "deep", "cnn", "resnet", *UNCOUPLED])
-def test_narrow_beam_is_the_greedy_pass(
-    name: str, metric: str, incoming: bool, euclidean: bool
-) -> None:
-    networks = pair(name)
+WAYS = [
+    " ".join(way)
+    for way in itertools.product(
+        ("l2", "standardized"), ("settled", "incoming"), ("squared", "euclidean")
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), each_once(["mlp", "deep", "cnn", "resnet", *UNCOUPLED], WAYS)
+)
+def test_narrow_beam_is_the_greedy_pass(name: str, way: str) -> None:
+    networks, (metric, rule, row_distance) = pair(name), way.split()
     search = LayerwiseBeam(
-        rule="incoming" if incoming else "settled",
-        row_distance="euclidean" if euclidean else "squared",
+        rule=rule,
+        row_distance=row_distance,
         cost_metric=metric,
     )
     problem = problem_of(networks)
     outcome = run_search(search, problem)
     expected = greedy_pass(
         *(networks.spec, networks.source, networks.target),
-        incoming=incoming,
-        euclidean=euclidean,
+        incoming=rule == "incoming",
+        euclidean=row_distance == "euclidean",
         metric=metric,
     )
     distance = objective(networks.spec, expected, networks.source, networks.target)

@@ -78,7 +78,7 @@ def test_the_layer_is_the_whole_basis(name: str) -> None:
     assert int(torch.linalg.matrix_rank(torch.stack(constants))) == affine
 
 
-LARGE = ("dense_net", "u_net", "se_resnet", "resnext")
+LARGE = ("dense_net", "u_net", "se_resnet", "resnext", "resnet", "inception")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ STAGES = [
     pytest.param(_orders, "align_networks", 3, 1, id="last alignment", marks=pytest.mark.slow),
     pytest.param(_calibration, "recalibrate", 1, 0, id="repairs"),
     pytest.param(Task, "_between", 1, 0, id="mean of the fits", marks=pytest.mark.slow),
-    pytest.param(CoordinateDescent, "step", 2, 3, id="within a search"),
+    pytest.param(*(CoordinateDescent, "step", 2, 3), id="within a search", marks=pytest.mark.slow),
 ]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import pair
 from test_problem import problem_of
@@ -40,32 +40,38 @@ from gpu_align._search._state import Snapshot
 # What is refused
 
 
-OTHERS: dict[str, tuple[str, dict[str, object]]] = {
-    "seed": ("the seed: it was 3, now it is 4", {"seed": 4}),
-    "search": ("the search: it was Annealing, now it is Coord", {"search": CoordinateDescent()}),
-    "settings": ("the search: its settings", {"search": Annealing(starts=7)}),
+OTHERS: dict[str, tuple[str, Callable[[], dict[str, object]]]] = {
+    "seed": ("the seed: it was 3, now it is 4", lambda: {"seed": 4}),
+    "search": (
+        "the search: it was Annealing, now it is Coord",
+        lambda: {"search": CoordinateDescent()},
+    ),
+    "settings": ("the search: its settings", lambda: {"search": Annealing(starts=7)}),
     "source": (
         "the weights of the source: not the same",
-        {"problem": problem_of(replace(pair("deep"), source=pair("deep", 5).source))},
+        lambda: {"problem": problem_of(replace(pair("deep"), source=pair("deep", 5).source))},
     ),
     "metric": (
         "the metric: it was l2, now it is row",
-        {"problem": problem_of(pair("deep"), metric="row")},
+        lambda: {"problem": problem_of(pair("deep"), metric="row")},
     ),
-    "dtype": ("float32", {"problem": problem_of(pair("deep"), dtype=torch.float32)}),
-    "networks": ("the symmetries: not the same", {"problem": problem_named("signed_heads")}),
+    "dtype": ("float32", lambda: {"problem": problem_of(pair("deep"), dtype=torch.float32)}),
+    "networks": (
+        "the symmetries: not the same",
+        lambda: {"problem": problem_named("signed_heads")},
+    ),
 }
 
 
-@pytest.mark.parametrize(("mentions", "changes"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize(("mentions", "change"), OTHERS.values(), ids=OTHERS)
 def test_another_search_is_not_resumed(
-    mentions: str, changes: dict[str, object], tmp_path: Path
+    mentions: str, change: Callable[[], dict[str, object]], tmp_path: Path
 ) -> None:
     store = interrupted_store(tmp_path / "s")
     before = store.path.read_bytes()
     arguments = {"search": SEARCHES["annealing"], "problem": problem_named("deep"), "seed": 3}
     with pytest.raises(InputError) as refusal:
-        run_search(**(arguments | changes), store=store)  # type: ignore
+        run_search(**(arguments | change()), store=store)  # type: ignore
     assert mentions in str(refusal.value)
     assert "--resume" in str(refusal.value)
     assert store.path.read_bytes() == before
@@ -92,6 +98,7 @@ def test_truncated_file(share: float, tmp_path: Path) -> None:
         resumed_from(path)
 
 
+@settings(max_examples=25)
 @given(place=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255))
 def test_damaged_file(place: float, mask: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = interrupted_store(tmp_path_factory.mktemp("damaged") / "s").path
