@@ -51,8 +51,14 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Look for it again."""
+    """Look for it again, but not among all that has been imported and collected."""
+    gc.freeze()
     gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Let all of it go, as libraries ask for that count what is left at the end."""
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import each_once
 from scipy.optimize import linear_sum_assignment
 
 from gpu_align._assignment import (
@@ -143,8 +144,7 @@ def test_solution_is_the_best_of_all_permutations(problem):
         assert float(solution.objective[p]) == pytest.approx(best, rel=1e-11, abs=1e-11)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("solver", "kind"), each_once(SOLVERS, KINDS), ids=str)
 @pytest.mark.parametrize("maximize", [False, True], ids=["min", "max"])
 def test_solvers_reach_scipys_objective(solver, kind, maximize):
     for batch, n, dtype in ((1, 63, torch.float64), (9, 40, torch.float32), (70, 7, torch.float64)):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from marks import slow
 
 from bench import (
     beam_width,
@@ -119,7 +120,9 @@ def test_the_largest_network_runs_one_way_in_a_hurry():
 
 
 @pytest.mark.usefixtures("random_weights")
-@pytest.mark.parametrize("step", profile_step.STEPS)
+@pytest.mark.parametrize(
+    "step", slow(profile_step.STEPS, but=["sweep of weight matching", "step of Annealing"])
+)
 def test_profile_of_a_step(step):
     limits = {"flops": 1e12, "copy": 1e12}
     row = profile_step.measure(step, "mnist_mlp_128x3", CPU, limits)

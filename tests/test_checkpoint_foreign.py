@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_files import assert_same, make_torch, some_tensors
+from marks import each_once
 
 from gpu_align._checkpoint import _inert, load_checkpoint, save_checkpoint
 from gpu_align._errors import CheckpointError
@@ -103,11 +104,10 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize(("name", "protocol"), each_once(FOREIGN, [2, 3, 4, 5]))
 @pytest.mark.parametrize("legacy", [False, True])
-def test_objects_are_written_back_as_they_came(work, make, protocol, legacy):
-    saved = {"state_dict": some_tensors(), "extra": make(), "epoch": 3}
+def test_objects_are_written_back_as_they_came(work, name, protocol, legacy):
+    saved = {"state_dict": some_tensors(), "extra": FOREIGN[name](), "epoch": 3}
     torch.save(
         saved,
         work / "in.pt",

@@ -8,6 +8,7 @@ from auction_host import COMPILER, build, shared_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from k_best_host import UNIT, HostRanking
+from marks import each_once, slow
 from test_assignment import KINDS, make_cost, make_ragged, problems
 from test_k_best import Identity, check_k_best
 
@@ -54,8 +55,7 @@ def forbid(cost: torch.Tensor, best: torch.Tensor, share: float) -> torch.Tensor
     return cost.masked_fill(forbidden, math.inf)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.6], ids=["all", "some"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "share"), each_once(KINDS, [0.0, 0.6]))
 def test_the_kernel_finds_what_torch_does(host, kind, share):
     """Bit for bit, in ties the same one first; where none is left, too."""
     for batch, n, k in ((2, 1, 3), (2, 2, 5), (3, 5, 130), (2, 24, 40), (1, 64, 12)):
@@ -68,7 +68,7 @@ def test_the_kernel_finds_what_torch_does(host, kind, share):
     assert host.launches == 5
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "ties"])
+@pytest.mark.parametrize("kind", slow(["gaussian", "ties"], but=["ties"]))
 def test_the_number_of_threads_changes_nothing(library_of, monkeypatch, kind):
     """Two warps of four threads, with barriers and shuffles that are real."""
     HostRanking(library_of(4), threads=8).install(monkeypatch)
@@ -79,7 +79,7 @@ def test_the_number_of_threads_changes_nothing(library_of, monkeypatch, kind):
     assert torch.equal(found[1], expected[1])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(problem=problems, k=st.integers(1, 40))
 def test_k_best_is_the_head_of_all_permutations(library_of, problem, k):
     with pytest.MonkeyPatch.context() as patch:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from learn_cases import chain, random_features, relative_error, spec_of, tanh
+from marks import each_once
 from networks import FAMILIES
 from torch import Tensor, nn
 
@@ -44,8 +45,7 @@ def perturbed(module: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "layer"), each_once(NAMES, LAYERS))
 def test_layers_commute_with_the_symmetries(name: str, layer: str, training: bool) -> None:
     space = WeightSpace(spec_of(name))
     module = perturbed(LAYERS[layer](space)).train(training)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from marks import slow
 from safetensors import SafetensorError
 from test_bad_input import mlp_state
 from typer.testing import CliRunner, Result
@@ -52,7 +53,7 @@ def killing(function: Callable, at: int, counter: itertools.count, *, after: boo
     return wrapped
 
 
-@pytest.mark.parametrize("out", [SOURCE, "new.safetensors"])
+@pytest.mark.parametrize("out", slow([SOURCE, "new.safetensors"], but=[SOURCE]))
 def test_every_kill_leaves_what_one_of_two_commands_ends(
     out: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

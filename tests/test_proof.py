@@ -92,8 +92,7 @@ def proved(kind: str, networks: Pair) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bound_is_never_above_the_optimum(kind: str) -> None:
-    for seed in range(2):
-        proved(kind, random_pair(KINDS[kind], seed))
+    proved(kind, random_pair(KINDS[kind], 0))
 
 
 @pytest.mark.slow

@@ -163,6 +163,7 @@ def test_several_results_share_a_page_with_links(result: dict[str, Any]) -> None
 # The page itself
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_page_needs_nothing_from_outside(result: dict[str, Any]) -> None:
     text = render_report([result, {**result, "history": [], "cost_matrix": None}])
     page = Page(text)

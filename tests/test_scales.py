@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from marks import each_once
 
 from gpu_align import (
     METRICS,
@@ -52,11 +53,11 @@ EXPONENTS = [
 ]
 
 
-@pytest.mark.parametrize("search", [None, CoordinateDescent()], ids=["default", "descent"])
-@pytest.mark.parametrize(("dtype", "exponent"), EXPONENTS)
+@pytest.mark.parametrize(("scale", "search"), each_once(EXPONENTS, [None, CoordinateDescent()]))
 def test_any_scale_gives_the_answer_of_one(
-    dtype: torch.dtype, exponent: int, search: CoordinateDescent | None
+    scale: tuple[torch.dtype, int], search: CoordinateDescent | None
 ) -> None:
+    dtype, exponent = scale
     source, target, order = planted(dtype)
     plain = align(source, target, search=search)
     scaled = align(times(source, exponent), times(target, exponent), search=search)
@@ -79,10 +80,13 @@ def test_any_scale_gives_the_answer_of_one(
         assert other.distance_after == pytest.approx(in_units(one.distance_after), rel=1e-6, abs=0)
 
 
-@pytest.mark.parametrize("metric", sorted(METRICS))
-@pytest.mark.parametrize(("dtype", "exponent"), [(FLOAT32, -84), (FLOAT64, -664), (FLOAT64, 500)])
-def test_every_metric_finds_the_order(metric: str, dtype: torch.dtype, exponent: int) -> None:
+@pytest.mark.parametrize(
+    ("metric", "scale"),
+    each_once(sorted(METRICS), [(FLOAT32, -84), (FLOAT64, -664), (FLOAT64, 500)]),
+)
+def test_every_metric_finds_the_order(metric: str, scale: tuple[torch.dtype, int]) -> None:
     """Without the biases, which `row` leaves as they are: huge ones outweigh all rows."""
+    dtype, exponent = scale
     source, target, order = planted(dtype)
     del source["0.bias"], target["0.bias"]
     result = align(times(source, exponent), times(target, exponent), metric=metric)
