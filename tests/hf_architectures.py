@@ -1,32 +1,17 @@
-"""Small models of Hugging Face transformers, made from configurations: nothing is downloaded."""
+"""Small models of Hugging Face transformers, made from configurations: nothing is downloaded.
+
+Their modules are imported by what makes them, which takes seconds.
+"""
 
 import torch
+import transformers
 from architectures import Example, normal, tokens
 from networks import randomised
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    ConvNextConfig,
-    ConvNextForImageClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MobileNetV2Config,
-    MobileNetV2ForImageClassification,
-    RegNetConfig,
-    RegNetForImageClassification,
-    ResNetConfig,
-    ResNetForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
-)
-from transformers.initialization import no_init_weights
 
 
 def gpt2(attention: str) -> Example:
     """Return a language model whose output embedding is the input embedding."""
-    config = GPT2Config(
+    config = transformers.GPT2Config(
         vocab_size=7,
         n_positions=8,
         n_embd=12,
@@ -38,12 +23,12 @@ def gpt2(attention: str) -> Example:
         eos_token_id=0,
         attn_implementation=attention,
     )
-    return randomised(GPT2LMHeadModel(config)), tokens(2, 5)
+    return randomised(transformers.GPT2LMHeadModel(config)), tokens(2, 5)
 
 
 def bert(attention: str) -> Example:
     """Return a sentence classifier, with a mask that hides the end of one sentence."""
-    config = BertConfig(
+    config = transformers.BertConfig(
         vocab_size=7,
         hidden_size=12,
         num_hidden_layers=2,
@@ -53,11 +38,11 @@ def bert(attention: str) -> Example:
         attn_implementation=attention,
     )
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    return randomised(BertForSequenceClassification(config)), (tokens(2, 5), mask)
+    return randomised(transformers.BertForSequenceClassification(config)), (tokens(2, 5), mask)
 
 
 def vit(attention: str) -> Example:
-    config = ViTConfig(
+    config = transformers.ViTConfig(
         image_size=8,
         patch_size=4,
         hidden_size=12,
@@ -66,12 +51,12 @@ def vit(attention: str) -> Example:
         intermediate_size=10,
         attn_implementation=attention,
     )
-    return randomised(ViTForImageClassification(config)), normal(2, 3, 8, 8)
+    return randomised(transformers.ViTForImageClassification(config)), normal(2, 3, 8, 8)
 
 
 def llama(attention: str) -> Example:
     """Return a language model with rotary positions and two query heads to a key head."""
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=7,
         hidden_size=16,
         intermediate_size=10,
@@ -82,39 +67,41 @@ def llama(attention: str) -> Example:
         use_cache=False,
         attn_implementation=attention,
     )
-    return randomised(LlamaForCausalLM(config)), tokens(2, 5)
+    return randomised(transformers.LlamaForCausalLM(config)), tokens(2, 5)
 
 
 def resnet(layer_type: str) -> Example:
-    config = ResNetConfig(
+    config = transformers.ResNetConfig(
         embedding_size=5, hidden_sizes=[8, 12], depths=[2, 2], layer_type=layer_type
     )
-    return randomised(ResNetForImageClassification(config)), normal(2, 3, 16, 16)
+    return randomised(transformers.ResNetForImageClassification(config)), normal(2, 3, 16, 16)
 
 
 def mobilenet_v2() -> Example:
-    config = MobileNetV2Config(depth_multiplier=0.35, image_size=32)
-    return randomised(MobileNetV2ForImageClassification(config)), normal(2, 3, 32, 32)
+    config = transformers.MobileNetV2Config(depth_multiplier=0.35, image_size=32)
+    return randomised(transformers.MobileNetV2ForImageClassification(config)), normal(2, 3, 32, 32)
 
 
 def regnet(layer_type: str) -> Example:
     """Return a network with groups of four channels and, for type "y", squeeze and excitation."""
-    config = RegNetConfig(
+    config = transformers.RegNetConfig(
         embedding_size=5,
         hidden_sizes=[8, 12],
         depths=[2, 2],
         groups_width=4,
         layer_type=layer_type,
     )
-    return randomised(RegNetForImageClassification(config)), normal(2, 3, 16, 16)
+    return randomised(transformers.RegNetForImageClassification(config)), normal(2, 3, 16, 16)
 
 
 def convnext() -> Example:
-    config = ConvNextConfig(hidden_sizes=[4, 6], depths=[2, 2], num_stages=2, patch_size=2)
-    return randomised(ConvNextForImageClassification(config)), normal(2, 3, 16, 16)
+    config = transformers.ConvNextConfig(
+        hidden_sizes=[4, 6], depths=[2, 2], num_stages=2, patch_size=2
+    )
+    return randomised(transformers.ConvNextForImageClassification(config)), normal(2, 3, 16, 16)
 
 
 def gpt2_small() -> Example:
     """Return GPT-2 in its smallest published size, with weights that are not set."""
-    with no_init_weights():
-        return GPT2LMHeadModel(GPT2Config(use_cache=False)), tokens(2, 8)
+    with transformers.initialization.no_init_weights():
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(use_cache=False)), tokens(2, 8)

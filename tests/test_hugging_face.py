@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hf_architectures as hf
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -25,8 +26,15 @@ from gpu_align import (
 )
 from gpu_align._align import model_beside
 from gpu_align._cli._main import app
+from gpu_align._network import Data, evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+
+
+def gpt2() -> nn.Module:
+    sizes = {"vocab_size": 20, "n_positions": 12, "n_embd": 12, "n_layer": 1, "n_head": 3}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    return transformers.GPT2LMHeadModel(config)
 
 
 def t5() -> nn.Module:
@@ -36,7 +44,7 @@ def t5() -> nn.Module:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "gpt2": lambda: hf.gpt2("sdpa")[0],
+    "gpt2": gpt2,
     "bert": lambda: hf.bert("sdpa")[0],
     "vit": lambda: hf.vit("sdpa")[0],
     "t5": t5,
@@ -118,6 +126,24 @@ def test_a_file_beside_a_configuration_is_recognised(work: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "traced from GPT2LMHeadModel" in " ".join(done.stdout.split())
     assert Path("c.safetensors").is_file()
+
+
+def test_folders_are_merged_into_a_third(work: Path) -> None:
+    for seed, folder in enumerate("ab"):
+        torch.manual_seed(seed)
+        gpt2().save_pretrained(folder)
+    tokens = np.random.default_rng(0).integers(20, size=(40, 7))
+    np.savez("t.npz", x=tokens[:, :-1], y=tokens[:, 1:])
+    fast = ("--search", "descent", "--device", "cpu")
+    found = run("merge", "a", "b", "-o", "c", "--data", "t.npz", *fast, "--json")
+    assert found.exit_code == 0, found.output
+    document = json.loads(found.stdout)
+    model = transformers.GPT2LMHeadModel.from_pretrained("c")
+    held = Data.of("t.npz").held
+    score = evaluate(model, model.state_dict(), held, device="cpu")
+    assert score.loss == pytest.approx(document["chosen"]["loss"], rel=1e-5)
+    for name in ("config.json", "generation_config.json"):
+        assert Path("c", name).read_bytes() == Path("a", name).read_bytes()
 
 
 def test_canonicalize_takes_a_folder(work: Path) -> None:

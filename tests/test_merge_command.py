@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -165,26 +164,6 @@ def test_three_networks_share_one_order(cli: Cli, trained_folder: Path) -> None:
     document = json.loads(found.stdout)
     assert document["cycle_error"] == 0
     assert document["weights"] == pytest.approx([1 / 3] * 3)
-
-
-def test_folders_of_hugging_face_come_in_and_go_out(cli: Cli, trained_folder: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    sizes = {"n_layer": 1, "n_embd": 8, "n_head": 2, "n_positions": 12, "vocab_size": 20}
-    for seed in range(2):
-        torch.manual_seed(seed)
-        config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
-        transformers.GPT2LMHeadModel(config).save_pretrained(f"gpt{seed}")
-    tokens = np.random.default_rng(0).integers(20, size=(40, 7))
-    np.savez("t.npz", x=tokens[:, :-1], y=tokens[:, 1:])
-    found = cli("gpt0", "gpt1", "-o", "merged", "--data", "t.npz", *FEW, "--json")
-    assert found.exit_code == 0, found.output
-    document = json.loads(found.stdout)
-    model = transformers.GPT2LMHeadModel.from_pretrained("merged")
-    held = Data.of("t.npz").held
-    score = evaluate(model, model.state_dict(), held, device="cpu")
-    assert score.loss == pytest.approx(document["chosen"]["loss"], rel=1e-5)
-    for name in ("config.json", "generation_config.json"):
-        assert Path("merged", name).read_bytes() == Path("gpt0", name).read_bytes()
 
 
 BOTH = ("mlp0.safetensors", "mlp1.safetensors")
