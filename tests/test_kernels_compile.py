@@ -1,6 +1,6 @@
 """Ahead-of-time compilation of the Triton kernels: no GPU needed.
 
-One variant of each kernel here; CI compiles all of them by `python -m bench.compile_kernels`.
+One variant of each kernel here; `make proofs`, without which there is no Triton, compiles all.
 """
 
 import os
@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_kernels_compile_without_spills() -> None:
     # In another process: this one has Triton's interpreter.
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
