@@ -1,6 +1,6 @@
 """Marks of cases."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -10,6 +10,17 @@ def slow(values: Iterable[Any], but: Iterable[Any] = ()) -> list[Any]:
     """Return the values as cases; all but some are left to `make test-slow`."""
     kept = list(but)
     return [v if v in kept else pytest.param(v, marks=pytest.mark.slow) for v in values]
+
+
+def every(step: int, cases: Mapping[str, Any]) -> list[Any]:
+    """Return the cases of a table under their names; `make test` takes one of so many.
+
+    For tables of cases alike, each of which is one more line to see that it holds.
+    """
+    return [
+        pytest.param(case, id=name, marks=pytest.mark.slow if number % step else ())
+        for number, (name, case) in enumerate(cases.items())
+    ]
 
 
 def each_once(

@@ -216,7 +216,7 @@ def test_cupy_takes_the_kernels_as_they_are_given():
 
 @pytest.mark.parametrize(
     "kernel",
-    [pytest.param(k, id=KERNELS[k], marks=[] if k in (0, 3) else pytest.mark.slow) for k in SHAPES],
+    [pytest.param(k, id=KERNELS[k], marks=[] if k == 0 else pytest.mark.slow) for k in SHAPES],
 )
 def test_cupy_packs_the_arguments_as_the_kernel_reads_them(recorder, kernel):
     """Python's int and float become 8 bytes each, where the machine code has an u64 or an f64."""

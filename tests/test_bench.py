@@ -264,7 +264,7 @@ def test_every_target_finds_its_figure(results):
     assert verdicts["default search: times faster than all cores"] == "missed in 1 of 1"
 
 
-@pytest.mark.parametrize("name", slow(["assignment_cpu", "beam_width_cpu"], but=["assignment_cpu"]))
+@pytest.mark.parametrize("name", slow(["assignment_cpu", "beam_width_cpu"]))
 def test_the_recorded_results_can_be_drawn(name, tmp_path, monkeypatch):
     recorded = json.loads((record.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert not any("failed" in row for row in recorded["rows"])

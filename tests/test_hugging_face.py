@@ -103,6 +103,7 @@ def test_two_folders_are_aligned_into_a_third(name: str, shards: bool, work: Pat
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.slow
 def test_in_python_paths_bring_their_model(work: Path) -> None:
     saved(work / "a", "t5", 0)
     saved(work / "b", "t5", 1)

@@ -54,6 +54,7 @@ def test_ways_of_merging_on_a_pair_that_is_trained_here():
     assert (first["met"], second["met"]) == (True, False)
 
 
+@pytest.mark.slow
 def test_a_pair_with_batch_norms_is_never_left_without_statistics():
     torch.manual_seed(0)
     norms = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 10))
@@ -99,6 +100,7 @@ def test_trained_networks_stay_for_later_runs(tmp_path):
     assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
 
 
+@pytest.mark.slow
 def test_widths_and_stages():
     sweep = git_rebasin.Sweep("mlp", (8, 16), 3, 128, (1, 3))
     rows = git_rebasin.run(sweep, "digits", "cpu")

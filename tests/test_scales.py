@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from marks import each_once
+from marks import each_once, slow
 
 from gpu_align import (
     METRICS,
@@ -53,7 +53,8 @@ EXPONENTS = [
 ]
 
 
-@pytest.mark.parametrize(("scale", "search"), each_once(EXPONENTS, [None, CoordinateDescent()]))
+@pytest.mark.parametrize("search", slow([None, CoordinateDescent()], but=[None]))
+@pytest.mark.parametrize("scale", slow(EXPONENTS, but=EXPONENTS[::2]))
 def test_any_scale_gives_the_answer_of_one(
     scale: tuple[torch.dtype, int], search: CoordinateDescent | None
 ) -> None:

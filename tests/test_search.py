@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
-from marks import each_once
+from marks import each_once, slow
 from networks import Pair, pair, planted
 from oracles import Symmetry, hypothesis, objective, symmetry_of
 from search_oracles import AtIdentity, assert_local_optimum
@@ -62,6 +62,14 @@ SEARCHES: dict[str, Search] = {
         (Recombination(4, 4, 2), BeamDescent(patience=2)),
     ),
 }
+VARIANTS = [
+    *("layerwise_noise", "layerwise_rounding", "layerwise_incoming", "descent_forward"),
+    *("descent_backward", "descent_starts", "frank_wolfe_starts", "learned_start"),
+]
+"""Those that differ from another by their settings."""
+each_search = pytest.mark.parametrize(
+    "search", slow(SEARCHES, but=[name for name in SEARCHES if name not in VARIANTS])
+)
 STOCHASTIC = [
     *("layerwise_noise", "descent", "descent_starts", "beam", "frank_wolfe_starts"),
     *("annealing", "recombination"),
@@ -113,7 +121,7 @@ def test_search_is_valid_honest_and_does_no_harm(search: str, name: str) -> None
     assert_honest(outcome, problem, networks)
 
 
-@pytest.mark.parametrize("search", SEARCHES)
+@each_search
 def test_same_seed_gives_the_same_result(search: str) -> None:
     problem = problem_of(pair("deep"))
     state = torch.get_rng_state()
@@ -303,27 +311,27 @@ def test_network_without_groups_is_trivial(search: Search) -> None:
     assert problem.permutation(outcome.best).perms == {}
 
 
-@pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
+@each_search
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_networks_of_equal_units_are_searched(search: Search, dtype: torch.dtype) -> None:
+def test_networks_of_equal_units_are_searched(search: str, dtype: torch.dtype) -> None:
     networks = pair("mlp")
     flat = [{n: torch.full_like(t, v) for n, t in networks.source.items()} for v in (0.5, 0.25)]
     same = replace(networks, source=flat[0], target=flat[1])
     problem = problem_of(same, dtype=dtype)
-    outcome = run_search(search, problem)
+    outcome = run_search(SEARCHES[search], problem)
     assert float(outcome.best.objective) == pytest.approx(float(problem.identity().objective))
 
 
 # Several models, starts, lineage
 
 
-@pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
-def test_several_models_in_one_batch(search: Search) -> None:
+@each_search
+def test_several_models_in_one_batch(search: str) -> None:
     pairs = [pair("deep", seed) for seed in range(3)]
     target, spec = pairs[0].target, pairs[0].spec
     sources = [networks.source for networks in pairs]
     problem = AlignmentProblem(sources, target, spec)
-    outcome = run_search(search, problem)
+    outcome = run_search(SEARCHES[search], problem)
     assert outcome.best.model.tolist() == [0, 1, 2]
     for model, source in enumerate(sources):
         permutation = problem.permutation(outcome.best, model)
@@ -346,12 +354,12 @@ def test_batch_of_models_equals_separate_problems(search: str) -> None:
         assert float(together.best.objective[model]) == pytest.approx(float(alone.best.objective))
 
 
-@pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
-def test_search_is_never_worse_than_its_start(search: Search) -> None:
+@each_search
+def test_search_is_never_worse_than_its_start(search: str) -> None:
     networks, permutation = planted("deep", noise=0.01)
     problem = problem_of(networks)
     start = problem.hypotheses(problem.vectors(permutation))
-    outcome = run_search(search, problem, start=start)
+    outcome = run_search(SEARCHES[search], problem, start=start)
     assert float(outcome.best.objective) <= float(start.objective) * (1 + 1e-12)
 
 
