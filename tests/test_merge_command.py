@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import slow
 from safetensors import safe_open
 from torch import Tensor
 from trained_digits import CNN, DIGITS, MLP, SHAPE, nets
@@ -42,7 +43,7 @@ def test_options_name_what_there_is() -> None:
     assert (*_options.PLAIN, *_options.MENDING) == WAYS
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("name", slow(["mlp", "cnn"], but=["cnn"]))
 def test_what_is_written_has_the_loss_that_is_told(
     cli: Cli, trained_folder: Path, name: str
 ) -> None:
@@ -91,7 +92,10 @@ def permuted_copy(name: str, to: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("--method", "slerp"), ("--method", "refit", *MLP, *DIGITS), (*MLP, *DIGITS)],
+    slow(
+        [(), ("--method", "slerp"), ("--method", "refit", *MLP, *DIGITS), (*MLP, *DIGITS)],
+        but=[(), (*MLP, *DIGITS)],
+    ),
     ids=["average", "slerp", "refit", "auto"],
 )
 def test_a_network_and_its_permuted_copy_give_the_network_back(

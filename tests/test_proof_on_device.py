@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from marks import slow
 from networks import planted_in, random_pair
 from pretend_device import DEVICE, ENGINE, PretendDevice, solve_elsewhere
 from test_proof import KINDS
@@ -10,7 +11,7 @@ from gpu_align import AlignmentProblem, CoordinateDescent, check_proof, prove, r
 
 
 @pytest.mark.usefixtures("auction_on_host")
-@pytest.mark.parametrize("kind", ["places", "signs", "recurrent"])
+@pytest.mark.parametrize("kind", slow(["places", "signs", "recurrent"], but=["signs"]))
 def test_a_device_proves_as_the_host_does(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     solve_elsewhere(monkeypatch)
     networks, _ = planted_in(random_pair(KINDS[kind], 3), 0.5, 3)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import each_once
 from networks import FAMILIES, pair
 from strategies import seeds
 from test_problem import problem_of
@@ -163,8 +164,7 @@ def test_rounding_of_permutation_matrices_gives_them_back(name: str) -> None:
     assert torch.allclose(rounded.objective, batch.objective)
 
 
-@pytest.mark.parametrize("temperature", [0.3, 10.0])
-@pytest.mark.parametrize("name", ["mlp", *FAMILIES])
+@pytest.mark.parametrize(("name", "temperature"), each_once(["mlp", *FAMILIES], [0.3, 10.0]))
 def test_softened_families_are_doubly_stochastic(name: str, temperature: float) -> None:
     problem = problem_of(pair(name))
     similarity = similarities(problem, seed=1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from marks import each_once, slow
 from networks import pair
 from test_problem import problem_of
-from test_search import SEARCHES, whole
+from test_search import ONE_OF_EACH, SEARCHES, VARIANTS, whole
 
 from gpu_align import (
     AlignmentProblem,
@@ -88,7 +88,14 @@ def assert_same(resumed: Outcome, expected: Outcome) -> None:
     assert resumed.seconds >= seconds[-1]
 
 
-@pytest.mark.parametrize(("search", "name"), each_once(SEARCHES, ["deep", "signed_heads"]))
+@pytest.mark.parametrize(
+    ("search", "name"),
+    [
+        *each_once(ONE_OF_EACH, ["deep", "signed_heads"]),
+        *(pytest.param(name, "deep", marks=pytest.mark.slow) for name in VARIANTS),
+        *(pytest.param(name, "signed_heads", marks=pytest.mark.slow) for name in VARIANTS),
+    ],
+)
 def test_resumed_after_any_step_it_ends_as_if_never_interrupted(
     search: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +138,7 @@ def test_however_often_it_is_interrupted(
     assert_same(run_search(SEARCHES[search], problem, seed=3, store=store), expected)
 
 
-@pytest.mark.parametrize("at", slow(range(6), but=(0, 1, 4)))
+@pytest.mark.parametrize("at", slow(range(6), but=(0, 4)))
 @pytest.mark.parametrize("name", ["deep", "signed_heads"])
 def test_interrupted_within_a_step_in_place(
     name: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -146,8 +146,7 @@ def test_the_answer_loses_less_than_weight_matching_and_as_it_says(search: str, 
     assert outcome.status is Status.COMPLETED
 
 
-@pytest.mark.parametrize("name", MODULES)
-@pytest.mark.parametrize("kind", [StraightThrough, Sinkhorn])
+@pytest.mark.parametrize(("kind", "name"), each_once([StraightThrough, Sinkhorn], MODULES))
 def test_a_planted_permutation_is_found_and_its_barrier_is_none(
     kind: type[StraightThrough | Sinkhorn], name: str
 ) -> None:
