@@ -170,7 +170,8 @@ SMALL: dict[str, tuple[Callable[[], Example], float]] = {
 REPEATED = (
     *("gpt2_eager", "bert_eager", "vit", "llama_eager", "transformer_encoder_pre"),
     *("encoder_decoder", "packed_vit_fused", "inception", "mobilenet_v2", "regnet_x", "regnet_y"),
-    *("resnet_basic", "resnet_bottleneck"),
+    *("resnet_basic", "resnet_bottleneck", "resnext", "gru", "bidirectional_gru", "lstm_cell"),
+    *("self_attention", "cross_attention", "vit_eager"),
 )
 """Those whose kinds of layers the others have too."""
 each_small = pytest.mark.parametrize(

@@ -222,8 +222,8 @@ def test_missing_and_vague_paths(folder: Path) -> None:
     ("option", "suffix"),
     [
         ("-o", ".safetensors"),
-        ("--permutation", ".safetensors"),
-        ("--json-file", ".json"),
+        pytest.param("--permutation", ".safetensors", marks=pytest.mark.slow),
+        pytest.param("--json-file", ".json", marks=pytest.mark.slow),
         ("--report", ".html"),
     ],
 )

@@ -185,7 +185,7 @@ def test_dict_that_contains_itself_ends(work):
 
 @given(st.data())
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_damaged_files_load_or_are_explained(tmp_path, data):
     kind = data.draw(st.sampled_from(["pt", "legacy.pt", "safetensors"]))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import slow
 from networks import Graph
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,7 +65,7 @@ def sizes(spec: PermutationSpec) -> list[int]:
 INPUTS = torch.randn(2, 3)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", slow(FORMS, but=("dict", "tuple", "with_cache")))
 def test_what_need_not_stay_pins_nothing(form: str) -> None:
     model = net(form)
     spec = discover(model, INPUTS)

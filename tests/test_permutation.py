@@ -73,7 +73,7 @@ def test_apply_equals_numpy(networks: Pair, generator: torch.Generator) -> None:
 
 
 @given(data=st.data(), tensor=tensor_specs())
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_group_laws(data: st.DataObject, tensor: TensorSpec) -> None:
     spec = PermutationSpec(GROUPS, {"w": tensor})
     p, q, r = (data.draw(permutations(spec)) for _ in range(3))

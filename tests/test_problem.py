@@ -318,7 +318,7 @@ def test_old_names_still_work_and_warn(old: str, new: str) -> None:
         assert getattr(problem, old) == getattr(problem, new)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(networks=tiny_pairs(), metric=st.sampled_from(["l2", "standardized"]))
 def test_exhaustive_search_finds_the_brute_force_optimum(networks: tuple, metric: str) -> None:
     spec, source, target = networks

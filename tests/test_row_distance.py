@@ -195,7 +195,7 @@ def test_unary_part(device: torch.device, models: int) -> None:
     assert_float32_grade(found, exact, case.reference(torch.float32) + added)
 
 
-@pytest.mark.parametrize("chunks", [(1, 3), (3, 1)], ids=["whole", "chunks"])
+@pytest.mark.parametrize("chunks", slow([(1, 3), (3, 1)], but=[(3, 1)]), ids=["whole", "chunks"])
 def test_hypotheses_that_are_not_active(device: torch.device, chunks: tuple[int, int]) -> None:
     case = Case(device, [("gh", 2)], {"g": 17, "h": 21}, batch=4)
     active = torch.tensor([1, 0, 0, -7], device=device)

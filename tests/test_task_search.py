@@ -131,7 +131,7 @@ def midpoint_loss(name: str, permutation: Permutation, source: State) -> float:
         return sum(float(F.cross_entropy(module(x), y)) * len(x) for x, y in parts) / len(held)
 
 
-@pytest.mark.parametrize(("search", "name"), each_once(SEARCHES, MODULES))
+@pytest.mark.parametrize(("search", "name"), each_once(SEARCHES, MODULES, but=("relu", "tanh")))
 def test_the_answer_loses_less_than_weight_matching_and_as_it_says(search: str, name: str) -> None:
     problem, source = problem_of(name), trained(name, 1)
     matching = run_search(CoordinateDescent(), problem, seed=1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
-from marks import slow
+from marks import each_once, slow
 from networks import CNN, Graph, ResNet, mlp, model_of, randomised
 from oracles import assert_same_function
 from strategies import convolutional_networks, dense_networks
@@ -222,8 +222,10 @@ def test_example_inputs_come_in_several_forms(kind: str) -> None:
     assert [group.size for group in discover(Two(), inputs).groups.values()] == [4]
 
 
-@pytest.mark.parametrize("name", slow(["mlp", "cnn", "resnet", "groupnorm"], but=["mlp", "cnn"]))
-@pytest.mark.parametrize("given_inputs", [True, False], ids=["inputs", "own_inputs"])
+@pytest.mark.parametrize(
+    ("given_inputs", "name"),
+    each_once([True, False], ["mlp", "cnn", "resnet", "groupnorm"], but=["mlp", "cnn"]),
+)
 @pytest.mark.parametrize(
     "dtype", slow([torch.float32, torch.float64], but=[torch.float64]), ids=str
 )
