@@ -91,6 +91,7 @@ def test_the_summary_says_what_is_known(result: AlignmentResult) -> None:
     assert len(text.splitlines()) < 15
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_the_report_is_that_of_the_function(result: AlignmentResult, tmp_path: Path) -> None:
     result.write_report(tmp_path / "method.html")
     write_report(result, tmp_path / "function.html")

@@ -34,11 +34,11 @@ def states(name: str, count: int) -> list[State]:
     return [dict(model_of(name, seed=seed)[0].state_dict()) for seed in range(1, count + 1)]
 
 
-@pytest.mark.parametrize("kind", ["module", "state dict"])
-def test_a_stack_of_sources_is_a_list_of_sources(kind: str) -> None:
-    model, inputs = model_of("cnn")
-    sources = states("cnn", 3)
-    spec = pair("cnn").spec if kind == "state dict" else None
+@pytest.mark.parametrize(("kind", "name"), [("module", "mlp"), ("state dict", "cnn")])
+def test_a_stack_of_sources_is_a_list_of_sources(kind: str, name: str) -> None:
+    model, inputs = model_of(name)
+    sources = states(name, 3)
+    spec = pair(name).spec if kind == "state dict" else None
     target = model if kind == "module" else dict(model.state_dict())
     options = {"spec": spec, "search": FAST, "example_inputs": None if spec else inputs}
     expected = align(sources, target, **options)
