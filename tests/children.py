@@ -34,16 +34,20 @@ def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[s
 def forked(body: Callable[..., object], *arguments: object) -> Iterator[ForkProcess]:
     """Call a function in a copy of this process, which has imported everything already.
 
-    Its exit code is 0 where the function returns, 1 where it raises. It is killed at the end.
+    Its exit code is 0 where the function returns, 1 where it raises. It is killed at the end or
+    after `WAIT`.
     """
     with warnings.catch_warnings():
         # What watches the time of a test is a thread, which the copy does without.
         warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
         process = multiprocessing.get_context("fork").Process(target=body, args=arguments)
         process.start()
+    timer = threading.Timer(WAIT, process.kill)
+    timer.start()
     try:
         yield process
     finally:
+        timer.cancel()
         process.kill()
         process.join()
 
@@ -51,5 +55,5 @@ def forked(body: Callable[..., object], *arguments: object) -> Iterator[ForkProc
 def exit_code_of(body: Callable[..., object], *arguments: object) -> int | None:
     """Return the exit code of a function in a copy of this process."""
     with forked(body, *arguments) as process:
-        process.join(WAIT)
+        process.join()
         return process.exitcode

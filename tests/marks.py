@@ -13,10 +13,7 @@ def slow(values: Iterable[Any], but: Iterable[Any] = ()) -> list[Any]:
 
 
 def every(step: int, cases: Mapping[str, Any]) -> list[Any]:
-    """Return the cases of a table under their names; `make test` takes one of so many.
-
-    For tables of cases alike, each of which is one more line to see that it holds.
-    """
+    """Return the cases of a long table under their names; `make test` takes one of so many."""
     return [
         pytest.param(case, id=name, marks=pytest.mark.slow if number % step else ())
         for number, (name, case) in enumerate(cases.items())

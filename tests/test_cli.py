@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import WAIT, forked
+from children import forked
 from typer.testing import CliRunner, Result
 
 from gpu_align import (
@@ -287,7 +287,7 @@ def test_ctrl_c_keeps_the_best_found(folder: Path) -> None:
         while b"sweep" not in shown:
             shown += os.read(master, 4096)  # an error once the child has ended
         os.kill(process.pid, signal.SIGINT)
-        process.join(WAIT)
+        process.join()
         assert process.exitcode == 1
     os.close(master)
     assert "interrupted; this is the best permutation found" in Path("words").read_text()
