@@ -214,6 +214,7 @@ def record_of_a_device(folder):
     write(folder / "beam_width.json", rows)
 
 
+@pytest.mark.slow
 def test_plots_are_drawn_from_what_is_recorded(results, capsys):
     plot.main()
     assert capsys.readouterr().out.count("not yet measured") == 5

@@ -124,6 +124,12 @@ def searched(
     return problem, prove(problem, problem.permutation(best), seconds=seconds)
 
 
+@functools.cache
+def unproved() -> tuple[AlignmentProblem, Proof]:
+    """Return a proof that has no time to end."""
+    return searched(chain(16, 24), 0, seconds=1.0)
+
+
 def test_a_proof_with_one_changed_dual_is_refused(tmp_path: Path) -> None:
     problem, proof = case()
     for name, dual in proof.stages[-1].tensors():
@@ -149,7 +155,7 @@ def test_duals_that_prove_less_are_refused_whoever_seals_them(kind: str) -> None
 
 
 def test_a_better_claim_is_refused() -> None:
-    problem, proof = searched(chain(16, 24), 0, seconds=1.0)
+    problem, proof = unproved()
     assert not proof.is_optimal
     for claim in ({"lower_bound": proof.lower_bound * 1.001}, {"status": Status.PROVED_OPTIMAL}):
         with pytest.raises(GpuAlignError, match="its duals prove"):
@@ -169,7 +175,7 @@ def test_what_is_left_is_gone_through_and_not_taken_on_trust(tmp_path: Path) -> 
 
 
 def test_more_than_can_be_gone_through_is_refused() -> None:
-    problem, proof = searched(chain(16, 24), 0, seconds=1.0)
+    problem, proof = unproved()
     with pytest.raises(GpuAlignError, match="more than 32768"):
         check_proof(problem, replace(proof, stages=(*proof.stages, Leftover())).sealed())
 
