@@ -198,8 +198,13 @@ def test_streams_that_are_closed_or_full(command: str, code: int) -> None:
         assert result.stderr == b"error: cannot print: No space left on device\n"
 
 
-def test_a_full_output_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
-    assert code_of("env", into=redirect_stdout) == 1
+@pytest.mark.parametrize(
+    "arguments", [("env",), ("--version",), ("zoo", "align", "--help")], ids=str
+)
+def test_a_full_output_is_told_of(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code_of(*arguments, into=redirect_stdout) == 1
     assert capsys.readouterr().err == "error: cannot print: No space left on device\n"
 
 

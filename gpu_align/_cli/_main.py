@@ -37,19 +37,23 @@ class Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the options before the command."""
         ctx.obj = "--json" in args
-        with _refused_as_json(ctx.obj):
+        with _refused(ctx.obj):
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Parse the rest and run the command."""
-        with _refused_as_json(ctx.obj):
+        with _refused(ctx.obj):
             return super().invoke(ctx)
 
 
 @contextmanager
-def _refused_as_json(as_json: bool) -> Iterator[None]:
+def _refused(as_json: bool) -> Iterator[None]:
     try:
         yield
+    except OSError as error:  # of what the parser prints, help or the version
+        failure = Failure.of(error)
+        assert failure is not None
+        raise failure.tell(as_json=as_json) from error
     except Exception as error:
         if as_json and hasattr(error, "format_message"):  # an error of the parser
             message = error.format_message()
