@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
@@ -32,25 +33,25 @@ def check_threads(threads: int | None) -> None:
 def at_most_threads(threads: int) -> Iterator[None]:
     """Let solvers that are not told otherwise use at most so many threads within the body.
 
-    For processes of which there is one for each CPU.
+    For processes and threads of which there is one for each CPU; others are not concerned.
     """
     check_threads(threads)
-    _limits.append(threads)
+    before = _limit.set(threads)
     try:
         yield
     finally:
-        _limits.pop()
+        _limit.reset(before)
 
 
-_limits: list[int] = []
+_limit: ContextVar[int | None] = ContextVar("limit", default=None)
 
 
 def thread_count(threads: int | None) -> int:
     """Return `threads`, or where that is None the number of CPUs this process may use."""
     if threads is not None:
         return threads
-    if _limits:
-        return _limits[-1]
+    if (limit := _limit.get()) is not None:
+        return limit
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
