@@ -124,7 +124,7 @@ def annealing_of(problem: AlignmentProblem) -> Callable[[], object]:
     search = Annealing(starts=HYPOTHESES)
     present = search.begin(run, torch.arange(HYPOTHESES, device=problem.device))
     step = AnnealingStep(run, present, search.damping, search.iterations)
-    return lambda: step.take(run, search.hot)
+    return lambda: step.take(search.hot, run.heartbeat)
 
 
 def _run(problem: AlignmentProblem) -> Run:

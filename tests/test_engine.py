@@ -119,8 +119,8 @@ def _perturb(step: Step) -> None:
 
 def _anneal(step: Step) -> None:
     annealing = AnnealingStep(step.run, AnnealingState(step.soft, step.model), 0.5, 5)
-    annealing.take(step.run, 0.3)
-    annealing.take(step.run, 0.2)
+    annealing.take(0.3, step.run.heartbeat)
+    annealing.take(0.2, step.run.heartbeat)
 
 
 def _steps_of(search: Search, steps: int = 1) -> Callable[[Step], None]:

@@ -12,7 +12,7 @@ from gpu_align._problem._bound import (
 from gpu_align._problem._digest import hash_tensors
 from gpu_align._problem._family import Family, Matcher, Member, families_of
 from gpu_align._problem._form import AnyTerm
-from gpu_align._problem._hypotheses import Hypotheses, concatenate, in_chunks
+from gpu_align._problem._hypotheses import Hypotheses, concatenate, in_chunks, joined
 from gpu_align._problem._metric import METRICS, Metric, as_metric
 from gpu_align._problem._problem import AlignmentProblem
 from gpu_align._problem._sibling_term import SiblingTerm
@@ -61,6 +61,7 @@ __all__ = [
     "in_chunks",
     "index_of",
     "is_signed",
+    "joined",
     "known_match",
     "lower_bound",
     "optimistic",

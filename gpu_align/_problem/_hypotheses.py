@@ -51,6 +51,10 @@ class Hypotheses:
         """Return the hypotheses at `index` (int64 [k]); of a part of the batch also unbalanced."""
         return self._mapped(lambda tensor: tensor.index_select(0, index))
 
+    def part(self, rows: slice) -> "Hypotheses":
+        """Return a range of the hypotheses; also unbalanced."""
+        return self if rows == slice(None) else self._mapped(lambda tensor: tensor[rows])
+
     def to(self, device: torch.device) -> "Hypotheses":
         """Return the batch on a device."""
         return self._mapped(lambda tensor: tensor.to(device))
@@ -163,6 +167,19 @@ def concatenate(parts: Sequence[Hypotheses]) -> Hypotheses:
         join([part.objective for part in parts]),
         join([part.lineage for part in parts]),
         models,
+    )
+
+
+def joined(parts: Sequence[Hypotheses]) -> Hypotheses:
+    """Join ranges of one batch, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    return Hypotheses(
+        {name: torch.cat([part.perms[name] for part in parts]) for name in parts[0].perms},
+        torch.cat([part.model for part in parts]),
+        torch.cat([part.objective for part in parts]),
+        torch.cat([part.lineage for part in parts]),
+        parts[0].models,
     )
 
 

@@ -65,7 +65,8 @@ class Annealing(RelaxedSearch[AnnealingState]):
             present, lambda: AnnealingStep(run, present, self.damping, self.iterations)
         )
         if present.steps == taken:
-            step.take(run, self.hot * (self.cold / self.hot) ** (taken / (self.steps - 1)))
+            temperature = self.hot * (self.cold / self.hot) ** (taken / (self.steps - 1))
+            step.take(temperature, run.heartbeat)
         return present
 
     def is_relaxed(self, present: AnnealingState, taken: int) -> bool:

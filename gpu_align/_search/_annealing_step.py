@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gpu_align._interrupt import uninterrupted
 from gpu_align._problem import AlignmentProblem, Family
-from gpu_align._search._executor import Heartbeat, no_heartbeat
+from gpu_align._search._executor import Heartbeat
 from gpu_align._search._relaxed import soften
 from gpu_align._search._run import Run
 from gpu_align._search._state import stored
@@ -44,16 +44,15 @@ class AnnealingStep:
         self._state, self._temperature = state, goal.temperature
         self._look, self._move = run.executor.in_place(goal.look, goal.move)
 
-    def take(self, run: Run, temperature: float, part: str = "") -> None:
+    def take(self, temperature: float, heartbeat: Heartbeat) -> None:
         """Move all groups one step towards the assignments of this temperature.
 
         Args:
-            run: the running search.
             temperature: in units of the standard deviation of each similarity.
-            part: what signs of life begin with.
+            heartbeat: takes signs of life.
         """
         self._temperature.fill_(temperature)
-        self._look(lambda text: run.heartbeat(part + text))
+        self._look(heartbeat)
         with uninterrupted():
             self._move()
             self._state.steps += 1
@@ -68,18 +67,18 @@ class _Goal:
 
     def __init__(self, run: Run, state: AnnealingState, damping: float, iterations: int) -> None:
         problem = run.problem
-        self._problem, self._state, self._in_parts = problem, state, run.executor.in_parts
+        self._problem, self._state = problem, state
+        self._in_parts, self._exchange = run.executor.in_parts, run.executor.exchange
         self._damping, self._iterations = damping, iterations
         self.temperature = torch.zeros((), dtype=problem.dtype, device=problem.device)
         self._soft = {variable: torch.empty_like(s) for variable, s in state.soft.items()}
-        self._entries = max((s.shape[1:].numel() for s in state.soft.values()), default=0)
         small = _small(problem)
         self._families = [f for f in problem.families.values() if f not in small]
         self._fused = self._launch([family.root.group for family in small]) if small else None
 
     def look(self, heartbeat: Heartbeat) -> None:
-        """Compute the similarities, and soften those of all families but the small ones."""
-        self._in_parts(len(self._state.model), self._entries, self._look_at, heartbeat)
+        """Compute where all families move to; of the small ones only their similarities."""
+        self._in_parts(len(self._state.model), self._look_at, heartbeat)
 
     def _look_at(self, part: slice, heartbeat: Heartbeat) -> None:
         present, soft = (
@@ -91,18 +90,15 @@ class _Goal:
             own = {variable: soft[variable] for variable in family.variables}
             softened = soften(family, own, self.temperature, self._iterations)
             for variable, matrix in softened.items():
-                soft[variable].copy_(matrix)
+                torch.lerp(present[variable], matrix, self._damping, out=soft[variable])
 
     def move(self) -> None:
-        """Go a share of the way."""
+        """Move there; the small families in one with what is computed."""
         if self._fused is not None:
             self._fused()
-        self._in_parts(len(self._state.model), self._entries, self._move, no_heartbeat)
-
-    def _move(self, part: slice, heartbeat: Heartbeat) -> None:
         for family in self._families:
             for variable in family.variables:
-                self._state.soft[variable][part].lerp_(self._soft[variable][part], self._damping)
+                self._exchange(self._state.soft, self._soft, variable)
 
     def _launch(self, groups: Sequence[str]) -> Callable[[], None]:
         """Return the launch of the kernels, which soften and move in one."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gpu_align._errors import InputError
 from gpu_align._problem import Hypotheses
+from gpu_align._search._executor import Heartbeat, no_heartbeat
 from gpu_align._search._moves import best_move
 from gpu_align._search._run import Run
 from gpu_align._search._search import Search
@@ -215,8 +216,7 @@ def _move_part(run: Run, descent: Descent, number: int, chosen: Tensor) -> Desce
     part = descent.hypotheses.only(problem.seen_from(group)).select(index)
     stale = descent.stale.clone()
     wanted = stale[index, number]
-    similarity = run.executor.similarities(group, chosen, part, batch)
-    moved, decrease = best_move(run, group, part, similarity, wanted=wanted)
+    moved, decrease = _best_moves(run, group, chosen, part, wanted, batch)
     better = wanted & (decrease > run.tolerance(part.model))
     stale[:, number].index_fill_(0, index, False)  # without a copy from the host
     for neighbour in problem.neighbours(group):
@@ -228,6 +228,25 @@ def _move_part(run: Run, descent: Descent, number: int, chosen: Tensor) -> Desce
         part.objective - torch.where(better, decrease, 0.0),
     )
     return replace(descent, hypotheses=hypotheses, stale=stale)
+
+
+def _best_moves(
+    run: Run, group: str, chosen: Tensor, part: Hypotheses, wanted: Tensor, batch: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return what `best_move` does for the chosen hypotheses of a batch, which are `part`."""
+
+    def of(rows: slice, heartbeat: Heartbeat) -> tuple[dict[str, Tensor], Tensor]:
+        some = part.part(rows)
+        similarity = run.executor.similarities(group, chosen[rows], some, batch)
+        return best_move(run, group, some, similarity, wanted=wanted[rows])
+
+    if run.executor.keeps(group, batch):
+        return of(slice(None), no_heartbeat)
+    found = run.executor.in_parts(len(chosen), of, no_heartbeat)
+    if len(found) == 1:
+        return found[0]
+    moved = {m: torch.cat([perms[m] for perms, _ in found]) for m in found[0][0]}
+    return moved, torch.cat([decrease for _, decrease in found])
 
 
 @dataclass(frozen=True)

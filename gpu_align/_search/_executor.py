@@ -6,7 +6,7 @@ queues, and looks once after a step, at `check`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, final
+from typing import Protocol, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from gpu_align._assignment import (
     AbstractAssignmentSolver,
     AssignmentProblem,
     solve,
+    thread_count,
 )
 from gpu_align._device import FreeMemory, Replay
 from gpu_align._errors import AssignmentError
@@ -24,10 +25,11 @@ from gpu_align._search._parts import PART_ENTRIES, for_each_part, parts_of
 from gpu_align._search._similarity_cache import SimilarityCache
 from gpu_align._search._workspace import Workspace
 
+T = TypeVar("T")
 Heartbeat = Callable[[str], None]
 Look = Callable[[Heartbeat], None]
 Move = Callable[[], None]
-Part = Callable[[slice, Heartbeat], None]
+Part = Callable[[slice, Heartbeat], T]
 
 
 class Executor(Protocol):
@@ -99,15 +101,29 @@ class Executor(Protocol):
             move: moves there.
         """
 
-    def in_parts(self, count: int, entries: int, do: Part, heartbeat: Heartbeat) -> None:
+    def exchange(self, present: dict[str, Tensor], other: dict[str, Tensor], name: str) -> None:
+        """Give a tensor the values of another, which may get any.
+
+        Args:
+            present, other: name -> tensor.
+            name: which.
+        """
+
+    def in_parts(self, count: int, do: Part[T], heartbeat: Heartbeat) -> list[T]:
         """Do something for a batch of which no hypothesis minds the others.
 
         Args:
             count: hypotheses of the batch.
-            entries: of the largest tensor of each.
-            do: takes which hypotheses, and whom to give signs of life; writes to these only.
+            do: takes which hypotheses, and whom to give signs of life; writes to these only. What
+                it does in parts of its own is not cut again.
             heartbeat: takes signs of life.
+
+        Returns:
+            What was returned for each part, in order.
         """
+
+    def keeps(self, group: str, batch: int) -> bool:
+        """Say whether the similarities of a family are kept from sweep to sweep, of all at once."""
 
 
 @final
@@ -124,6 +140,7 @@ class HostExecutor:
     ) -> None:
         """Take what is solved, by what, and where."""
         self._problem, self._solver = problem, solver
+        self._entries = max((size**2 for size in problem.sizes.values()), default=0)
         self.cache = SimilarityCache(problem, memory)
         self.part_entries = PART_ENTRIES
 
@@ -172,13 +189,20 @@ class HostExecutor:
         """See `Executor.in_place`."""
         return look, move
 
-    def in_parts(self, count: int, entries: int, do: Part, heartbeat: Heartbeat) -> None:
+    def exchange(self, present: dict[str, Tensor], other: dict[str, Tensor], name: str) -> None:
+        """See `Executor.exchange`: they change places."""
+        present[name], other[name] = other[name], present[name]
+
+    def in_parts(self, count: int, do: Part[T], heartbeat: Heartbeat) -> list[T]:
         """See `Executor.in_parts`: where torch has one thread, cut for the caches of all cores."""
-        parts = parts_of(count, entries, self.part_entries)
+        parts = parts_of(count, self._entries, thread_count(None), self.part_entries)
         if len(parts) == 1 or torch.get_num_threads() > 1:
-            do(slice(None), heartbeat)
-        else:
-            for_each_part(parts, lambda part: do(part, no_heartbeat), heartbeat)
+            return [do(slice(None), heartbeat)]
+        return for_each_part(parts, lambda part: do(part, no_heartbeat), heartbeat)
+
+    def keeps(self, group: str, batch: int) -> bool:
+        """See `Executor.keeps`."""
+        return self.cache.holds(group, batch)
 
 
 @final
@@ -285,9 +309,17 @@ class DeviceExecutor:
 
         return _no_look, Replay(both, self.problem.device)
 
-    def in_parts(self, count: int, entries: int, do: Part, heartbeat: Heartbeat) -> None:
+    def exchange(self, present: dict[str, Tensor], other: dict[str, Tensor], name: str) -> None:
+        """See `Executor.exchange`: what is recorded knows where they lie."""
+        present[name].copy_(other[name])
+
+    def in_parts(self, count: int, do: Part[T], heartbeat: Heartbeat) -> list[T]:
         """See `Executor.in_parts`: a device takes the batch as a whole."""
-        do(slice(None), heartbeat)
+        return [do(slice(None), heartbeat)]
+
+    def keeps(self, group: str, batch: int) -> bool:
+        """See `Executor.keeps`."""
+        return False
 
 
 def _solved(similarity: Tensor, solver: AbstractAssignmentSolver) -> Tensor:

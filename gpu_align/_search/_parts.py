@@ -4,15 +4,18 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 
-from gpu_align._assignment import thread_count
+from gpu_align._assignment import at_most_threads, thread_count
 
-PART_ENTRIES = 2**17
+T = TypeVar("T")
+
+PART_ENTRIES = 2**18
 """Entries of the largest tensor of a part, of which a step makes several copies.
 
-Products of 32 x 32 matrices, 0.5 MiB at a time instead of 30: a third of the time. What is larger
+Products of 32 x 32 matrices, 1 MiB at a time instead of 30: a third of the time. What is larger
 falls out of the cache, and its memory is given back to the system and fetched again each time.
 """
 
@@ -23,52 +26,68 @@ A library may round a product by where its matrices lie, and by whether there is
 """
 
 
-def parts_of(count: int, entries: int, most: int = PART_ENTRIES) -> list[slice]:
+def parts_of(
+    count: int, entries: int, workers: int, most_entries: int = PART_ENTRIES
+) -> list[slice]:
     """Cut hypotheses into parts, none of which is of a single one.
+
+    Each worker gets as many as the others, but for parts of less than half of what one may hold:
+    in those the threads wait for each other between operations of a few microseconds.
 
     Args:
         count: hypotheses.
         entries: of the largest tensor of each.
-        most: entries of a part, where they allow several hypotheses.
+        workers: at least 1.
+        most_entries: of a part, where they allow several hypotheses.
     """
-    step = max(most // max(entries, 1) // _ALIGNED, 1) * _ALIGNED
+    most, least = (
+        max(most_entries // share // max(entries, 1) // _ALIGNED, 1) * _ALIGNED for share in (1, 2)
+    )
+    rounds = -(-count // (most * workers))
+    even = -(-count // (rounds * workers * _ALIGNED)) * _ALIGNED if rounds else most
+    step = min(max(even, least), most)
     starts = list(range(0, max(count - 1, 1), step))
     return [slice(*ends) for ends in zip(starts, [*starts[1:], count], strict=True)]
 
 
 def for_each_part(
-    parts: Sequence[slice], do: Callable[[slice], None], beat: Callable[[str], None]
-) -> None:
+    parts: Sequence[slice], do: Callable[[slice], T], beat: Callable[[str], None]
+) -> list[T]:
     """Do something for each part, on as many threads as this process may use.
 
-    Torch is held to one thread meanwhile, so a part is computed alike on whichever it is.
+    Torch is held to one thread meanwhile, so a part is computed alike on whichever it is, and
+    solvers of assignments use no others.
 
     Args:
         parts: of a batch.
         do: what is done; it writes to its own part only.
         beat: told how many are done. If it raises, no further part is begun.
+
+    Returns:
+        What was done for each part.
     """
-    workers = min(thread_count(None), len(parts))
+    workers, done = min(thread_count(None), len(parts)), []
     if workers == 1:
         for number, part in enumerate(parts):
-            do(part)
+            done.append(do(part))
             beat(f"part {number + 1} of {len(parts)}")
-        return
+        return done
     inference = torch.is_inference_mode_enabled()
 
-    def inside(part: slice) -> None:
-        with torch.inference_mode(inference):  # which is a thread's own
-            do(part)
+    def inside(part: slice) -> T:
+        with torch.inference_mode(inference), at_most_threads(1):  # which are a thread's own
+            return do(part)
 
     futures = [_pool(workers, os.getpid()).submit(inside, part) for part in parts]
     try:
         for number, future in enumerate(futures):
-            future.result()
+            done.append(future.result())
             beat(f"part {number + 1} of {len(parts)}")
     finally:
         for future in futures:
             future.cancel()
         wait(futures)
+    return done
 
 
 @lru_cache(maxsize=8)

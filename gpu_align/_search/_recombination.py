@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gpu_align._errors import InputError
-from gpu_align._problem import Hypotheses, concatenate, to_matrix
+from gpu_align._problem import Hypotheses, concatenate, joined, to_matrix
 from gpu_align._search._annealing_step import AnnealingState, AnnealingStep
 from gpu_align._search._descent import Descent, draw_order, start_descent, sweep
+from gpu_align._search._executor import Heartbeat
 from gpu_align._search._relaxation import Waves
 from gpu_align._search._relaxed import random_soft, to_hypotheses
 from gpu_align._search._run import Run
@@ -121,21 +123,33 @@ class Recombination(Search[_Population]):
     ) -> Hypotheses:
         """Return the children of these parents, int64 [m * k] each; owners are int64 [k]."""
         model = run.problem.model_index(len(owners))
-        noise = torch.ones(len(owners), dtype=run.problem.dtype, device=owners.device)
-        soft: dict[str, Tensor] = {}
+        spread = torch.ones(len(owners), dtype=run.problem.dtype, device=owners.device)
+        noise: dict[str, Tensor] = {}
         for done, family in enumerate(run.problem.families.values()):
             run.heartbeat(f"pairing group {done + 1} of {len(run.problem.families)}")
-            for variable, drawn in random_soft(run, family, noise, owners).items():
-                soft[variable] = (self.noise * drawn).repeat(run.problem.models, 1, 1)
+            for variable, drawn in random_soft(run, family, spread, owners).items():
+                noise[variable] = self.noise * drawn
+        number = torch.arange(len(owners), device=owners.device).repeat(run.problem.models)
+
+        def born(part: slice, heartbeat: Heartbeat) -> Hypotheses:
+            soft = {m: drawn.index_select(0, number[part]) for m, drawn in noise.items()}
+            for variable, matrix in soft.items():
                 for parent in parents:
-                    perm = adults.perms[variable][parent]
-                    soft[variable] += (1 - self.noise) / 2 * to_matrix(perm, drawn.dtype)
-        annealing = AnnealingStep(run, AnnealingState(soft, model), self.damping, self.iterations)
+                    perm = adults.perms[variable][parent[part]]
+                    matrix += (1 - self.noise) / 2 * to_matrix(perm, matrix.dtype)
+            self._anneal(run, AnnealingState(soft, model[part]), heartbeat)
+            return to_hypotheses(run, soft, model[part])
+
+        children = joined(run.executor.in_parts(len(model), born, run.heartbeat))
+        return replace(children, lineage=adults.lineage[parents[0]])
+
+    def _anneal(self, run: Run, state: AnnealingState, heartbeat: Heartbeat) -> None:
+        """Harden matrices in place."""
+        annealing = AnnealingStep(run, state, self.damping, self.iterations)
         for step in range(self.steps):
             temperature = self.hot * (self.cold / self.hot) ** (step / (self.steps - 1))
-            annealing.take(run, temperature, f"breeding, step {step + 1} of {self.steps}, ")
-        children = to_hypotheses(run, soft, model)
-        return replace(children, lineage=adults.lineage[parents[0]])
+            text = f"breeding, step {step + 1} of {self.steps}, "
+            annealing.take(temperature, partial(_tell, heartbeat, text))
 
     def _draw_parents(self, run: Run, adults: Hypotheses) -> tuple[Tensor, Tensor]:
         """Draw two different adults of the same model for each child, int64 [m * children]."""
@@ -144,3 +158,7 @@ class Recombination(Search[_Population]):
         first = torch.arange(run.problem.models, device=born.device)[:, None] * adults.each
         mother, father = draw[:, 0], draw[:, min(1, adults.each - 1)]
         return (first + mother).flatten(), (first + father).flatten()
+
+
+def _tell(heartbeat: Heartbeat, of: str, part: str) -> None:
+    heartbeat(of + part)

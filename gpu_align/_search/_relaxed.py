@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gpu_align._problem import Family, Hypotheses, Member
+from gpu_align._problem import Family, Hypotheses, Member, joined
+from gpu_align._search._executor import Heartbeat, no_heartbeat
 from gpu_align._search._run import Run
 from gpu_align._search._scale import deviation
 
@@ -25,15 +26,26 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
 
     Source: Sinkhorn (1964); as used by Cuturi (NeurIPS 2013).
     """
+    if not logits.requires_grad:
+        return _scale(logits.clone(), iterations)
     logits = logits - logits.amax(2, keepdim=True)
-    logits = logits - logits.amax(1, keepdim=True)
-    kernel = logits.exp_()
+    kernel = (logits - logits.amax(1, keepdim=True)).exp_()
     column = torch.ones_like(kernel[:, :1])
     for _ in range(iterations):
-        row = (kernel @ column.transpose(1, 2)).reciprocal_()
-        column = (row.transpose(1, 2) @ kernel).reciprocal_()
-    if kernel.requires_grad:
-        return kernel * row * column  # the kernel is needed for the gradient
+        row = torch.bmm(kernel, column.mT).reciprocal_()
+        column = torch.bmm(row.mT, kernel).reciprocal_()
+    return kernel * row * column
+
+
+def _scale(logits: Tensor, iterations: int) -> Tensor:
+    """Do what `sinkhorn` does in place: most of its time is that of small operations."""
+    logits.sub_(logits.amax(2, keepdim=True))
+    kernel = logits.sub_(logits.amax(1, keepdim=True)).exp_()
+    row, column = torch.empty_like(kernel[:, :, :1]), torch.ones_like(kernel[:, :1])
+    by_row, by_column = row.mT, column.mT
+    for _ in range(iterations):
+        torch.bmm(kernel, by_column, out=row).reciprocal_()
+        torch.bmm(by_row, kernel, out=column).reciprocal_()
     return kernel.mul_(row).mul_(column)
 
 
@@ -62,7 +74,7 @@ def soften(
     for child in family.children:
         unit = temperature * _spread(child.unit_gains(similarity))
         logits = family.blocks(_logits(child, similarity, unit))
-        inner = sinkhorn(logits.flatten(0, 2), iterations).reshape(logits.shape)
+        inner = _scale(logits.flatten(0, 2), iterations).reshape(logits.shape)
         expected = family.blocks(_expected(child, similarity, unit))
         value = value + (expected * inner).sum((3, 4))
         blocks[child.group], units[child.group] = inner, unit
@@ -71,7 +83,7 @@ def soften(
     else:
         whole = {**similarity, family.root.group: value}
         units[family.root.group] = temperature * _spread(family.root.unit_gains(whole))
-        root = sinkhorn(_logits(family.root, whole, units[family.root.group]), iterations)
+        root = _scale(_logits(family.root, whole, units[family.root.group]), iterations)
         soft = {family.root.group: root}
     for child in family.children:
         soft[child.group] = family.joined(blocks[child.group] * root[..., None, None])
@@ -85,7 +97,8 @@ def soften(
 def _spread(unit_gains: Tensor) -> Tensor:
     """Return the standard deviation of unit gains, [b, 1, 1]."""
     # Where all units are alike, the spread is rounding noise and must not be blown up.
-    floor = 1e-6 * unit_gains.abs().amax((1, 2)) + torch.finfo(unit_gains.dtype).tiny
+    largest = torch.maximum(unit_gains.amax((1, 2)), -unit_gains.amin((1, 2)))
+    floor = 1e-6 * largest + torch.finfo(unit_gains.dtype).tiny
     return torch.maximum(deviation(unit_gains), floor)[:, None, None]
 
 
@@ -168,7 +181,11 @@ def soft_starts(run: Run, owners: Tensor, noise: float, *, exact_first: bool) ->
 
 def to_hypotheses(run: Run, soft: Mapping[str, Tensor], model: Tensor) -> Hypotheses:
     """Round doubly stochastic matrices to the nearest permutations, family by family."""
-    perms: dict[str, Tensor] = {}
-    for family in run.problem.families.values():
-        perms |= family.assign({m: soft[m] for m in family.variables}, run.match)
-    return run.problem.hypotheses(perms, model)
+
+    def rounded(part: slice, heartbeat: Heartbeat) -> Hypotheses:
+        perms: dict[str, Tensor] = {}
+        for family in run.problem.families.values():
+            perms |= family.assign({m: soft[m][part] for m in family.variables}, run.match)
+        return run.problem.hypotheses(perms, model[part])
+
+    return joined(run.executor.in_parts(len(model), rounded, no_heartbeat))

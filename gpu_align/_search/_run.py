@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -43,6 +44,7 @@ class Run:
     splits: dict[str, str] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     _prepared: tuple[object, Any] = (None, None)
+    _counting: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
         self.memory = FreeMemory(self.problem.device)
@@ -78,7 +80,8 @@ class Run:
         Returns:
             int64 [b, n].
         """
-        self.assignments += len(similarity)
+        with self._counting:  # parts of a batch are assigned on several threads
+            self.assignments += len(similarity)
         return self.executor.assign(similarity, wanted)
 
     def match(self, similarity: Tensor, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -54,13 +54,17 @@ class SimilarityCache:
         """Drop all."""
         self._entries.clear()
 
+    def holds(self, group: str, batch: int) -> bool:
+        """Say whether the similarities of a group are kept for a batch of so many hypotheses."""
+        if (group, batch) not in self._entries:
+            self._entries[group, batch] = self._room(group, batch)
+        return self._entries[group, batch] is not None
+
     def similarities(
         self, group: str, chosen: Tensor, part: Hypotheses, batch: int
     ) -> Mapping[str, Tensor]:
         """See `Executor.similarities`."""
-        if (group, batch) not in self._entries:
-            self._entries[group, batch] = self._room(group, batch)
-        entry = self._entries[group, batch]
+        entry = self._entries[group, batch] if self.holds(group, batch) else None
         if entry is None:
             return self._problem.similarities(group, part.perms, part.model)
         if bool(entry.known[chosen].all()):
