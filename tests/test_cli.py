@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import forked
+from children import child
 from typer.testing import CliRunner, Result
 
 from gpu_align import (
@@ -24,7 +24,7 @@ from gpu_align import (
     load_checkpoint,
     save_checkpoint,
 )
-from gpu_align._cli import _options, _pair, _terminal, main
+from gpu_align._cli import _options, _pair, _terminal
 from gpu_align._cli._main import app
 from gpu_align._cli._searches import NAMES
 from gpu_align._search import SEARCHES
@@ -268,29 +268,23 @@ def test_interrupt_outside_of_the_search(
     no_leftovers(folder)
 
 
-def run_on_terminal(terminal: int, *words: str) -> None:
-    """Be the command, whose errors go to a terminal and whose words to a file."""
-    os.environ.update(TERM="xterm", COLUMNS="80")
-    sys.stdout, sys.stderr = open("words", "w"), os.fdopen(terminal, "w")  # noqa: SIM115
-    sys.argv = ["gpu-align", *words]
-    main()
-
-
 def test_ctrl_c_keeps_the_best_found(folder: Path) -> None:
     """Interrupt a search on a terminal once its progress line shows a sweep."""
     pty = pytest.importorskip("pty")
-    words = ("align", "1.safetensors", "0.safetensors", "-o", "new.safetensors", "--seconds", "120")
+    command = [sys.executable, "-m", "gpu_align", "align", "1.safetensors", "0.safetensors"]
+    command += ["-o", "new.safetensors", "--seconds", "120"]
     master, slave = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
     shown = b""
-    with forked(run_on_terminal, slave, *words) as process:
+    with child(command, stdout=subprocess.PIPE, stderr=slave, env=environment) as process:
         os.close(slave)
         while b"sweep" not in shown:
             shown += os.read(master, 4096)  # an error once the child has ended
-        os.kill(process.pid, signal.SIGINT)
-        process.join()
-        assert process.exitcode == 1
+        process.send_signal(signal.SIGINT)
+        stdout, _ = process.communicate()
     os.close(master)
-    assert "interrupted; this is the best permutation found" in Path("words").read_text()
+    assert process.returncode == 1
+    assert "interrupted; this is the best permutation found" in stdout
     assert b"Traceback" not in shown
     assert load_checkpoint("new.safetensors").tensors.keys() == mlp_state(1).keys()
     no_leftovers(folder)
