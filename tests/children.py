@@ -17,13 +17,10 @@ WAIT = 60.0
 def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
     """Start a process, and kill it at the end or after `WAIT`; options are those of Popen."""
     process = subprocess.Popen(command, text=True, **options)
-    timer = threading.Timer(WAIT, process.kill)
-    timer.start()
     try:
-        yield process
+        with _killed_in_time(process):
+            yield process
     finally:
-        timer.cancel()
-        process.kill()
         process.wait()
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
@@ -42,13 +39,10 @@ def forked(body: Callable[..., object], *arguments: object) -> Iterator[ForkProc
         warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
         process = multiprocessing.get_context("fork").Process(target=body, args=arguments)
         process.start()
-    timer = threading.Timer(WAIT, process.kill)
-    timer.start()
     try:
-        yield process
+        with _killed_in_time(process):
+            yield process
     finally:
-        timer.cancel()
-        process.kill()
         process.join()
 
 
@@ -57,3 +51,14 @@ def exit_code_of(body: Callable[..., object], *arguments: object) -> int | None:
     with forked(body, *arguments) as process:
         process.join()
         return process.exitcode
+
+
+@contextmanager
+def _killed_in_time(process: subprocess.Popen[str] | ForkProcess) -> Iterator[None]:
+    timer = threading.Timer(WAIT, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        process.kill()
