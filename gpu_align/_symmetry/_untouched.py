@@ -42,6 +42,8 @@ def _remember(value: Any, memo: Memo) -> None:
             continue
         if isinstance(value, Tensor):
             memo[id(value)] = _for_tensor(value)
+        elif isinstance(value, dict | list | deque | set) and not value:
+            memo[id(value)] = value.clear
         elif isinstance(value, dict):
             memo[id(value)] = _for_mapping(value)
             pending += value.values()
