@@ -1,10 +1,14 @@
 """A walk lays images out as is fastest, and computes what the module does."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gpu_align._network import Walk
+from gpu_align._network._image_layout import PoolingLastLayout
 from gpu_align._symmetry import trace_model
 
 
@@ -57,3 +61,26 @@ def test_channels_lie_last_from_the_first_convolution_on() -> None:
     images = walked(Viewed().eval(), torch.randn(5, 2, 8, 8))[1]
     assert images
     assert all(image.is_contiguous(memory_format=torch.channels_last) for image in images)
+
+
+@pytest.mark.parametrize("channels", [3, 8, 20])
+@pytest.mark.parametrize("pool", [F.max_pool2d, torch.max_pool2d, nn.MaxPool2d(3, 2, padding=1)])
+def test_pooling_gives_the_same_bits_in_the_same_layout(channels: int, pool: Any) -> None:
+    x = torch.randn(2, channels, 9, 9)
+    arguments = () if isinstance(pool, nn.Module) else (3, 2, 1)
+    expected = pool(x, *arguments)
+    with PoolingLastLayout():
+        found = pool(x, *arguments)
+    assert torch.equal(found, expected)
+    assert found.stride() == expected.stride()
+
+
+def test_pooling_of_other_forms_is_left_alone() -> None:
+    x = torch.randn(2, 8, 9, 9)
+    last = x.contiguous(memory_format=torch.channels_last)
+    with PoolingLastLayout():
+        values, places = nn.MaxPool2d(3, return_indices=True)(x)
+        assert F.max_pool2d(last, 3).is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(F.max_pool2d(input=x, kernel_size=3), values)
+        assert torch.equal(F.max_pool2d(x[0], 3), values[0])
+    assert torch.equal(x.flatten(2).gather(2, places.flatten(2)), values.flatten(2))

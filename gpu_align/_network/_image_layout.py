@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from gpu_align._symmetry import Op, TracedModel
 
@@ -16,6 +18,9 @@ _EITHER = _FASTER | {
     *("leaky_relu", "leaky_relu_", "add", "add_", "avg_pool2d", "adaptive_avg_pool2d", "dropout"),
 }
 """Ops that do the same in both layouts, and keep them."""
+
+_MANY = 8
+"""Channels from which pooling gains by another layout what two copies cost."""
 
 
 class ImageLayout:
@@ -41,6 +46,25 @@ class ImageLayout:
         if name is None or name in _EITHER:
             return args, dict(kwargs)
         return tuple(map(_places_last, args)), {k: _places_last(v) for k, v in kwargs.items()}
+
+
+class PoolingLastLayout(TorchFunctionMode):
+    """Pools images of many channels with their channels last; nothing but that op sees it.
+
+    For modules that are run as they are, which may look at the layout of what they compute.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function; what is returned is laid out as it would have been."""
+        kwargs = kwargs or {}
+        is_pooling = func in (F.max_pool2d, torch.max_pool2d) and args and type(args[0]) is Tensor
+        if not (is_pooling and args[0].ndim == 4 and args[0].shape[1] >= _MANY):
+            return func(*args, **kwargs)
+        if kwargs.get("return_indices") or not args[0].is_contiguous():
+            return func(*args, **kwargs)
+        return _places_last(func(_channels_last(args[0]), *args[1:], **kwargs))
 
 
 def _channels_last(value: Any) -> Any:
