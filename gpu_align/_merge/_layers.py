@@ -219,7 +219,7 @@ def layer_of(op: str, arguments: Arguments, value: Any) -> Layer | None:
     Args:
         op: its name.
         arguments: what it was called with.
-        value: what it gave.
+        value: what it gives, or its form in the trace.
     """
     make = _MAKERS.get(op)
     return None if make is None or not isinstance(value, Tensor) else make(arguments, value)

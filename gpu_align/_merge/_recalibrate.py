@@ -4,7 +4,6 @@ One walk does it, in which parents and merged networks pass each op together: wh
 there corrects the op before anything after it is run.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -22,6 +21,12 @@ _ENTRIES = 2**22
 
 _ROWS = 2**15
 """Most places that a layer is fitted on; neighbours in a map say nearly the same."""
+
+_ROWS_PER_INPUT = 32
+"""No more of them for each input: with 32 to a weight its error is that of the data."""
+
+_FEW_INPUTS = 32
+"""A layer of fewer inputs is fitted on as many places as one of these."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +71,19 @@ class Candidate:
         return total
 
 
-class Method(ABC):
+class Method:
     """What is done to a layer of a merged network."""
 
-    @abstractmethod
+    def fit(self, step: Step, layer: Layer, one: Candidate, part: Part) -> None:
+        """Change the weights before the layer is run; the parents have been run already."""
+
     def mend(self, step: Step, layer: Layer, one: Candidate, part: Part) -> bool:
-        """Change the weights; say whether they were changed."""
+        """Change the weights after it was run; say whether they were changed."""
+        return False
 
 
 class Norms(Method):
     """Nothing but what `recalibrate` does to batch norms: their statistics are measured anew."""
-
-    def mend(self, step: Step, layer: Layer, one: Candidate, part: Part) -> bool:
-        """See `Method.mend`."""
-        return False
 
 
 @dataclass(frozen=True)
@@ -162,23 +166,21 @@ class Refit(Method):
 
     through: bool = True
 
-    def mend(self, step: Step, layer: Layer, one: Candidate, part: Part) -> bool:
-        """See `Method.mend`."""
-        first = part.fit[0]
-        goal = one.goal(step, first)
-        missing = (goal - step.values[one.state][first]).square().sum()
-        if bool(missing <= _NOTHING * goal.square().sum()):
-            return False
+    def fit(self, step: Step, layer: Layer, one: Candidate, part: Part) -> None:
+        """See `Method.fit`."""
         fit = self._sums(step, layer, one, part.fit)
+        if _is_rounding(fit, one.goal(step, part.fit[0])):
+            return
         found = ridge_fit(fit, self._sums(step, layer, one, part.held), bias=layer.bias is not None)
         shift = None
         if layer.bias is not None:
             shift = layer.bias.detach().reshape(found.shift.shape) + found.shift
         layer.write(layer.matrix() + found.weight, shift)
-        return True
 
     def _sums(self, step: Step, layer: Layer, one: Candidate, batches: Sequence[int]) -> Normal:
-        most = max(_ROWS // len(batches), 1)
+        inputs = layer.matrix().shape[1]
+        rows = min(_ROWS_PER_INPUT * max(inputs, _FEW_INPUTS), _ROWS)
+        most = max(rows // len(batches), 1)
         return reduce(
             Normal.merged,
             (
@@ -200,15 +202,17 @@ class Refit(Method):
             x = layer.mean_inputs(
                 [{**call, layer.source: call[layer.source][some]} for call in calls], weights
             )
-            wanted = layer.outputs(goal[some])
-            if self.through:
-                yield x, wanted - layer.outputs(step.values[one.state][batch][some])
-            else:
-                yield x, wanted - layer.apply(x)
+            yield x, layer.outputs(goal[some]) - layer.apply(x)
 
 
-_NOTHING = 1e-12
-"""Share of the goal's square below which there is rounding alone, and nothing to fit."""
+def _is_rounding(sums: Normal, goal: Tensor) -> bool:
+    """Whether residuals are so small beside the goal that there is nothing to fit."""
+    square = sums.rr.sum() / (sums.count * sums.r.numel())
+    return bool(square <= (_ROUNDING * torch.finfo(goal.dtype).eps) ** 2 * goal.square().mean())
+
+
+_ROUNDING = 64
+"""Relative error of a layer in units of its dtype's precision."""
 
 
 def _slices(layer: Layer, call: Arguments, goal: Tensor, most: int) -> Iterator[slice]:
@@ -241,28 +245,32 @@ def recalibrate(
         progress: called with the number of ops done, and of all.
     """
     users = _users(walk.models[0])
+    known = {one.state: one for one in candidates}
     owners = {one.state: _owners(walk, one.state, users) for one in candidates}
 
-    def measure(step: Step) -> None:
+    def prepare(step: Step, state: int) -> None:
+        if state not in known:
+            return
         if Op(step.node).name == "batch_norm":
-            for one in candidates:
-                _measure(step, one.state, part)
+            _measure(step, state, part)
+        layer = _own_layer(step, state, owners[state])
+        if layer is not None:
+            known[state].method.fit(step, layer, known[state], part)
 
     with torch.no_grad():
-        for step in walk.steps(measure):
+        for step in walk.steps(prepare):
             for one in candidates:
-                _mend(step, one, part, owners[one.state])
+                layer = _own_layer(step, one.state, owners[one.state])
+                if layer is not None and one.method.mend(step, layer, one, part):
+                    step.run_again(one.state)
             if progress is not None:
                 progress(step.number + 1, len(walk))
 
 
-def _mend(step: Step, one: Candidate, part: Part, owners: Mapping[int, set[fx.Node]]) -> None:
-    call = step.arguments(one.state, 0)
-    layer = layer_of(Op(step.node).name, call, step.values[one.state][0])
-    if layer is None or not _is_own(layer, step.node, owners):
-        return
-    if one.method.mend(step, layer, one, part):
-        step.run_again(one.state)
+def _own_layer(step: Step, state: int, owners: Mapping[int, set[fx.Node]]) -> Layer | None:
+    """Return an op as a layer, if its weights are stored and no other op uses them."""
+    layer = layer_of(Op(step.node).name, step.arguments(state, 0), step.node.meta.get("val"))
+    return layer if layer is not None and _is_own(layer, step.node, owners) else None
 
 
 def _measure(step: Step, state: int, part: Part) -> None:

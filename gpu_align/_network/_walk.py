@@ -103,24 +103,26 @@ class Walk:
         """Return the number of steps."""
         return len(self.models[0].computed)
 
-    def steps(self, before: Callable[[Step], None] | None = None) -> Iterator[Step]:
+    def steps(self, before: Callable[[Step, int], None] | None = None) -> Iterator[Step]:
         """Run op after op; values that no later op needs are dropped.
 
         Args:
-            before: called before an op is run, with a step without values.
+            before: called before an op is run under a state, with a step that has the values of
+                the states before it, and the number of this one; it may change its tensors.
         """
         with full_precision():
             for number in range(len(self)):
-                if before is not None:
-                    before(Step(number, [], self))
-                values = [
-                    [
-                        self.call(model.computed[number], state, batch)
-                        for batch, model in enumerate(self.models)
-                    ]
-                    for state in range(len(self.states))
-                ]
+                values: list[list[Any]] = []
                 step = Step(number, values, self)
+                for state in range(len(self.states)):
+                    if before is not None:
+                        before(step, state)
+                    values.append(
+                        [
+                            self.call(model.computed[number], state, batch)
+                            for batch, model in enumerate(self.models)
+                        ]
+                    )
                 yield step
                 self._keep(step)
 
