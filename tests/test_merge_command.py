@@ -40,7 +40,7 @@ def pair(name: str) -> tuple[str, str]:
 
 
 def test_options_name_what_there_is() -> None:
-    assert (*_options.PLAIN, *_options.MENDING) == WAYS
+    assert (*_options.PLAIN, *_options.ON_DATA) == WAYS
 
 
 @pytest.mark.parametrize("name", slow(["mlp", "cnn"], but=["cnn"]))

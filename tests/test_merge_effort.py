@@ -9,15 +9,17 @@ from gpu_align._merge._calibration import Calibration
 from gpu_align._network import Examples, Traces
 
 
-def count(network: nn.Module, *shape: int) -> int:
-    return Calibration(Traces(network.eval()), Examples.of(torch.randn(8, *shape))).count
+def effort(network: nn.Module, *shape: int) -> tuple[int, int, bool]:
+    """Return how many examples are fitted on and judge, and whether training is cheap."""
+    found = Calibration(Traces(network.eval()), Examples.of(torch.randn(8, *shape)))
+    return found.count, found.judged, found.is_cheap
 
 
 def test_examples_that_cost_little_are_taken_in_larger_numbers() -> None:
-    assert count(nn.Linear(4, 8), 4) == 6000
+    assert effort(nn.Linear(4, 8), 4) == (12000, 12000, True)
     # One value of 2^12 numbers in 4 bytes each: 2^25 / 2^14 examples.
-    assert count(nn.Linear(4, 2**12), 4) == 2048
-    assert count(nn.Conv2d(1, 16, 3), 1, 64, 64) == 1500
+    assert effort(nn.Linear(4, 2**12), 4) == (2048, round(750 * (2048 / 1500) ** 2), True)
+    assert effort(nn.Conv2d(1, 16, 3), 1, 64, 64) == (1500, 750, False)
 
 
 def pair(norm: bool) -> list[nn.Module]:

@@ -9,10 +9,10 @@ from gpu_align._cli._options import (
     CHECKPOINT_HELP,
     DATA,
     DATA_HELP,
-    MENDING,
     MERGING,
     METRICS,
     OF_WEIGHTS,
+    ON_DATA,
     OUTPUTS,
     PLAIN,
     SEARCH,
@@ -81,7 +81,7 @@ def merge(
         typer.Option(
             metavar="NAME",
             rich_help_panel=MERGING,
-            help=f"How to merge: {', '.join(PLAIN)} or, on data, {', '.join(MENDING)}. auto tries "
+            help=f"How to merge: {', '.join(PLAIN)} or, on data, {', '.join(ON_DATA)}. auto tries "
             "several on the data and takes the best; without data it is average.",
         ),
     ] = "auto",
@@ -133,7 +133,7 @@ def merge(
     from gpu_align._problem import as_metric
     from gpu_align._search import Portfolio
 
-    check_method(method, (*PLAIN, *MENDING))
+    check_method(method, (*PLAIN, *ON_DATA))
     merging = Merging(
         paths=networks,
         out=out,

@@ -23,6 +23,7 @@ METRICS = ("l2", "normalized", "standardized", "row")
 BUNDLED = "bundled"
 PLAIN = ("auto", "naive", "average", "slerp")
 MENDING = ("norms", "repair", "rescale", "refit", "refit-parents")
+ON_DATA = (*MENDING, "distill")
 
 # Titles of groups of options in the help.
 SYMMETRIES = "Symmetries"
@@ -120,8 +121,8 @@ Examples = Annotated[
         metavar="N",
         min=1,
         rich_help_panel=DATA,
-        help="How many examples are fitted on; by default 1500, and up to 6000 for networks of few "
-        "values.",
+        help="How many examples are fitted on; by default 1500, and up to 12000 for networks of "
+        "few values.",
     ),
 ]
 AlignerFile = Annotated[

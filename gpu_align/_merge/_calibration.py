@@ -38,10 +38,10 @@ JUDGED = 750
 _CHEAP = 2**25
 """Bytes up to which both are raised, of the values of one network on all that are fitted on."""
 
-_TIMES = 4
-"""By how much the number that is fitted on is raised at most, for networks whose values are few.
+_FIT_TIMES, _JUDGED_TIMES = 8, 16
+"""By how much both are raised at most, for networks whose values are few.
 
-The number that chooses is raised by the square of that: nothing is kept of these.
+The number that chooses is raised by the square of the other: nothing is kept of these.
 """
 
 BATCH = 125
@@ -79,12 +79,17 @@ class Calibration:
 
         Layers of such networks see an example at one place, a convolution at hundreds of them.
         """
-        return round(FIT * min(max(self._room, 1.0), _TIMES))
+        return round(FIT * min(max(self._room, 1.0), _FIT_TIMES))
 
     @property
     def judged(self) -> int:
         """How many examples choose: parents know these by heart, so that differences are small."""
-        return round(JUDGED * min(max(_TIMES * self._room, 1.0), _TIMES**2))
+        return round(JUDGED * min(max(self._room, 1.0) ** 2, _JUDGED_TIMES))
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether networks are so small that to train one for a short while costs seconds."""
+        return self._room >= 1
 
     @property
     def _room(self) -> float:

@@ -38,13 +38,16 @@ def merge(
     "repair" gives every unit the mean and deviation of its parents (REPAIR), "rescale" the
     deviation alone, "refit" fits every layer to the mean of what its parents give by least squares,
     on the inputs that the merged network has; "refit-parents" on those that the parents have
-    (PLeaS). "naive" averages without aligning, "average" and "slerp" align first.
+    (PLeaS). "distill" takes the mean of both fits and trains it for a few epochs to give the mean
+    of its parents' outputs (FedDF). "naive" averages without aligning, "average" and "slerp" align
+    first.
 
     With data, "auto" tries the units as given, aligned by the weights, and by weights and
     activations, each with norms measured anew, or repaired where there are none; then repairs and
-    fits the best of these, and takes the mean of both fits; and chooses by the loss on the part of
-    the data that is held back. So it is no worse there than any
-    of what it tried. Without data it is "average": then a lower distance need not be a lower loss.
+    fits the best of these, takes the mean of both fits, and distills networks that are small enough
+    to be trained in seconds; and chooses by the loss on the part of the data that is held back. So
+    it is no worse there than any of what it tried. Without data it is "average": then a lower
+    distance need not be a lower loss.
 
     Args:
         networks: two or more modules, state dicts or paths of checkpoints.
@@ -57,7 +60,7 @@ def merge(
         search: for the permutations. Default: annealing, coordinate descent for wide networks.
         metric, device, seed: as for `align`.
         examples: how many examples are fitted on; they are held in memory with all values of
-            one op. Default: 1500, and up to 6000 for networks of few values.
+            one op. Default: 1500, and up to 12000 for networks of few values.
         progress: called with a few words before each part of the work.
 
     Returns:
@@ -68,7 +71,7 @@ def merge(
         KeyboardInterrupt: Ctrl-C.
 
     Source: Ainsworth et al., Git Re-Basin (ICLR 2023); Jordan et al., REPAIR (ICLR 2023); Nasery
-    et al., PLeaS (2024).
+    et al., PLeaS (2024); Lin et al., Ensemble distillation (NeurIPS 2020).
     """
     settings = Settings.of(search, metric, device, seed, None, None)
     known = None if data is None else Data.of(data, seed=settings.seed)

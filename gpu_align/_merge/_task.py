@@ -4,26 +4,31 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
+
+from torch import Tensor
 
 from gpu_align._align import Model, Settings
 from gpu_align._checkpoint import Renamed, rename
-from gpu_align._errors import InputError
+from gpu_align._errors import InputError, ModelError
 from gpu_align._merge._average import average, check_alike, shares_of, slerp
 from gpu_align._merge._calibration import FIT, METHODS, Calibration
+from gpu_align._merge._distill import Distillation
 from gpu_align._merge._match import group_matches
 from gpu_align._merge._orders import EVIDENCE, Order, Orders
 from gpu_align._merge._result import MergeResult, Trial
 from gpu_align._merge._stages import StageStore, identity_of, stage
-from gpu_align._network import Data, Examples, Loss, Score, Traces, evaluate_many
+from gpu_align._network import Data, Examples, Loss, Score, Traces, evaluate_many, loss_function
 from gpu_align._symmetry import PermutationSpec, StateDict, chain_spec
 
 PLAIN = ("naive", "average", "slerp")
 """Ways that need no data; with data the statistics of batch norms are measured anew."""
-WAYS = ("auto", *PLAIN, *METHODS)
+DISTILL = "distill"
+WAYS = ("auto", *PLAIN, *METHODS, DISTILL)
 ALPHAS = (0.3, 1.0)
 """How much activations count beside weights, as "auto" tries it."""
+_FITS = ("refit", "refit-parents")
 _FIRST = 750
 """Examples that the order of the units is chosen on."""
 
@@ -84,7 +89,7 @@ class Task:
                 _trial(name, "", score, None)
                 for name, score in zip(self.names, scores, strict=True)
             ]
-        found = self._auto() if method == "auto" else self._one(method)
+        found, left_out = self._auto() if method == "auto" else (self._one(method), ())
         best = min(found, key=_loss_of)
         trials += [one.trial for one in found]
         return MergeResult(
@@ -94,7 +99,7 @@ class Task:
             permutations=tuple(best.order.permutations),
             cycle_error=best.order.cycle_error,
             weights=tuple(self.shares),
-            notes=tuple(self._notes(best.trial, trials)),
+            notes=(*self._notes(best.trial, trials), *left_out),
             groups=group_matches(
                 *(self.spec, self.states, best.order.states, best.order.permutations, self.shares)
             ),
@@ -163,7 +168,7 @@ class Task:
         check_alike(self.given)
         if method == "slerp" and len(self.given) > 2:
             raise InputError(f"slerp lies between two networks, got {len(self.given)}")
-        if self.data is None and method in METHODS:
+        if self.data is None and method in (*METHODS, DISTILL):
             raise InputError(
                 f"method={method!r} measures the networks on data, and none were given; pass data, "
                 f"or a method among auto, {', '.join(PLAIN)}"
@@ -186,22 +191,35 @@ class Task:
             if method == "slerp"
             else None
         )
+        if method == DISTILL:
+            fits = self._set_right(order, _FITS, self._count)
+            return [self._distilled(self._between(*fits))]
         finish = "norms" if method in PLAIN else method
         return self._set_right(order, [finish], self._count, start)
 
-    def _auto(self) -> list[Merged]:
-        """Merge in several ways: first for the order of the units, then to set the mean right."""
+    def _auto(self) -> tuple[list[Merged], Sequence[str]]:
+        """Merge in several ways: first for the order of the units, then to set the mean right.
+
+        Returns:
+            The merged networks, and why a way was left out.
+        """
         if self.data is None:
-            return self._one("average")
+            return self._one("average"), ()
         orders = [self._orders.as_given(), self._orders.aligned(None)]
         if len(self.given) == 2:
             orders += map(self._orders.aligned, ALPHAS)
         looks = ["norms"] if self._calibration.has_batch_norms else ["norms", "repair"]
         found = [one for order in orders for one in self._set_right(order, looks, _FIRST)]
         best = min(found, key=_loss_of)
-        ways = [way for way in ("repair", "refit", "refit-parents") if way not in looks]
-        better = self._set_right(best.order, ways, self._count)
-        return [*found, *better, self._between(*better[-2:])]
+        ways = [way for way in ("repair", *_FITS) if way not in looks]
+        found += self._set_right(best.order, ways, self._count)
+        found.append(self._between(*found[-2:]))
+        if not self._calibration.is_cheap:
+            return found, ()
+        try:
+            return [*found, self._distilled(found[-1])], ()
+        except ModelError as error:
+            return found, [f"{DISTILL} was left out: {error}"]
 
     def _between(self, first: Merged, second: Merged) -> Merged:
         """Return the mean of two merged networks, whose units are in one order."""
@@ -245,33 +263,76 @@ class Task:
         distance = self._distance(order, mean)
         if self.data is None or self.model is None:
             return [Merged(mean, order, Trial(order.name, "none", distance=distance))]
+        make = partial(self._mended, order, mean, methods, examples)
+        return self._made(order, methods, distance, make)
+
+    def _made(
+        self,
+        order: Order,
+        methods: Sequence[str],
+        distance: float | None,
+        make: Callable[[], tuple[list[dict[str, Tensor]], int]],
+    ) -> list[Merged]:
+        """Make merged networks as a stage, and measure them.
+
+        Args:
+            order: of the units.
+            methods: one for each network.
+            distance: see `Trial`.
+            make: returns the tensors that were changed, under the names of the spec, and the number
+                of examples.
+        """
         name = f"{order.name}: {', '.join(methods)}"
         self.tell(name)
-        done = stage(self.store, name, lambda: self._mended(order, mean, methods, examples))
+
+        def measured() -> dict[str, Any]:
+            states, fitted = make()
+            scores = self._scores(states, self._held)
+            trials = [
+                asdict(_trial(order.name, method, score, distance, fitted))
+                for method, score in zip(methods, scores, strict=True)
+            ]
+            return {"states": states, "trials": trials}
+
+        done = stage(self.store, name, measured)
         return [
-            Merged(state, order, replace(Trial(**trial), distance=distance))
+            Merged(state, order, Trial(**trial))
             for state, trial in zip(done["states"], done["trials"], strict=True)
         ]
 
     def _mended(
         self, order: Order, mean: StateDict, methods: Sequence[str], examples: int
-    ) -> dict[str, Any]:
-        """Set a mean right by each method, and measure what comes out."""
+    ) -> tuple[list[dict[str, Tensor]], int]:
+        """Set a mean right by each method, see `_made`."""
         assert self.model is not None
         ways = [METHODS[method] for method in methods]
         calibration = Calibration(self._traces, self._fit(examples))
         calibration = calibration.fitting(len(order.states), ways)
         inside = [self.model.in_module(state) for state in (mean, *order.states)]
         made = calibration.mended([inside[0]] * len(ways), inside[1:], self.shares, ways)
+        return [self._outside(mean, one) for one in made], len(calibration.examples)
+
+    def _distilled(self, start: Merged) -> Merged:
+        """Train a merged network on what its parents say."""
+        make = partial(self._taught, start)
+        [found] = self._made(start.order, [DISTILL], start.trial.distance, make)
+        return found
+
+    def _taught(self, start: Merged) -> tuple[list[dict[str, Tensor]], int]:
+        """Train a merged network, see `_made`."""
+        assert self.model is not None
+        calibration = Calibration(self._traces, self._fit(self._count))
+        calibration = calibration.fitting(len(self.states), [])
+        about = self.model.module, self._traces, calibration.examples, loss_function(self.loss)
+        inside = [self.model.in_module(state) for state in (start.state, *self.states)]
+        made = Distillation(*about, self.settings.seed).of(inside[0], inside[1:], self.shares)
+        return [self._outside(start.state, made)], len(calibration.examples)
+
+    def _outside(self, state: StateDict, changed: StateDict) -> dict[str, Tensor]:
+        """Return a state with tensors of the module in it, under the names of the spec."""
+        assert self.model is not None
         back = {own: name for own, name in self.model.names.items()}
-        states = [{**mean, **{back.get(n, n): t for n, t in one.items()}} for one in made]
-        scores = self._scores(states, self._held)
-        fitted = len(calibration.examples)
-        trials = [
-            asdict(_trial(order.name, method, score, None, fitted))
-            for method, score in zip(methods, scores, strict=True)
-        ]
-        return {"states": states, "trials": trials}
+        return {**state, **{back.get(n, n): tensor for n, tensor in changed.items()}}
 
     def _scores(self, states: Sequence[StateDict], examples: Examples) -> list[Score]:
         assert self.model is not None

@@ -1,12 +1,13 @@
 """Networks on data: examples, losses and scores; traced models run op by op, and their units."""
 
 from gpu_align._network._activations import Traces, unit_statistics
+from gpu_align._network._batches import IGNORED
 from gpu_align._network._data import MOST, Data
 from gpu_align._network._digits import Digits, load_digits
 from gpu_align._network._evaluate import BATCH_SIZE, Score, evaluate, evaluate_many
 from gpu_align._network._examples import Batch, Examples
 from gpu_align._network._images import fitted
-from gpu_align._network._loss import Loss, loss_function
+from gpu_align._network._loss import Loss, class_rows, counts_classes, loss_function
 from gpu_align._network._moments import Moments
 from gpu_align._network._own_code import call_named, first_line, named_object
 from gpu_align._network._sites import Site, find_sites, innermost, lineage, rows_of
@@ -17,6 +18,7 @@ from gpu_align._network._walk import Step, Walk, live_bytes
 __all__ = [
     "BATCH_SIZE",
     "FORMS",
+    "IGNORED",
     "MOST",
     "Batch",
     "Data",
@@ -32,6 +34,8 @@ __all__ = [
     "Traces",
     "Walk",
     "call_named",
+    "class_rows",
+    "counts_classes",
     "evaluate",
     "evaluate_many",
     "find_sites",

@@ -1,0 +1,191 @@
+"""Distillation: a merged network trained for a short while to say what its parents say together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpu_align._errors import ModelError
+from gpu_align._merge._average import shares_of
+from gpu_align._network import IGNORED, Batch, Examples, Loss, Traces, class_rows, counts_classes
+from gpu_align._process import MODULES, full_precision
+from gpu_align._symmetry import Reference, StateDict, as_arguments, output_tensors, unwrapped
+
+_EPOCHS = 3
+_BATCH = 125
+_RATE = 2e-4
+"""Of Adam at first; it falls to 0 on a line."""
+
+_NOTHING = 1e-4
+"""Relative difference of outputs that is not worth a training; Adam would follow mere rounding."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a merged network is trained.
+
+    Norms keep their statistics. What the parents say is held in memory.
+
+    Attributes:
+        module: what is run; left as it was.
+        traces: of the same model.
+        examples: what it is run on; of their targets only which ones count is looked at.
+        loss: of the task. Where it is the cross entropy, the divergence of Kullback and Leibler
+            from the parents' mean logits is followed; else the squared difference of all outputs,
+            relative to their squares.
+        seed: of the order of the batches.
+
+    Source: Lin et al., Ensemble distillation for robust model fusion in federated learning (NeurIPS
+    2020), section 3.
+    """
+
+    module: nn.Module
+    traces: Traces
+    examples: Examples
+    loss: Loss
+    seed: int
+
+    def of(
+        self, start: StateDict, parents: Sequence[StateDict], weights: Sequence[float]
+    ) -> dict[str, Tensor]:
+        """Return a network that was trained, in the dtypes and on the devices of its start.
+
+        Args:
+            start: a state dict of the model.
+            parents: other ones, their units in any order.
+            weights: of the parents' outputs in their mean.
+
+        Raises:
+            ModelError: the forward fails, or no gradient comes back through it.
+        """
+        batches = list(self.traces.batches(self.examples, _BATCH))
+        shares = shares_of(weights, len(parents))
+        teachers = list(map(self.traces.placed, parents))
+        given = self.traces.placed(start)
+        with MODULES, full_precision():
+            student = _Student(unwrapped(self.module), given, self.traces.device)
+            goals = [self._mean(student.reference, teachers, shares, batch) for batch in batches]
+            if _are_equal(self._said(student.reference, given, batches[0]), goals[0]):
+                return dict(start)
+            self._train(student, batches, goals)
+        made = student.tensors()
+        return {name: made[name].to(own) if name in made else own for name, own in start.items()}
+
+    def _train(
+        self, student: "_Student", batches: Sequence[Batch], goals: Sequence[Sequence[Tensor]]
+    ) -> None:
+        optimizer = torch.optim.Adam(student.leaves, lr=_RATE)
+        steps = _EPOCHS * len(batches)
+        fall = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+        random = torch.Generator().manual_seed(self.seed)
+        for _ in range(_EPOCHS):
+            for number in torch.randperm(len(batches), generator=random).tolist():
+                batch, goal = batches[number], goals[number]
+                optimizer.zero_grad()
+                said = self._said(student.reference, student.state, batch, grad=True)
+                gap = _divergence(said, goal) if self._is_logits(batch) else _difference(said, goal)
+                _take_gradient(gap)
+                optimizer.step()
+                fall.step()
+
+    def _is_logits(self, batch: Batch) -> bool:
+        """Whether the outputs are compared as logits."""
+        return batch.targets is not None and counts_classes(self.loss, batch.targets)
+
+    def _said(
+        self, reference: Reference, state: StateDict, batch: Batch, *, grad: bool = False
+    ) -> list[Tensor]:
+        """Return what a network says of a batch: the logits that count, or all its outputs."""
+        outputs = reference.result(state, as_arguments(batch.inputs), grad=grad)
+        if self._is_logits(batch):
+            assert batch.targets is not None
+            rows = class_rows(outputs, batch.targets)
+            assert rows is not None, "networks were measured by their classes before"
+            logits, classes = rows
+            return [logits[classes != IGNORED]]
+        return [each for each in output_tensors(outputs).values() if each.is_floating_point()]
+
+    def _mean(
+        self,
+        reference: Reference,
+        teachers: Sequence[StateDict],
+        shares: Sequence[float],
+        batch: Batch,
+    ) -> list[Tensor]:
+        """Return the mean of what several networks say."""
+        said = [self._said(reference, teacher, batch) for teacher in teachers]
+        return [
+            sum((w * x for w, x in zip(shares[1:], each[1:], strict=True)), shares[0] * each[0])
+            for each in zip(*said, strict=True)
+        ]
+
+
+class _Student:
+    """A network whose parameters are trained.
+
+    Attributes:
+        reference: runs it.
+        leaves: the parameters, tied ones once, in float32 at least.
+        state: all its tensors, those that are trained among them.
+    """
+
+    def __init__(self, module: nn.Module, given: StateDict, device: torch.device) -> None:
+        self.reference = Reference(module, device=device, in_double=False)
+        first = {name: names[0] for names in self.reference.ties for name in names}
+        known: dict[str, Tensor] = {}
+        trained: dict[str, Tensor] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if parameter.is_floating_point() and name in given:
+                own = given[name]
+                wide = torch.promote_types(own.dtype, torch.float32)
+                leaf = own.detach().to(wide, copy=True).requires_grad_()
+                trained[name] = known.setdefault(first.get(name, name), leaf)
+        self.leaves = list(known.values())
+        self._trained = trained
+        self.state: Mapping[str, Tensor] = {**given, **trained}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the parameters as they are now."""
+        return {name: leaf.detach() for name, leaf in self._trained.items()}
+
+
+def _are_equal(said: Sequence[Tensor], goal: Sequence[Tensor]) -> bool:
+    """Whether there is as good as nothing between outputs."""
+    return all(
+        bool((a - b).square().sum() <= _NOTHING**2 * b.square().sum())
+        for a, b in zip(said, goal, strict=True)
+    )
+
+
+def _divergence(said: Sequence[Tensor], goal: Sequence[Tensor]) -> Tensor:
+    """Return the mean divergence of the classes of logits [m, c] from those of others."""
+    [logits], [wanted] = said, goal
+    own, other = (F.log_softmax(each, -1, dtype=torch.float32) for each in (logits, wanted))
+    return F.kl_div(own, other, log_target=True, reduction="batchmean")
+
+
+def _difference(said: Sequence[Tensor], goal: Sequence[Tensor]) -> Tensor:
+    """Return the squared difference of outputs relative to their squares, summed over them."""
+    parts = [
+        (a - b).square().mean() / b.square().mean().clamp_min(torch.finfo(b.dtype).tiny)
+        for a, b in zip(said, goal, strict=True)
+    ]
+    return torch.stack(parts).sum()
+
+
+def _take_gradient(value: Tensor) -> None:
+    """Give the leaves of a value their gradients.
+
+    Raises:
+        ModelError: there are none.
+    """
+    try:
+        value.backward()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"no gradient comes back through the model: {reason}; distillation needs a forward "
+            "that can be differentiated, choose another method"
+        ) from error
