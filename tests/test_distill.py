@@ -87,6 +87,17 @@ def test_what_does_not_count_is_not_looked_at() -> None:
         torch.testing.assert_close(first[name], second[name])
 
 
+def test_batches_in_which_nothing_counts_are_passed_over() -> None:
+    networks = parents(mlp([5, 8, 3]))
+    start = average([network.state_dict() for network in networks])
+    x, loss = draw(10, 500, 5), loss_function("cross_entropy")
+    y = torch.where(torch.arange(500) < 250, -100, 1)
+    made = distilled(networks, start, x, y, loss)
+    alone = distilled(networks, start, x[250:], y[250:], loss)
+    assert any(not torch.equal(made[name], start[name]) for name in start)
+    assert all(torch.equal(made[name], alone[name]) for name in start)
+
+
 def test_parents_that_agree_leave_the_network_as_it_is() -> None:
     [network] = parents(mlp([5, 8, 3]), 1)
     state = network.state_dict()

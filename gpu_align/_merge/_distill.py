@@ -1,6 +1,6 @@
 """Distillation: a merged network trained for a short while to say what its parents say together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,9 @@ _RATE = 2e-4
 
 _NOTHING = 1e-4
 """Relative difference of outputs that is not worth a training; Adam would follow mere rounding."""
+
+Lesson = tuple[Batch, Sequence[Tensor]]
+"""A batch, and what is to be said of it."""
 
 
 @dataclass(frozen=True)
@@ -60,29 +63,45 @@ class Distillation:
         Raises:
             ModelError: the forward fails, or no gradient comes back through it.
         """
-        batches = list(self.traces.batches(self.examples, _BATCH))
         shares = shares_of(weights, len(parents))
         teachers = list(map(self.traces.placed, parents))
         given = self.traces.placed(start)
-        with MODULES, full_precision():
-            student = _Student(unwrapped(self.module), given, self.traces.device)
-            goals = [self._mean(student.reference, teachers, shares, batch) for batch in batches]
-            if _are_equal(self._said(student.reference, given, batches[0]), goals[0]):
+        with full_precision():
+            with MODULES:
+                student = _Student(unwrapped(self.module), given, self.traces.device)
+            lessons = list(self._lessons(student.reference, teachers, shares))
+            if not (lessons and self._is_news(student, *lessons[0])):
                 return dict(start)
-            self._train(student, batches, goals)
+            self._train(student, lessons)
         made = student.tensors()
         return {name: made[name].to(own) if name in made else own for name, own in start.items()}
 
-    def _train(
-        self, student: "_Student", batches: Sequence[Batch], goals: Sequence[Sequence[Tensor]]
-    ) -> None:
+    def _lessons(
+        self, reference: Reference, teachers: Sequence[StateDict], shares: Sequence[float]
+    ) -> Iterator[Lesson]:
+        """Yield batches in which something counts, each with the mean of what the parents say."""
+        for batch in self.traces.batches(self.examples, _BATCH):
+            said = [self._said(reference, teacher, batch) for teacher in teachers]
+            goal = [_mean(each, shares) for each in zip(*said, strict=True)]
+            if any(each.numel() for each in goal):
+                yield batch, goal
+
+    def _is_news(self, student: "_Student", batch: Batch, goal: Sequence[Tensor]) -> bool:
+        """Whether what the parents say is not as good as what the network says already."""
+        said = self._said(student.reference, student.state, batch)
+        return any(
+            bool((own - wanted).square().sum() > _NOTHING**2 * wanted.square().sum())
+            for own, wanted in zip(said, goal, strict=True)
+        )
+
+    def _train(self, student: "_Student", lessons: Sequence[Lesson]) -> None:
         optimizer = torch.optim.Adam(student.leaves, lr=_RATE)
-        steps = _EPOCHS * len(batches)
+        steps = _EPOCHS * len(lessons)
         fall = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         random = torch.Generator().manual_seed(self.seed)
         for _ in range(_EPOCHS):
-            for number in torch.randperm(len(batches), generator=random).tolist():
-                batch, goal = batches[number], goals[number]
+            for number in torch.randperm(len(lessons), generator=random).tolist():
+                batch, goal = lessons[number]
                 optimizer.zero_grad()
                 said = self._said(student.reference, student.state, batch, grad=True)
                 gap = _divergence(said, goal) if self._is_logits(batch) else _difference(said, goal)
@@ -98,28 +117,16 @@ class Distillation:
         self, reference: Reference, state: StateDict, batch: Batch, *, grad: bool = False
     ) -> list[Tensor]:
         """Return what a network says of a batch: the logits that count, or all its outputs."""
-        outputs = reference.result(state, as_arguments(batch.inputs), grad=grad)
+        with MODULES:
+            outputs = reference.result(state, as_arguments(batch.inputs), grad=grad)
         if self._is_logits(batch):
             assert batch.targets is not None
             rows = class_rows(outputs, batch.targets)
             assert rows is not None, "networks were measured by their classes before"
             logits, classes = rows
             return [logits[classes != IGNORED]]
-        return [each for each in output_tensors(outputs).values() if each.is_floating_point()]
-
-    def _mean(
-        self,
-        reference: Reference,
-        teachers: Sequence[StateDict],
-        shares: Sequence[float],
-        batch: Batch,
-    ) -> list[Tensor]:
-        """Return the mean of what several networks say."""
-        said = [self._said(reference, teacher, batch) for teacher in teachers]
-        return [
-            sum((w * x for w, x in zip(shares[1:], each[1:], strict=True)), shares[0] * each[0])
-            for each in zip(*said, strict=True)
-        ]
+        given = output_tensors(outputs).values()
+        return [each for each in given if each.is_floating_point() and each.numel()]
 
 
 class _Student:
@@ -151,12 +158,11 @@ class _Student:
         return {name: leaf.detach() for name, leaf in self._trained.items()}
 
 
-def _are_equal(said: Sequence[Tensor], goal: Sequence[Tensor]) -> bool:
-    """Whether there is as good as nothing between outputs."""
-    return all(
-        bool((a - b).square().sum() <= _NOTHING**2 * b.square().sum())
-        for a, b in zip(said, goal, strict=True)
-    )
+def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    total = shares[0] * tensors[0]
+    for share, tensor in zip(shares[1:], tensors[1:], strict=True):
+        total = total + share * tensor
+    return total
 
 
 def _divergence(said: Sequence[Tensor], goal: Sequence[Tensor]) -> Tensor:

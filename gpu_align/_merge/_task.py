@@ -331,8 +331,8 @@ class Task:
     def _outside(self, state: StateDict, changed: StateDict) -> dict[str, Tensor]:
         """Return a state with tensors of the module in it, under the names of the spec."""
         assert self.model is not None
-        back = {own: name for own, name in self.model.names.items()}
-        return {**state, **{back.get(n, n): tensor for n, tensor in changed.items()}}
+        names = self.model.names
+        return {**state, **{names.get(own, own): tensor for own, tensor in changed.items()}}
 
     def _scores(self, states: Sequence[StateDict], examples: Examples) -> list[Score]:
         assert self.model is not None
