@@ -225,18 +225,18 @@ def measure(pair: Pair, points: int, *, default: bool = False, learned: bool = F
             row |= {"points": points, "barrier": barrier(losses), "losses": losses}
     source, seconds = sources[chosen["order"]]
     pair.mend(chosen["order"], source, seconds, ["refit", "refit-parents"])
-    merged(pair)
+    for method in ("auto", "distill"):
+        merged(pair, method)
     return pair.rows
 
 
-def merged(pair: Pair) -> dict:
-    """Add the row of `merge` by its default; the symmetries are found in its time."""
+def merged(pair: Pair, method: str) -> dict:
+    """Add the row of `merge` by a method; the symmetries are found in its time."""
     pair.setting.module.load_state_dict(dict(pair.target))
+    networks = [pair.setting.module, pair.source]
     with CpuSeconds() as clock:
-        found = merge(
-            [pair.setting.module, pair.source], pair.setting.training, device=pair.setting.device
-        )
-    row = pair.add("merge auto", found.state_dict, "", clock.spent, 0.0)
+        found = merge(networks, pair.setting.training, method=method, device=pair.setting.device)
+    row = pair.add(f"merge {method}", found.state_dict, "", clock.spent, 0.0)
     row["set right by"] = f"{found.chosen.order}, {found.chosen.method}"
     return row
 

@@ -301,6 +301,8 @@ def _way(order: str, set_right_by: str) -> str:
     """
     if order == "merge auto":
         return "**`merge`**"
+    if order == "merge distill":
+        return "`merge`, distill"
     if set_right_by.startswith("refit"):
         return f"best order, {set_right_by}"
     return f"{order}, REPAIR" if set_right_by == "repair" else order
