@@ -36,7 +36,7 @@ def distilled(
     networks: Trained, start: dict[str, Tensor], x: Tensor, y: Tensor, loss: Loss, seed: int = 0
 ) -> dict[str, Tensor]:
     module = networks[0]
-    about = module, Traces(module), Examples.of(x, y), loss, seed
+    about = module, Traces(module), Examples.of(x, y), 3, loss, seed
     states = [network.state_dict() for network in networks]
     return Distillation(*about).of(start, states, [1 / len(states)] * len(states))
 

@@ -13,7 +13,9 @@ from gpu_align._network import IGNORED, Batch, Examples, Loss, Traces, class_row
 from gpu_align._process import MODULES, full_precision
 from gpu_align._symmetry import Reference, StateDict, as_arguments, output_tensors, unwrapped
 
-_EPOCHS = 3
+PASSES = 3
+"""Examples that pass, for each that layers are fitted on; once each if there are so many."""
+
 _BATCH = 125
 _RATE = 2e-4
 """Of Adam at first; it falls to 0 on a line."""
@@ -35,6 +37,7 @@ class Distillation:
         module: what is run; left as it was.
         traces: of the same model.
         examples: what it is run on; of their targets only which ones count is looked at.
+        epochs: how often each is.
         loss: of the task. Where it is the cross entropy, the divergence of Kullback and Leibler
             from the parents' mean logits is followed; else the squared difference of all outputs,
             relative to their squares.
@@ -47,6 +50,7 @@ class Distillation:
     module: nn.Module
     traces: Traces
     examples: Examples
+    epochs: int
     loss: Loss
     seed: int
 
@@ -96,10 +100,10 @@ class Distillation:
 
     def _train(self, student: "_Student", lessons: Sequence[Lesson]) -> None:
         optimizer = torch.optim.Adam(student.leaves, lr=_RATE)
-        steps = _EPOCHS * len(lessons)
+        steps = self.epochs * len(lessons)
         fall = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         random = torch.Generator().manual_seed(self.seed)
-        for _ in range(_EPOCHS):
+        for _ in range(self.epochs):
             for number in torch.randperm(len(lessons), generator=random).tolist():
                 batch, goal = lessons[number]
                 optimizer.zero_grad()
