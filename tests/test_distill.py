@@ -165,6 +165,47 @@ def test_a_model_without_gradients_is_refused_and_auto_says_that_it_leaves_it_ou
     assert any("distill was left out" in note for note in found.notes)
 
 
+class Masked(nn.Module):
+    """A classifier that rules a class out, in half precision, with large logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = mlp([4, 16, 5])
+        self.register_buffer("mask", torch.arange(5) == 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (100 * self.layers(x)).masked_fill(self.mask, -torch.inf)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_masked_and_large_logits_are_learned(dtype: torch.dtype) -> None:
+    networks = [network.to(dtype) for network in parents(Masked(), spread=0.02)]
+    start = average([network.state_dict() for network in networks])
+    x, y = draw(11, 400, 4).to(dtype), torch.zeros(400, dtype=torch.int64)
+    made = distilled(networks, start, x, y, loss_function("cross_entropy"))
+    assert not torch.equal(made["layers.2.weight"], start["layers.2.weight"])
+    assert all(tensor.isfinite().all() for tensor in made.values())
+
+
+def test_the_callers_mode_changes_nothing_or_is_refused() -> None:
+    networks = parents(mlp([5, 8, 3]))
+    start = average([network.state_dict() for network in networks])
+    given = draw(12, 200, 5), torch.zeros(200, dtype=torch.int64), loss_function("auto")
+    expected = distilled(networks, start, *given)
+    with torch.no_grad():
+        found = distilled(networks, start, *given)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with torch.inference_mode(), pytest.raises(ModelError, match="inference_mode"):
+        distilled(networks, start, *given)
+
+
+def test_no_more_examples_are_looked_at_than_are_asked_for() -> None:
+    data = draw(13, 400, 4), torch.arange(400) % 3
+    found = merge(parents(mlp([4, 6, 3])), data, examples=60, device="cpu")
+    assert {trial.fitted for trial in found.trials if trial.is_merged} == {60, 320}
+    assert {trial.fitted for trial in found.trials if trial.method == "distill"} == {60}
+
+
 def test_it_needs_data() -> None:
     with pytest.raises(InputError, match=r"'distill'.*pass data"):
         merge(parents(mlp([4, 6, 3])), method="distill")

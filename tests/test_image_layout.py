@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpu_align._network import Walk
-from gpu_align._network._image_layout import PoolingLastLayout
+from gpu_align._network._image_layout import LastLayout
 from gpu_align._symmetry import trace_model
 
 
@@ -63,22 +64,48 @@ def test_channels_lie_last_from_the_first_convolution_on() -> None:
     assert all(image.is_contiguous(memory_format=torch.channels_last) for image in images)
 
 
+class Layouts(TorchDispatchMode):
+    """Notes of what layouts ops are called with: whether the channels lie last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: dict[str, bool] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], Tensor) and args[0].ndim == 4:
+            is_last = args[0].is_contiguous(memory_format=torch.channels_last)
+            self.last[func.overloadpacket.__name__] = is_last and args[0].stride(1) == 1
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("channels", [3, 8, 20])
 @pytest.mark.parametrize("pool", [F.max_pool2d, torch.max_pool2d, nn.MaxPool2d(3, 2, padding=1)])
 def test_pooling_gives_the_same_bits_in_the_same_layout(channels: int, pool: Any) -> None:
     x = torch.randn(2, channels, 9, 9)
     arguments = () if isinstance(pool, nn.Module) else (3, 2, 1)
     expected = pool(x, *arguments)
-    with PoolingLastLayout():
+    with Layouts() as seen, LastLayout():
         found = pool(x, *arguments)
     assert torch.equal(found, expected)
     assert found.stride() == expected.stride()
+    assert seen.last["max_pool2d_with_indices"] == (channels >= 8)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_convolution_of_one_channel_gives_the_same_in_the_same_layout(channels: int) -> None:
+    x, layer = torch.randn(3, channels, 9, 9), nn.Conv2d(channels, 6, 3).double()
+    expected = layer(x.double())
+    with Layouts() as seen, LastLayout():
+        found = layer(x.double())
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert found.stride() == expected.stride()
+    assert seen.last["convolution"] == (channels == 1)
 
 
 def test_pooling_of_other_forms_is_left_alone() -> None:
     x = torch.randn(2, 8, 9, 9)
     last = x.contiguous(memory_format=torch.channels_last)
-    with PoolingLastLayout():
+    with LastLayout():
         values, places = nn.MaxPool2d(3, return_indices=True)(x)
         assert F.max_pool2d(last, 3).is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(F.max_pool2d(input=x, kernel_size=3), values)

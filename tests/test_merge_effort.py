@@ -16,9 +16,10 @@ def effort(network: nn.Module, *shape: int) -> tuple[int, int, bool]:
 
 
 def test_examples_that_cost_little_are_taken_in_larger_numbers() -> None:
-    assert effort(nn.Linear(4, 8), 4) == (12000, 12000, True)
+    assert effort(nn.Linear(4, 8), 4) == (12000, 3000, True)
     # One value of 2^12 numbers in 4 bytes each: 2^25 / 2^14 examples.
-    assert effort(nn.Linear(4, 2**12), 4) == (2048, round(750 * (2048 / 1500) ** 2), True)
+    assert effort(nn.Linear(4, 2**12), 4) == (2048, 1024, True)
+    assert effort(nn.Linear(2**12, 2**12), 2**12) == (2048, 1024, False)
     assert effort(nn.Conv2d(1, 16, 3), 1, 64, 64) == (1500, 750, False)
 
 

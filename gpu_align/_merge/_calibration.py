@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gpu_align._device import free_bytes
 from gpu_align._merge._average import average
+from gpu_align._merge._distill import PASSES
 from gpu_align._merge._recalibrate import (
     Candidate,
     Method,
@@ -38,11 +39,11 @@ JUDGED = 750
 _CHEAP = 2**25
 """Bytes up to which both are raised, of the values of one network on all that are fitted on."""
 
-_FIT_TIMES, _JUDGED_TIMES = 8, 16
-"""By how much both are raised at most, for networks whose values are few.
+_FIT_TIMES, _JUDGED_TIMES = 8, 4
+"""By how much both are raised at most, for networks whose values are few."""
 
-The number that chooses is raised by the square of the other: nothing is kept of these.
-"""
+_PRODUCTS = 2**36
+"""Weights times examples up to which a training takes seconds."""
 
 BATCH = 125
 """Most examples of a batch of a walk."""
@@ -84,12 +85,13 @@ class Calibration:
     @property
     def judged(self) -> int:
         """How many examples choose: parents know these by heart, so that differences are small."""
-        return round(JUDGED * min(max(self._room, 1.0) ** 2, _JUDGED_TIMES))
+        return round(JUDGED * min(max(self._room, 1.0), _JUDGED_TIMES))
 
     @property
     def is_cheap(self) -> bool:
         """Whether networks are so small that to train one for a short while costs seconds."""
-        return self._room >= 1
+        weights = sum(map(Tensor.numel, self.traces.placed({}).values()))
+        return self._room >= 1 and weights * PASSES * self.count <= _PRODUCTS
 
     @property
     def _room(self) -> float:

@@ -9,16 +9,28 @@ from torch.nn import functional as F
 
 from gpu_align._errors import ModelError
 from gpu_align._merge._average import shares_of
-from gpu_align._network import IGNORED, Batch, Examples, Loss, Traces, class_rows, counts_classes
+from gpu_align._network import (
+    IGNORED,
+    Batch,
+    Examples,
+    LastLayout,
+    Loss,
+    Traces,
+    class_rows,
+    counts_classes,
+)
 from gpu_align._process import MODULES, full_precision
 from gpu_align._symmetry import Reference, StateDict, as_arguments, output_tensors, unwrapped
 
-PASSES = 3
-"""Examples that pass, for each that layers are fitted on; once each if there are so many."""
+MORE = 3
+"""A network is trained on up to so many times the examples that its layers are fitted on."""
+
+PASSES = 6
+"""For each of those that layers are fitted on so many examples pass, again and again if need be."""
 
 _BATCH = 125
 _RATE = 2e-4
-"""Of Adam at first; it falls to 0 on a line."""
+"""The first rate of Adam; it falls linearly to 0."""
 
 _NOTHING = 1e-4
 """Relative difference of outputs that is not worth a training; Adam would follow mere rounding."""
@@ -37,7 +49,7 @@ class Distillation:
         module: what is run; left as it was.
         traces: of the same model.
         examples: what it is run on; of their targets only which ones count is looked at.
-        epochs: how often each is.
+        epochs: how often it is run on each of them.
         loss: of the task. Where it is the cross entropy, the divergence of Kullback and Leibler
             from the parents' mean logits is followed; else the squared difference of all outputs,
             relative to their squares.
@@ -70,13 +82,19 @@ class Distillation:
         shares = shares_of(weights, len(parents))
         teachers = list(map(self.traces.placed, parents))
         given = self.traces.placed(start)
+        if torch.is_inference_mode_enabled():
+            raise ModelError(
+                "distillation takes gradients, which torch.inference_mode forbids; merge outside "
+                "of it, or choose another method"
+            )
         with full_precision():
             with MODULES:
                 student = _Student(unwrapped(self.module), given, self.traces.device)
             lessons = list(self._lessons(student.reference, teachers, shares))
-            if not (lessons and self._is_news(student, *lessons[0])):
+            if all(self._is_known(student, *lesson) for lesson in lessons):
                 return dict(start)
-            self._train(student, lessons)
+            with torch.enable_grad():
+                self._train(student, lessons)
         made = student.tensors()
         return {name: made[name].to(own) if name in made else own for name, own in start.items()}
 
@@ -90,11 +108,11 @@ class Distillation:
             if any(each.numel() for each in goal):
                 yield batch, goal
 
-    def _is_news(self, student: "_Student", batch: Batch, goal: Sequence[Tensor]) -> bool:
-        """Whether what the parents say is not as good as what the network says already."""
+    def _is_known(self, student: "_Student", batch: Batch, goal: Sequence[Tensor]) -> bool:
+        """Whether a network says nearly the same already as its parents."""
         said = self._said(student.reference, student.state, batch)
-        return any(
-            bool((own - wanted).square().sum() > _NOTHING**2 * wanted.square().sum())
+        return all(
+            float(_square(own - wanted)) <= _NOTHING**2 * float(_square(wanted))
             for own, wanted in zip(said, goal, strict=True)
         )
 
@@ -121,7 +139,7 @@ class Distillation:
         self, reference: Reference, state: StateDict, batch: Batch, *, grad: bool = False
     ) -> list[Tensor]:
         """Return what a network says of a batch: the logits that count, or all its outputs."""
-        with MODULES:
+        with MODULES, LastLayout():
             outputs = reference.result(state, as_arguments(batch.inputs), grad=grad)
         if self._is_logits(batch):
             assert batch.targets is not None
@@ -162,6 +180,11 @@ class _Student:
         return {name: leaf.detach() for name, leaf in self._trained.items()}
 
 
+def _square(values: Tensor) -> Tensor:
+    """Return the sum of squares, float64; logits that are masked are infinite and left out."""
+    return torch.where(values.isfinite(), values, 0.0).double().square().sum()
+
+
 def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     total = shares[0] * tensors[0]
     for share, tensor in zip(shares[1:], tensors[1:], strict=True):
@@ -178,10 +201,12 @@ def _divergence(said: Sequence[Tensor], goal: Sequence[Tensor]) -> Tensor:
 
 def _difference(said: Sequence[Tensor], goal: Sequence[Tensor]) -> Tensor:
     """Return the squared difference of outputs relative to their squares, summed over them."""
-    parts = [
-        (a - b).square().mean() / b.square().mean().clamp_min(torch.finfo(b.dtype).tiny)
-        for a, b in zip(said, goal, strict=True)
-    ]
+    parts = []
+    for each, wanted in zip(said, goal, strict=True):
+        wide = torch.promote_types(wanted.dtype, torch.float32)
+        least = torch.finfo(wide).tiny
+        square = wanted.to(wide).square().mean().clamp_min(least)
+        parts.append((each.to(wide) - wanted.to(wide)).square().mean() / square)
     return torch.stack(parts).sum()
 
 
@@ -193,6 +218,8 @@ def _take_gradient(value: Tensor) -> None:
     """
     try:
         value.backward()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise ModelError(

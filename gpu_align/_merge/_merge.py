@@ -38,16 +38,16 @@ def merge(
     "repair" gives every unit the mean and deviation of its parents (REPAIR), "rescale" the
     deviation alone, "refit" fits every layer to the mean of what its parents give by least squares,
     on the inputs that the merged network has; "refit-parents" on those that the parents have
-    (PLeaS). "distill" takes the mean of both fits and trains it for a few epochs to give the mean
-    of its parents' outputs (FedDF). "naive" averages without aligning, "average" and "slerp" align
-    first.
+    (PLeaS). "distill" takes the mean of both fits and trains it for a short while to give the mean
+    of its parents' logits or, where the loss is not of classes, of all their outputs (FedDF).
+    "naive" averages without aligning, "average" and "slerp" align first.
 
-    With data, "auto" tries the units as given, aligned by the weights, and by weights and
-    activations, each with norms measured anew, or repaired where there are none; then repairs and
-    fits the best of these, takes the mean of both fits, and distills networks that are small enough
-    to be trained in seconds; and chooses by the loss on the part of the data that is held back. So
-    it is no worse there than any of what it tried. Without data it is "average": then a lower
-    distance need not be a lower loss.
+    With data, "auto" tries the units as given, aligned by the weights, and of two networks by
+    weights and activations, each with norms measured anew, or repaired where there are none; then
+    repairs and fits the best of these, takes the mean of both fits, and distills networks that are
+    small enough to be trained in seconds; and chooses by the loss on the part of the data that is
+    held back. So it is no worse there than any of what it tried. Without data it is "average": then
+    a lower distance need not be a lower loss.
 
     Args:
         networks: two or more modules, state dicts or paths of checkpoints.
@@ -60,7 +60,8 @@ def merge(
         search: for the permutations. Default: annealing, coordinate descent for wide networks.
         metric, device, seed: as for `align`.
         examples: how many examples are fitted on; they are held in memory with all values of
-            one op. Default: 1500, and up to 12000 for networks of few values.
+            one op. Default: 1500, up to 12000 for networks of few values, and three times as many
+            where networks are distilled.
         progress: called with a few words before each part of the work.
 
     Returns:

@@ -22,8 +22,8 @@ _ENTRIES = 2**22
 _ROWS = 2**15
 """Most places that a layer is fitted on; neighbours in a map say nearly the same."""
 
-_ROWS_PER_INPUT = 32
-"""No more of them for each input: with 32 to a weight its error is that of the data."""
+_ROWS_PER_INPUT = 64
+"""No more of them for each input: more than so many to a weight say little."""
 
 _FEW_INPUTS = 32
 """A layer of fewer inputs is fitted on as many places as one of these."""
@@ -208,11 +208,13 @@ class Refit(Method):
 def _is_rounding(sums: Normal, goal: Tensor) -> bool:
     """Whether residuals are so small beside the goal that there is nothing to fit."""
     square = sums.rr.sum() / (sums.count * sums.r.numel())
-    return bool(square <= (_ROUNDING * torch.finfo(goal.dtype).eps) ** 2 * goal.square().mean())
+    precision = min(torch.finfo(goal.dtype).eps, torch.finfo(torch.float32).eps)
+    return bool(square <= (_ROUNDING * precision) ** 2 * goal.double().square().mean())
 
 
 _ROUNDING = 64
-"""Relative error of a layer in units of its dtype's precision."""
+"""Relative error of a layer in units of its dtype's precision; shorter types than float32 are no
+reason to leave a layer as it is."""
 
 
 def _slices(layer: Layer, call: Arguments, goal: Tensor, most: int) -> Iterator[slice]:

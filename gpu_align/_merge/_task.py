@@ -14,7 +14,7 @@ from gpu_align._checkpoint import Renamed, rename
 from gpu_align._errors import InputError, ModelError
 from gpu_align._merge._average import average, check_alike, shares_of, slerp
 from gpu_align._merge._calibration import FIT, METHODS, Calibration
-from gpu_align._merge._distill import PASSES, Distillation
+from gpu_align._merge._distill import MORE, PASSES, Distillation
 from gpu_align._merge._match import group_matches
 from gpu_align._merge._orders import EVIDENCE, Order, Orders
 from gpu_align._merge._result import MergeResult, Trial
@@ -234,7 +234,7 @@ class Task:
     def _identity(self, method: str) -> dict[str, str]:
         """Return all that the result depends on."""
         data = self.data
-        parts = [] if data is None else [self._fit(max(PASSES * self._count, EVIDENCE)), self._held]
+        parts = [] if data is None else [self._fit(max(MORE * self._count, EVIDENCE)), self._held]
         return identity_of(
             self.given,
             parts,
@@ -322,9 +322,10 @@ class Task:
         """Train a merged network, see `_made`."""
         assert self.model is not None
         calibration = Calibration(self._traces, self._fit(self._count))
-        passed = PASSES * len(calibration.fitting(len(self.states), []).examples)
-        examples = self._fit(passed)
-        about = self.model.module, self._traces, examples, round(passed / len(examples))
+        fitted = len(calibration.fitting(len(self.states), []).examples)
+        examples = self._fit(fitted if self.examples else MORE * fitted)
+        epochs = PASSES * fitted // len(examples)
+        about = self.model.module, self._traces, examples, epochs
         inside = [self.model.in_module(state) for state in (start.state, *self.states)]
         teaching = Distillation(*about, loss_function(self.loss), self.settings.seed)
         made = teaching.of(inside[0], inside[1:], self.shares)

@@ -6,6 +6,7 @@ from gpu_align._network._data import MOST, Data
 from gpu_align._network._digits import Digits, load_digits
 from gpu_align._network._evaluate import BATCH_SIZE, Score, evaluate, evaluate_many
 from gpu_align._network._examples import Batch, Examples
+from gpu_align._network._image_layout import LastLayout
 from gpu_align._network._images import fitted
 from gpu_align._network._loss import Loss, class_rows, counts_classes, loss_function
 from gpu_align._network._moments import Moments
@@ -24,6 +25,7 @@ __all__ = [
     "Data",
     "Digits",
     "Examples",
+    "LastLayout",
     "Loss",
     "Moments",
     "Norms",

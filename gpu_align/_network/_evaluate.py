@@ -12,7 +12,7 @@ from gpu_align._device import choose_engine
 from gpu_align._errors import InputError
 from gpu_align._network._batches import IGNORED
 from gpu_align._network._examples import Examples
-from gpu_align._network._image_layout import PoolingLastLayout
+from gpu_align._network._image_layout import LastLayout
 from gpu_align._network._loss import (
     Loss,
     check_classes,
@@ -127,7 +127,7 @@ def evaluate_many(
         targets = double(moved.targets) if in_double else moved.targets
         arguments = as_arguments(moved.inputs)
         for tally, state in zip(tallies, placed, strict=True):
-            with MODULES, full_precision(), PoolingLastLayout():
+            with MODULES, full_precision(), LastLayout():
                 tally.add(reference.result(state, arguments), targets)
         done += len(batch)
         if progress is not None:

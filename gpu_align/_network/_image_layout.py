@@ -1,5 +1,6 @@
 """The layout of images in memory: a CPU convolves and pools faster with their channels last."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ _EITHER = _FASTER | {
 """Ops that do the same in both layouts, and keep them."""
 
 _MANY = 8
-"""Channels from which pooling gains by another layout what two copies cost."""
+"""Channels from which pooling gains by another layout more than two copies cost."""
 
 
 class ImageLayout:
@@ -48,34 +49,51 @@ class ImageLayout:
         return tuple(map(_places_last, args)), {k: _places_last(v) for k, v in kwargs.items()}
 
 
-class PoolingLastLayout(TorchFunctionMode):
-    """Pools images of many channels with their channels last; nothing but that op sees it.
+class LastLayout(TorchFunctionMode):
+    """Runs in the layout that is fastest what gains by it more than two copies cost.
 
-    For modules that are run as they are, which may look at the layout of what they compute.
+    That are the pooling of many channels and the convolution of one. For modules that are run as
+    they are and may look at how their values are laid out: what is returned is laid out as ever.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Call a function; what is returned is laid out as it would have been."""
+        """Call a function; values differ by rounding at most."""
         kwargs = kwargs or {}
-        is_pooling = func in (F.max_pool2d, torch.max_pool2d) and args and type(args[0]) is Tensor
-        if not (is_pooling and args[0].ndim == 4 and args[0].shape[1] >= _MANY):
-            return func(*args, **kwargs)
-        if kwargs.get("return_indices") or not args[0].is_contiguous():
-            return func(*args, **kwargs)
-        return _places_last(func(_channels_last(args[0]), *args[1:], **kwargs))
+        if func in _GAINS and args and _is_image(args[0]) and args[0].is_contiguous():
+            few, most = _GAINS[func]
+            if few <= args[0].shape[1] <= most and not kwargs.get("return_indices"):
+                return _places_last(func(_channels_last(args[0]), *args[1:], **kwargs))
+        return func(*args, **kwargs)
+
+
+_GAINS = {
+    F.max_pool2d: (_MANY, math.inf),
+    torch.max_pool2d: (_MANY, math.inf),
+    F.conv2d: (1, 1),
+}
+"""Function -> the numbers of channels for which it gains."""
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4 and value.device.type == "cpu"
 
 
 def _channels_last(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.ndim == 4 and value.device.type == "cpu":
-        return value.contiguous(memory_format=torch.channels_last)
-    return value
+    """Return images with their channels last; of one channel the strides say that they are.
+
+    Else a convolution takes the other layout, whose buffers cost it ten times as long.
+    """
+    if not _is_image(value):
+        return value
+    if value.shape[1] == 1:
+        rows, columns = value.shape[2:]
+        return value.contiguous().as_strided(value.shape, (rows * columns, 1, columns, 1))
+    return value.contiguous(memory_format=torch.channels_last)
 
 
 def _places_last(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(_places_last, value))
-    if isinstance(value, Tensor) and value.ndim == 4 and value.device.type == "cpu":
-        return value.contiguous()
-    return value
+    return value.contiguous() if _is_image(value) else value

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def _remember(value: Any, memo: Memo) -> None:
         if isinstance(value, Tensor):
             memo[id(value)] = _for_tensor(value)
         elif isinstance(value, dict | list | deque | set) and not value:
-            memo[id(value)] = value.clear
+            memo[id(value)] = partial(_empty, value)
         elif isinstance(value, dict):
             memo[id(value)] = _for_mapping(value)
             pending += value.values()
@@ -64,6 +65,12 @@ def _has_state(value: Any) -> bool:
         return not isinstance(value, LazyModuleMixin)
     of_torch = type(value).__module__.partition(".")[0] == "torch"
     return hasattr(value, "__dict__") and not callable(value) and not of_torch
+
+
+def _empty(value: Any) -> None:
+    """Empty a container that was empty; one that cannot be changed stays."""
+    if value:
+        value.clear()
 
 
 def _nothing() -> None:
