@@ -127,6 +127,21 @@ def test_a_refit_undoes_a_rotation_that_the_next_layer_can_undo() -> None:
     assert left < 1e-3
 
 
+@pytest.mark.parametrize("method", ["refit", "refit-parents"])
+def test_a_refit_of_half_precision_comes_nearer_to_its_parents(method: str) -> None:
+    model = randomised(mlp([8, 32, 32, 4])).bfloat16()
+    a = {k: v.clone() for k, v in model.state_dict().items()}
+    b = {k: v + 0.2 * draw(n, *v.shape).to(v) for n, (k, v) in enumerate(a.items())}
+    x = draw(9, 1200, 8).bfloat16()
+    [fitted] = Calibration(Traces(model), Examples.of(x)).merged(
+        [a, b], [0.5, 0.5], [METHODS[method]]
+    )
+    goal = (outputs_of(model, a, x) + outputs_of(model, b, x)).double() / 2
+    mean = {k: (a[k] + b[k]) / 2 for k in a}
+    lost, left = ((outputs_of(model, s, x).double() - goal).norm() for s in (mean, fitted))
+    assert left < 0.7 * lost
+
+
 def test_weights_that_several_ops_use_are_left_alone() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:

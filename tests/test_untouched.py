@@ -8,6 +8,7 @@ import pytest
 import torch
 from networks import Graph, mlp, randomised
 from torch import Tensor, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from gpu_align import align, chain_spec, discover
 
@@ -124,3 +125,10 @@ def test_what_is_written_past_autograd_is_put_back() -> None:
     assert result.function_preserved
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_containers_that_cannot_be_changed_are_left_alone() -> None:
+    model = randomised(mlp([3, 4, 2])).double()
+    model.about, model.names = immutable_dict(), immutable_list()
+    assert discover(model, torch.randn(2, 3, dtype=torch.float64)).groups
+    assert (model.about, model.names) == ({}, [])
