@@ -5,9 +5,10 @@
     python -m bench.reproduce.git_rebasin --network resnet20 --cifar10 FOLDER [--record]
 
 Two networks are trained by Adam from seeds 0 and 1, and the second is aligned to the first by its
-weights and by its activations on training images. Barriers are those of the loss on test images,
-at 11 points of the segment. The small setting is MLPs of scikit-learn's digits, widths 8 to 128.
-ResNet20 (its widths are multiples of 16) and VGG16 want a GPU and the folder of CIFAR-10's batches.
+weights, by its activations on training images, and of MLPs by the straight-through estimator of
+the loss on these. Barriers are those of the loss on test images, at 11 points of the segment. The
+small setting is MLPs of scikit-learn's digits, widths 8 to 128. ResNet20 (its widths are multiples
+of 16) and VGG16 want a GPU and the folder of CIFAR-10's batches.
 """
 
 import itertools
@@ -31,7 +32,14 @@ from bench.reproduce.setting import (
     show,
     training_run,
 )
-from gpu_align import CoordinateDescent, PermutationSpec, align, discover
+from gpu_align import (
+    CoordinateDescent,
+    PermutationSpec,
+    StraightThrough,
+    TaskLoss,
+    align,
+    discover,
+)
 from gpu_align._network import Data
 
 POINTS = 11
@@ -76,19 +84,32 @@ CIFAR = {
 }
 
 
-def measure(setting: Setting, spec: PermutationSpec, states: Sequence[State]) -> dict:
-    """Return the barriers of a pair as given and aligned, and the losses of both."""
+def measure(
+    setting: Setting, spec: PermutationSpec, states: Sequence[State], *, learned: bool
+) -> dict:
+    """Return the barriers of a pair as given and aligned, and the losses of both.
+
+    Args:
+        setting: the model and the data.
+        spec: of the pair.
+        states: target and source.
+        learned: whether an order is sought by the loss, too.
+    """
     first, second = states
     setting.module.load_state_dict(dict(first))
-    options = {"spec": spec, "search": CoordinateDescent(), "device": setting.device}
+    options = {"spec": spec, "device": setting.device}
+    by_activations = {"evidence": "activations", "data": setting.training}
+    ways: dict[str, dict] = {
+        "weights": {"search": CoordinateDescent()},
+        "activations": {"search": CoordinateDescent(), **by_activations},
+    }
+    if learned:
+        task = TaskLoss(setting.module, setting.training)
+        ways["straight-through"] = {"search": StraightThrough(task)}
+    found = {"as given": second}
     with CpuSeconds() as clock:
-        found = {
-            "as given": second,
-            "weights": align(second, setting.module, **options).state_dict,
-            "activations": align(
-                second, setting.module, evidence="activations", data=setting.training, **options
-            ).state_dict,
-        }
+        for name, way in ways.items():
+            found[name] = align(second, setting.module, **way, **options).state_dict
     losses = {name: setting.losses([first, state], "", POINTS) for name, state in found.items()}
     row: dict = {"losses of both": [losses["as given"][0], losses["as given"][-1]]}
     row["accuracies"] = [score.accuracy for score in setting.test(states)]
@@ -118,7 +139,8 @@ def run(sweep: Sweep, source: object, device: str) -> list[dict]:
             wanted = width == middle and epoch in sweep.stages
             if wanted or epoch == sweep.epochs:
                 row = {"network": sweep.network, "width": width, "epoch": epoch}
-                rows.append(row | measure(setting, spec, states))
+                learned = sweep.network == "mlp"
+                rows.append(row | measure(setting, spec, states, learned=learned))
     return rows
 
 
