@@ -23,10 +23,10 @@ _ROWS = 2**15
 """Most places that a layer is fitted on; neighbours in a map say nearly the same."""
 
 _ROWS_PER_INPUT = 64
-"""No more of them for each input: more than so many to a weight say little."""
+"""No more of them for each input of the layer: more than so many to a weight say little."""
 
-_FEW_INPUTS = 32
-"""A layer of fewer inputs is fitted on as many places as one of these."""
+_FEW_INPUTS = 256
+"""A layer of fewer inputs is fitted on as many places as one of these: they cost little."""
 
 
 @dataclass(frozen=True)
