@@ -120,9 +120,9 @@ class Distillation:
         optimizer = torch.optim.Adam(student.leaves, lr=_RATE)
         steps = self.epochs * len(lessons)
         fall = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-        random = torch.Generator().manual_seed(self.seed)
+        random = torch.Generator(device="cpu").manual_seed(self.seed)
         for _ in range(self.epochs):
-            for number in torch.randperm(len(lessons), generator=random).tolist():
+            for number in torch.randperm(len(lessons), generator=random, device="cpu").tolist():
                 batch, goal = lessons[number]
                 optimizer.zero_grad()
                 said = self._said(student.reference, student.state, batch, grad=True)
