@@ -2,6 +2,7 @@
 
     python -m bench.reproduce.merge_many --mnist FOLDER [--models FOLDER] [--record]
     python -m bench.reproduce.merge_many --small [--record]
+    python -m bench.reproduce.merge_many --mnist FOLDER --every-image [--record]
 
 Five MLPs are trained here by Adam; then two, of which each sees 80 % of one half of the digits and
 20 % of the other. `--models` names a folder where what is trained stays for later runs. The small
@@ -233,26 +234,41 @@ def targets(rows: Sequence[dict], limits: dict[str, float] | None) -> list[dict]
     return found
 
 
-def run(case: Case, source: object, device: str, folder: Path | None = None) -> list[dict]:
-    """Train and merge; return all rows but the targets."""
+def run(
+    case: Case, source: object, device: str, folder: Path | None = None, *, every: bool = False
+) -> list[dict]:
+    """Train and merge; return all rows but the targets.
+
+    Args:
+        case: the networks.
+        source: see `Data.of`.
+        device: where they are run.
+        folder: see `trained`.
+        every: whether they are trained on what is held back for choices, too.
+    """
     data = Data.of(source)
     setting = Setting.of(case.make(), data, (2, case.widths[0]), device)
-    fit = setting.data.fit
-    states = networks(case, [fit] * case.many, "all", folder, setting.device)
-    parts = split_by_class(fit)
-    halves = networks(case, parts, "split", folder, setting.device)
+    seen = setting.data.fit
+    if every:
+        seen = Examples.gathered([*seen.lots, *setting.data.held.lots])
+    prefix = "every_" if every else ""
+    states = networks(case, [seen] * case.many, f"{prefix}all", folder, setting.device)
+    halves = networks(case, split_by_class(seen), f"{prefix}split", folder, setting.device)
     return [*measure_many(setting, case, states), *measure_split(setting, case, halves)]
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--models", type=Path, help="folder where trained networks stay")
+    options.add_argument(
+        "--every-image", action="store_true", help="train on the images that choose, too"
+    )
     chosen = options.parse_args()
     if not (chosen.small or chosen.mnist):
         options.error("name the folder with the files of MNIST by --mnist, or take --small")
     torch.set_num_threads(1)
     case, source = (SMALL, "digits") if chosen.small else (FULL, f"mnist:{chosen.mnist}")
-    rows = run(case, source, chosen.device, chosen.models)
+    rows = run(case, source, chosen.device, chosen.models, every=chosen.every_image)
     judged = targets(rows, None if chosen.small else LIMITS)
     show("Merging of several networks", rows)
     show("Targets", judged)
@@ -260,6 +276,7 @@ def main() -> None:
         shape = {"widths": list(case.widths), "epochs": case.epochs, "batch": case.batch}
         heading = [{"setting": shape, "seeds": list(range(case.many)), "published": PUBLISHED}]
         name = "reproduce_merge_many" + ("_small" if chosen.small else "")
+        name += "_every_image" if chosen.every_image else ""
         record(name, [*heading, *rows, *judged])
 
 
