@@ -5,9 +5,10 @@
     python -m bench.reproduce.merge_many --mnist FOLDER --every-image [--record]
 
 Five MLPs are trained here by Adam; then two, of which each sees 80 % of one half of the digits and
-20 % of the other. `--models` names a folder where what is trained stays for later runs. The small
-setting is scikit-learn's digits and narrower networks. Orders and ways are chosen on training
-images; test images are only reported on. Processor seconds are on one thread.
+20 % of the other. `--models` names a folder where what is trained stays for later runs. Images that
+choose are new to the networks, but with `--every-image`. The small setting is scikit-learn's digits
+and narrower networks. Orders and ways are chosen on training images; test images are only reported
+on. Processor seconds are on one thread.
 """
 
 import itertools

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from gpu_align._errors import ModelError
 from gpu_align._merge._average import shares_of
+from gpu_align._merge._layers import weighted_mean
 from gpu_align._network import (
     IGNORED,
     Batch,
@@ -104,7 +105,7 @@ class Distillation:
         """Yield batches in which something counts, each with the mean of what the parents say."""
         for batch in self.traces.batches(self.examples, _BATCH):
             said = [self._said(reference, teacher, batch) for teacher in teachers]
-            goal = [_mean(each, shares) for each in zip(*said, strict=True)]
+            goal = [weighted_mean(each, shares) for each in zip(*said, strict=True)]
             if any(each.numel() for each in goal):
                 yield batch, goal
 
@@ -183,13 +184,6 @@ class _Student:
 def _square(values: Tensor) -> Tensor:
     """Return the sum of squares, float64; logits that are masked are infinite and left out."""
     return torch.where(values.isfinite(), values, 0.0).double().square().sum()
-
-
-def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    total = shares[0] * tensors[0]
-    for share, tensor in zip(shares[1:], tensors[1:], strict=True):
-        total = total + share * tensor
-    return total
 
 
 def _divergence(said: Sequence[Tensor], goal: Sequence[Tensor]) -> Tensor:

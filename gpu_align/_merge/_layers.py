@@ -45,7 +45,7 @@ class Layer(ABC):
     def mean_inputs(self, calls: Sequence[Arguments], weights: Sequence[float]) -> Tensor:
         """Return the weighted mean of x over several calls."""
         given = [call[self.source] for call in calls]
-        return self.inputs({**calls[0], self.source: _mean(given, weights)})
+        return self.inputs({**calls[0], self.source: weighted_mean(given, weights)})
 
     def apply(self, x: Tensor) -> Tensor:
         """Return y of inputs, [blocks, samples, n]."""
@@ -182,7 +182,7 @@ class Affine(Layer):
 
     def mean_inputs(self, calls: Sequence[Arguments], weights: Sequence[float]) -> Tensor:
         """See `Layer.mean_inputs`; what is normalised is no linear function of what is given."""
-        return _mean(list(map(self.inputs, calls)), weights)
+        return weighted_mean(list(map(self.inputs, calls)), weights)
 
     def inputs(self, arguments: Arguments) -> Tensor:
         """See `Layer.inputs`."""
@@ -320,7 +320,7 @@ def _normalised(name: str, arguments: Arguments) -> Tensor:
     return F.rms_norm(x, arguments["normalized_shape"], eps=arguments.get("eps"))
 
 
-def _mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return the weighted sum of tensors; one of weight 1 as it is."""
     if len(tensors) == 1 and weights[0] == 1:
         return tensors[0]

@@ -11,7 +11,7 @@ from functools import reduce
 import torch
 from torch import Tensor, fx
 
-from gpu_align._merge._layers import Affine, Arguments, Layer, layer_of
+from gpu_align._merge._layers import Affine, Arguments, Layer, layer_of, weighted_mean
 from gpu_align._merge._regression import Normal, ridge_fit
 from gpu_align._network import Step, Walk
 from gpu_align._symmetry import Op, TracedModel
@@ -65,10 +65,7 @@ class Candidate:
 
     def goal(self, step: Step, batch: int) -> Tensor:
         """Return the mean of what the parents have."""
-        total = self.weights[0] * step.values[self.parents[0]][batch]
-        for parent, weight in zip(self.parents[1:], self.weights[1:], strict=True):
-            total = total + weight * step.values[parent][batch]
-        return total
+        return weighted_mean([step.values[p][batch] for p in self.parents], self.weights)
 
 
 class Method:

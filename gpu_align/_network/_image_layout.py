@@ -52,8 +52,8 @@ class ImageLayout:
 class LastLayout(TorchFunctionMode):
     """Runs in the layout that is fastest what gains by it more than two copies cost.
 
-    That are the pooling of many channels and the convolution of one. For modules that are run as
-    they are and may look at how their values are laid out: what is returned is laid out as ever.
+    These are the pooling of many channels and the convolution of one. It is for modules that are
+    run as they are and may look at how values are laid out: what an op returns is laid out as ever.
     """
 
     def __torch_function__(
