@@ -238,8 +238,8 @@ def test_groups_that_no_data_show_are_decided_by_the_weights() -> None:
         ({"evidence": "all", "data": (examples(), None)}, "weights, activations, both, got 'all'"),
         ({"alpha": 1.0}, "leave alpha"),
         ({"alpha": 1.0, "evidence": "activations", "data": (examples(), None)}, "leave alpha"),
-        ({"alpha": -1.0, "data": (examples(), None)}, "at least 0, got -1"),
-        ({"alpha": "auto", "data": (examples(), None)}, "at least 0, got 'auto'"),
+        ({"alpha": -1.0, "data": (examples(), None)}, "at least 0, or .auto., got -1"),
+        ({"alpha": True, "data": (examples(), None)}, "at least 0, or .auto., got True"),
         ({"data": (torch.full((9, 5), torch.nan).double(), None)}, "not finite"),
         (
             {"data": (torch.zeros(9, 4).double(), None)},

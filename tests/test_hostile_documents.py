@@ -211,7 +211,7 @@ def forged(path: Path, **changes: Any) -> Path:
     kept = interrupted_store(path).path
     with torch.serialization.safe_globals(list(_store.STORED)):
         document = torch.load(kept, weights_only=True)
-    snapshot = document["snapshot"]
+    snapshot = document["searches"][0]["snapshot"]
     of_state = {n: v for n, v in changes.items() if hasattr(snapshot.state, n) and n != "best"}
     rest = {name: value for name, value in changes.items() if name not in of_state}
     for owner, entries in ((snapshot.state, of_state), (snapshot, rest)):

@@ -84,7 +84,7 @@ def test_a_budget_may_be_another(tmp_path: Path) -> None:
 
 def test_the_identity_has_exactly_these_parts(tmp_path: Path) -> None:
     run(tmp_path / "s", resume=False)
-    assert set(torch.load(tmp_path / "s", weights_only=False)["identity"]) == {
+    assert set(torch.load(tmp_path / "s", weights_only=False)["searches"][0]["identity"]) == {
         "the version of gpu-align",
         "the search",
         "the solver",

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,16 +12,20 @@ from torch import Tensor
 
 from gpu_align import (
     AlignmentProblem,
+    AlignmentResult,
     CoordinateDescent,
     InputError,
     Permutation,
     PermutationSpec,
+    Progress,
+    SearchStore,
     Status,
     align,
     canonicalize,
     prove,
 )
-from gpu_align._align import ResultRecord
+from gpu_align._align import ResultRecord, Settings, align_networks
+from gpu_align._search import ProgressCallback
 from gpu_align.learn import Elements, Siren, WeightSpace
 
 State = dict[str, Tensor]
@@ -237,3 +242,30 @@ def test_drawn_elements_with_phases_keep_canonical_forms() -> None:
         back = Permutation(spec, order.perms).inverse().apply(one)
         assert largest_gap(canonicalize(back, spec=spec), form) < 1e-11
     assert space.random_elements(2, seed=0).phases == {}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_interrupted_search_over_phases_is_resumed(number: int, tmp_path: Path) -> None:
+    """With the phases as they are and with canonical ones there are two searches."""
+    model = siren([3, 6, 7, 2])
+    spec, states = spec_of(model), [random_state(model, seed) for seed in (1, 2)]
+    second_steps = []
+
+    def stop(entry: Progress) -> None:
+        second_steps.extend([entry] if entry.step == 2 else [])
+        if len(second_steps) == number:
+            raise KeyboardInterrupt
+
+    def found(store: SearchStore | None, progress: ProgressCallback | None) -> AlignmentResult:
+        settings = Settings(CoordinateDescent(4, initial="random"), progress=progress)
+        [result] = align_networks(states[:1], states[1], settings, spec=spec, store=store)
+        return result.unwrap()
+
+    whole = found(None, None)
+    part = found(SearchStore(tmp_path / "s"), stop)
+    assert part.status is Status.INTERRUPTED
+    stages: list[Progress] = []
+    resumed = found(SearchStore(tmp_path / "s", resume=True), stages.append)
+    assert resumed.distance == whole.distance
+    assert largest_gap(resumed.state_dict, whole.state_dict) == 0
+    assert len([entry for entry in stages if entry.step == 2]) == 2 - number

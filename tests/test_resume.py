@@ -226,7 +226,7 @@ def test_seconds_before_the_interruption_count(
 ) -> None:
     def slow(progress: Progress) -> None:
         if progress.step == 2:
-            store.note(replace(store._newest, seconds=1000.0))
+            store.note(replace(store._searches[0]["snapshot"], seconds=1000.0))
             raise KeyboardInterrupt
 
     problem, search = problem_named("deep"), SEARCHES["annealing"]

@@ -35,7 +35,6 @@ from gpu_align import (
 from gpu_align._device._random import RandomStream
 from gpu_align._search import Outcome, Run, SearchStore, _store
 from gpu_align._search._loop import run_to_end
-from gpu_align._search._state import Snapshot
 
 # What is refused
 
@@ -113,7 +112,7 @@ def test_damaged_file(place: float, mask: int, tmp_path_factory: pytest.TempPath
 @pytest.mark.parametrize("schema", ["gpu-align/search/1", "gpu-align/search/99"])
 def test_a_search_of_another_release_is_refused_by_name(schema: str, tmp_path: Path) -> None:
     path = interrupted_store(tmp_path / "s").path
-    torch.save({"schema": schema, "identity": {}, "snapshot": OfAnotherRelease()}, path)
+    torch.save({"schema": schema, "searches": {0: {"snapshot": OfAnotherRelease()}}}, path)
     with pytest.raises(InputError, match=f"kept by another release .{schema}; this one reads"):
         resumed_from(path)
 
@@ -144,24 +143,25 @@ def test_code_in_a_file_is_not_run(
     inside: bool, write: Callable[[Path, object], None], tmp_path: Path
 ) -> None:
     hostile = Hostile(f"touch {tmp_path / 'executed'}")
-    document = {"schema": _store.SCHEMA, "identity": {}, "snapshot": hostile}
+    document = {"schema": _store.SCHEMA, "searches": {0: {"identity": {}, "snapshot": hostile}}}
     write(tmp_path / "s", document if inside else hostile)
     with pytest.raises(InputError, match="cannot resume"):
         resumed_from(tmp_path / "s")
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("part", ["schema", "identity", "snapshot", "perms", "state"])
+@pytest.mark.parametrize("part", ["schema", "searches", "identity", "snapshot", "perms", "state"])
 def test_incomplete_file(part: str, tmp_path: Path) -> None:
     path = interrupted_store(tmp_path / "s").path
     with torch.serialization.safe_globals(list(_store.STORED)):
         document = torch.load(path, weights_only=True)
+    [entry] = document["searches"].values()
     if part == "perms":
-        next(iter(document["snapshot"].best.perms.values()))[0, 0] += 1
+        next(iter(entry["snapshot"].best.perms.values()))[0, 0] += 1
     elif part == "state":
-        object.__delattr__(document["snapshot"].state, "step")
+        object.__delattr__(entry["snapshot"].state, "step")
     else:
-        document[part] = None
+        (document if part in document else entry)[part] = None
     torch.save(document, path)
     with pytest.raises(InputError, match="cannot resume"):
         resumed_from(path)
@@ -174,8 +174,8 @@ def test_it_is_written_now_and_then(tmp_path: Path) -> None:
     now, saves = [0.0], []
 
     class Slow(SearchStore):
-        def _write(self, snapshot: Snapshot) -> None:
-            super()._write(snapshot)
+        def _write(self) -> None:
+            super()._write()
             saves.append(now[0])
             now[0] += 4.0
 

@@ -5,6 +5,7 @@ from gpu_align._align._barycentre import Barycentre, barycentre, common_frame, c
 from gpu_align._align._canonical import CanonicalForm, canonical_form, canonicalize
 from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
 from gpu_align._align._evidence import (
+    ALPHAS,
     KINDS,
     Correlations,
     Correlator,
@@ -17,6 +18,7 @@ from gpu_align._align._result import (
     SCHEMA,
     AlignmentFailure,
     AlignmentResult,
+    AlphaTrial,
     ResultRecord,
     read_result,
 )
@@ -31,11 +33,13 @@ from gpu_align._align._summary import (
 )
 
 __all__ = [
+    "ALPHAS",
     "KINDS",
     "SCHEMA",
     "AlignedStack",
     "AlignmentFailure",
     "AlignmentResult",
+    "AlphaTrial",
     "Barycentre",
     "CanonicalForm",
     "Correlations",

@@ -4,11 +4,12 @@ import itertools
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import nn
 
+from gpu_align._align._alpha import AlphaChoice, Midpoints
 from gpu_align._align._evidence import Correlations, Correlator, Evidence
 from gpu_align._align._hugging_face import model_beside
 from gpu_align._align._many import Aligned, align_state_dicts
@@ -49,7 +50,7 @@ def align(  # type: ignore[overload-overlap]
     progress: ProgressCallback | None = None,
     evidence: str | None = None,
     data: object = None,
-    alpha: float | None = None,
+    alpha: float | Literal["auto"] | None = None,
     prove: float | None = None,
 ) -> AlignmentResult: ...
 
@@ -72,7 +73,7 @@ def align(  # type: ignore[overload-overlap]
     progress: ProgressCallback | None = None,
     evidence: str | None = None,
     data: object = None,
-    alpha: float | None = None,
+    alpha: float | Literal["auto"] | None = None,
     prove: float | None = None,
 ) -> dict[Key, AlignmentResult | AlignmentFailure]: ...
 
@@ -95,7 +96,7 @@ def align(
     progress: ProgressCallback | None = None,
     evidence: str | None = None,
     data: object = None,
-    alpha: float | None = None,
+    alpha: float | Literal["auto"] | None = None,
     prove: float | None = None,
 ) -> list[AlignmentResult | AlignmentFailure]: ...
 
@@ -117,7 +118,7 @@ def align(
     progress: ProgressCallback | None = None,
     evidence: str | None = None,
     data: object = None,
-    alpha: float | None = None,
+    alpha: float | Literal["auto"] | None = None,
     prove: float | None = None,
 ) -> AlignmentResult | list[Aligned] | dict[Key, Aligned]:
     """Find the permutation of the source's units that brings it closest to the target.
@@ -156,7 +157,10 @@ def align(
             held back the first 2000 examples are run, in a module among the networks.
         alpha: how much correlations count for "both", default 0.3. With 1 those of a group are
             worth in all what its weights are worth, in the order that the weights alone ask for.
-            The best value depends on the networks: compare the losses of what is merged.
+            The best value depends on the networks. "auto" aligns by the weights alone, with 0.3 and
+            with 1, and takes for each source what loses least half-way to the target, on the part
+            of the data that is held back; these need targets. Seconds of the budget and of the
+            proof are shared.
         prove: seconds, for each source, to prove that what was found is optimal, or how much closer
             another permutation could be at most; see `prove`. Default: the lower bound alone.
 
@@ -238,15 +242,25 @@ def align_networks(
         throw=throw,
     )
     aligned = [index for index in untied if index not in unlike]
-    outcomes = align_state_dicts(
-        [renamed[index].state for index in aligned],
-        named_target,
-        spec,
-        settings,
-        models=[_model_of(networks[index], model) for index in aligned],
-        correlations=None if measured is None else [measured[index] for index in aligned],
-        store=store,
-    )
+    correlations = None if measured is None else [measured[index] for index in aligned]
+
+    def find(settings: Settings, correlations: Sequence[Correlations] | None) -> list[Aligned]:
+        return align_state_dicts(
+            [renamed[index].state for index in aligned],
+            named_target,
+            spec,
+            settings,
+            models=[_model_of(networks[index], model) for index in aligned],
+            correlations=correlations,
+            store=store,
+        )
+
+    judge = None if settings.evidence is None else settings.evidence.judge
+    if judge is None or correlations is None:
+        outcomes = find(settings, correlations)
+    else:
+        midpoints = Midpoints(model, named_target, judge, settings.engine.device)
+        outcomes = AlphaChoice(settings, correlations, find, midpoints, store).run()
     found: dict[int, Aligned] = {**unread, **tied, **unlike}
     for index, outcome in zip(aligned, outcomes, strict=True):
         found[index] = _restored(outcome, renamed[index], states[index])

@@ -30,8 +30,15 @@ from gpu_align._symmetry import PermutationSpec, StateDict, spec_of_file
 KINDS = ("weights", "activations", "both")
 ALPHA = 0.3
 """How much correlations count beside weights by default; 1 is as much."""
+ALPHAS = (ALPHA, 1.0)
+"""What is tried beside the weights alone where alpha is to be chosen."""
 MOST = 2000
 """Examples that correlations are taken over."""
+
+NO_MODEL = (
+    "activations need a model that is run; pass a module, or a folder of Hugging Face, or "
+    "evidence='weights'"
+)
 
 _ALONE = 1000.0
 """The alpha of activations alone: weights tell apart units that are equal in what they do."""
@@ -52,6 +59,7 @@ class Evidence:
         examples: what both networks are run on.
         progress: called with the number of examples that are done, and of all.
         known: correlations of each source, where they were measured before; else None.
+        judge: data on whose held-back part alpha is chosen; None for the alpha that is given.
     """
 
     kind: str
@@ -59,10 +67,11 @@ class Evidence:
     examples: Examples
     progress: Callable[[int, int], None] | None = None
     known: "Sequence[Correlations] | None" = None
+    judge: Data | None = None
 
     @classmethod
     def of(
-        cls, kind: str | None, data: object, alpha: float | None, seed: int
+        cls, kind: str | None, data: object, alpha: float | str | None, seed: int
     ) -> "Evidence | None":
         """Make it of what a user passes to `align`; None without data.
 
@@ -77,20 +86,21 @@ class Evidence:
                 f"alpha says how much activations count beside weights, evidence={kind!r} takes "
                 "one of the two alone; leave alpha, or take evidence='both'"
             )
-        alpha = ALPHA if alpha is None else alpha
-        if (
-            isinstance(alpha, bool)
-            or not isinstance(alpha, int | float)
-            or not 0 <= alpha < math.inf
-        ):
-            raise InputError(f"expected alpha as a number of at least 0, got {alpha!r}")
         if data is None and kind == "weights":
             return None
+        strength = ALPHA if alpha in (None, "auto") else _checked_alpha(alpha)
         if data is None:
             raise InputError(
                 f"evidence={kind!r} needs data to run both networks on; pass data, see Data.of"
             )
-        return cls(kind, float(alpha), Data.of(data, seed=seed).fit.take(MOST))
+        parts = Data.of(data, seed=seed)
+        if alpha == "auto" and not parts.held.have_targets:
+            raise InputError(
+                'alpha="auto" compares losses on data that are held back, and the data have no '
+                "targets; give pairs (x, y), or alpha as a number"
+            )
+        judge = parts if alpha == "auto" else None
+        return cls(kind, strength, parts.fit.take(MOST), judge=judge)
 
     @property
     def beside_weights(self) -> "Evidence | None":
@@ -101,6 +111,12 @@ class Evidence:
     def first_inputs(self) -> object:
         """Inputs of two examples, to trace a model with."""
         return self.examples.lots[0][:2].inputs
+
+
+def _checked_alpha(alpha: object) -> float:
+    if isinstance(alpha, int | float) and not isinstance(alpha, bool) and 0 <= alpha < math.inf:
+        return float(alpha)
+    raise InputError(f'expected alpha as a number of at least 0, or "auto", got {alpha!r}')
 
 
 class Correlator:
@@ -133,10 +149,7 @@ class Correlator:
         batch_size: int = BATCH_SIZE,
     ) -> None:
         if model is None:
-            raise InputError(
-                "activations need a model that is run; pass a module, or a folder of Hugging Face, "
-                "or evidence='weights'"
-            )
+            raise InputError(NO_MODEL)
         if isinstance(model.inputs, Tensor):
             examples = fitted(examples, model.inputs.shape[1:])
         self._model, self._spec, self._target = model, spec, target

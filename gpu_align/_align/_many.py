@@ -257,9 +257,14 @@ class _Task:
     def _with_phases(
         self, batch: range, weights: Weights, search: Search
     ) -> tuple[Phased, Outcome]:
-        """Search a batch over phases too; the first of its searches is kept in the store."""
-        stores = itertools.chain([self.store], itertools.repeat(None))
-        settings = self.settings
+        """Search a batch over phases too."""
+        settings, searches = self.settings, itertools.count()
+
+        def find(problem: AlignmentProblem, share: float) -> Outcome:
+            if next(searches) and self.store is not None:
+                self.store.next()
+            return self._found(batch, search, problem, self.store, share)
+
         task = PhaseSearch(
             weights,
             self._target,
@@ -267,7 +272,7 @@ class _Task:
             lambda sources, target: AlignmentProblem.of_weights(
                 sources, target, metric=settings.metric, dtype=self.dtype, engine=settings.engine
             ),
-            lambda problem, share: self._found(batch, search, problem, next(stores), share),
+            find,
             min(search.hypotheses_per_model, _PHASE_STARTS),
             settings.seed,
         )

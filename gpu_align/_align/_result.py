@@ -23,6 +23,22 @@ PICTURED = 8
 """Most models of one call whose cost matrices are kept."""
 
 
+@dataclass(frozen=True)
+class AlphaTrial:
+    """An alignment that was tried to choose how much activations count.
+
+    Attributes:
+        alpha: how much they counted beside the weights; 0 for the weights alone.
+        loss: of the midpoint of the target and the aligned source on data that are held back, with
+            batch norms re-estimated; None if it is not finite.
+        distance: squared distance after alignment.
+    """
+
+    alpha: float
+    loss: float | None
+    distance: float
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ResultRecord:
     """What is known about an answer but for its tensors: what a file keeps and a page shows.
@@ -55,6 +71,7 @@ class ResultRecord:
     splits: Mapping[str, str] = field(default_factory=dict)
     evidence: str = "weights"
     alpha: float | None = None
+    alphas: tuple[AlphaTrial, ...] = ()
     proof: ProofRecord | None = None
     shifted: int | None = None
 
@@ -88,8 +105,8 @@ class ResultRecord:
             "function_preserved": self.function_preserved,
             "status_note": _summary.status_in_words(self) or None,
         }
-        for name in ("proof", "shifted"):
-            if values[name] is None:
+        for name in ("proof", "shifted", "alphas"):
+            if values[name] in (None, []):
                 del values[name]
         return derived | values
 
@@ -149,6 +166,7 @@ class AlignmentResult(ResultRecord):
         evidence: what told which units are alike: "weights", "activations" or "both"; distances,
             bounds and gaps are those of the weights all the same.
         alpha: how much activations counted beside the weights; None if they did not.
+        alphas: what was tried to choose alpha; empty where it was given.
         proof: a `Proof` where one was asked for; a status PROVED_OPTIMAL rests on it.
         shifted: how many units have their phase shifted; None where phases stay as they are. The
             lower bound is over all phases, the groups' gaps are with these.
@@ -275,6 +293,14 @@ def _read_group(entry: Mapping[str, Any]) -> GroupReport:
     return group
 
 
+def _read_alpha(entry: Mapping[str, Any]) -> AlphaTrial:
+    trial = AlphaTrial(**entry)
+    for number in (trial.alpha, trial.distance, trial.loss):
+        if number is not trial.loss or number is not None:
+            _number(number)
+    return trial
+
+
 def _read_step(entry: Mapping[str, Any]) -> Progress:
     step = Progress.from_json(entry)
     _text(step.stage)
@@ -315,6 +341,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "history": lambda entries: tuple(map(_read_step, entries)),
     "cost_matrix": _read_matrix,
     "proof": ProofRecord.from_json,
+    "alphas": lambda entries: tuple(map(_read_alpha, entries)),
     **dict.fromkeys(("versions", "studies", "splits"), lambda entries: dict(entries.items())),
 }
 

@@ -101,9 +101,21 @@ def phases_in_words(result: "ResultRecord") -> str:
 def evidence_in_words(result: "ResultRecord") -> str:
     """Say what told which units are alike."""
     if result.evidence == "weights":
-        return f"weights alone; {UNSEEN}"
+        unseen = "" if result.alphas else f"; {UNSEEN}"
+        return f"weights alone{unseen}{_choice_in_words(result)}"
     alpha = "" if result.alpha is None else f", alpha {result.alpha:g}"
-    return f"{'weights and activations' if alpha else 'activations'}{alpha}"
+    kind = "weights and activations" if alpha else "activations"
+    return f"{kind}{alpha}{_choice_in_words(result)}"
+
+
+def _choice_in_words(result: "ResultRecord") -> str:
+    """Say what alpha was chosen by, if it was."""
+    tried = (
+        f"{'not finite' if trial.loss is None else f'{trial.loss:.4g}'} with {trial.alpha:g}"
+        for trial in result.alphas
+    )
+    listed = ", ".join(tried)
+    return f", chosen by the midpoint's loss on held-back data: {listed}" if listed else ""
 
 
 def function_in_words(result: "ResultRecord") -> str:

@@ -109,12 +109,13 @@ def align(
         ),
     ] = None,
     alpha: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             metavar="A",
             rich_help_panel=DATA,
             help="How much activations count beside weights, by default 0.3; with 1 they are worth "
-            "as much in all.",
+            "as much in all. auto aligns without, with 0.3 and with 1, and takes what loses least "
+            "half-way, on a part of the data that is held back.",
         ),
     ] = None,
     search: Annotated[
@@ -233,8 +234,16 @@ def align(
             known = Data.of(data, seed=seed)
         if is_late and known is not None:
             pair = replace(pair, following=(search, known), aligner=aligner)
-        found = Evidence.of(evidence, known, alpha, seed)
+        found = Evidence.of(evidence, known, _number_or_name(alpha), seed)
         if found is not None:
             found = replace(found, progress=screen.examples).beside_weights
         done = pair.align(replace(settings, evidence=found), screen)
     pair.tell(done, as_json=as_json, quiet=quiet)
+
+
+def _number_or_name(alpha: str | None) -> float | str | None:
+    """Return --alpha as a number, if it is one."""
+    try:
+        return None if alpha is None else float(alpha)
+    except ValueError:
+        return alpha

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gpu_align._align import Model, Settings
+from gpu_align._align import ALPHAS, Model, Settings
 from gpu_align._checkpoint import Renamed, rename
 from gpu_align._errors import InputError, ModelError
 from gpu_align._merge._average import average, check_alike, shares_of, slerp
@@ -26,8 +26,6 @@ PLAIN = ("naive", "average", "slerp")
 """Ways that need no data; with data the statistics of batch norms are measured anew."""
 DISTILL = "distill"
 WAYS = ("auto", *PLAIN, *METHODS, DISTILL)
-ALPHAS = (0.3, 1.0)
-"""How much activations count beside weights, as "auto" tries it."""
 _FITS = ("refit", "refit-parents")
 _FIRST = 750
 """Examples that the order of the units is chosen on."""

@@ -1,4 +1,4 @@
-"""Keeping a running search in a file, from which it can be resumed."""
+"""Keeping running searches in a file, from which they can be resumed."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ from gpu_align._problem import AlignmentProblem, Hypotheses, hash_tensors
 from gpu_align._search._plausible import flaw
 from gpu_align._search._state import STORED, Snapshot, State
 
-SCHEMA = "gpu-align/search/3"
+SCHEMA = "gpu-align/search/4"
 _ANY_SCHEMA = re.compile(rb"gpu-align/search/\d+")
 
 # What `torch.load(weights_only=True)` raises on files that are damaged or hold other classes.
@@ -41,6 +41,9 @@ def _warn(message: str) -> None:
 
 class SearchStore:
     """The file that a running search is kept in: written now and then, and when it is interrupted.
+
+    Of several searches that belong together (see `next`) those that have ended stay in the file
+    beside the one that runs.
 
     A search that is resumed goes on with the same random numbers and ends as if it had never been
     interrupted. Only similarities that a descent has cached are computed anew, which on large
@@ -76,54 +79,68 @@ class SearchStore:
         self._on_failure, self._now = on_failure, now
         self._identify: Callable[[], dict[str, str]] = dict
         self._identity: dict[str, str] = {}
-        self._newest: Snapshot | None = None
-        self._written: Snapshot | None = None
+        self._number = 0
+        self._searches: dict[int, dict[str, Any]] = {}  # number -> "identity" and "snapshot"
+        self._is_written = False
         self._read_last: State | None = None
         self._told: str | None = None
         self._due = 0.0
 
     @property
     def kept(self) -> bool:
-        """Whether the file now holds what this search has come to."""
-        return self._newest is not None and self._newest is self._written
+        """Whether the file now holds what the searches have come to."""
+        return bool(self._searches) and self._is_written
 
     def begin(
         self, problem: AlignmentProblem, settings: Mapping[str, object], start: Hypotheses | None
     ) -> Snapshot | None:
-        """Begin with a run; return where it goes on, None if it begins anew.
+        """Begin with a search; return where it goes on.
 
         Args:
             problem: what is solved.
             settings: what else the result depends on -> its value.
             start: the hypotheses to begin from.
 
+        Returns:
+            Where it was interrupted, or has ended; None if it begins anew.
+
         Raises:
             InputError: it is to be resumed, and the file is missing, damaged, or of another run.
         """
-        self._identify = partial(_identity, problem, settings, start)
-        self._identity = {}
-        self._newest = self._written = None
-        self._due = self._now() + self.interval
-        if not self.resume:
+        if self._number == 0:
+            self._searches, self._due = {}, self._now() + self.interval
+            if self.resume:
+                self._searches, self._is_written = self._read(problem.device), True
+        self._identify, self._identity = partial(_identity, problem, settings, start), {}
+        entry = self._searches.get(self._number)
+        if entry is None:
             return None
-        self._newest = self._written = self._read(problem)
-        self._read_last = self._newest.state
-        return self._newest
+        if not isinstance(entry, dict):
+            raise self.unusable("it holds no search")
+        self._check_identity(entry.get("identity"))
+        snapshot = self._checked(entry.get("snapshot"), problem)
+        self._read_last = snapshot.state
+        return snapshot
+
+    def next(self) -> None:
+        """Make ready for the next of several searches; the present one has ended and is kept."""
+        self._sign()
+        self._number += 1
 
     def note(self, snapshot: Snapshot) -> None:
         """Take what is to be kept; it is written if that is due."""
-        self._newest = snapshot
+        self._searches[self._number], self._is_written = {"snapshot": snapshot}, False
         if self._now() >= self._due:
             self.flush()
 
     def flush(self) -> None:
         """Write what was noted last, unless the file has it."""
-        if self._newest is None or self.kept:
+        if not self._searches or self.kept:
             return
         began = self._now()
         try:
-            self._write(self._newest)
-            self._written, self._told = self._newest, None
+            self._write()
+            self._is_written, self._told = True, None
         except (InputError, RuntimeError, MemoryError) as error:
             message = f"the search goes on, but its state could not be kept: {error}"
             if message != self._told:
@@ -133,20 +150,21 @@ class SearchStore:
         self._due = ended + max(self.interval, (ended - began) / self.share)
 
     def discard(self) -> None:
-        """Remove the file: the search has ended and its result is in safety."""
-        self._newest = None
+        """Remove the file: the searches have ended and their result is in safety."""
+        self._searches = {}
         self.remove()
 
     def remove(self) -> None:
         """Remove the file before the last of the result is written; `flush` writes it again."""
-        self._written = None
+        self._is_written = False
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
             self._on_failure(f"{self.path} is needed no more, but cannot be removed: {error}")
 
-    def _write(self, snapshot: Snapshot) -> None:
-        document = {"schema": SCHEMA, "identity": self._own(), "snapshot": snapshot}
+    def _write(self) -> None:
+        self._sign()
+        document = {"schema": SCHEMA, "searches": self._searches}
         with atomic_write(self.path) as temporary, open(temporary, "wb") as file:
             try:
                 torch.save(document, file)
@@ -156,11 +174,27 @@ class SearchStore:
             file.flush()
             os.fsync(file.fileno())
 
-    def _read(self, problem: AlignmentProblem) -> Snapshot:
-        document = self._load(problem.device)
+    def _sign(self) -> None:
+        """Write down whose the present search is."""
+        entry = self._searches.get(self._number, {"identity": None})
+        if "identity" not in entry:
+            entry["identity"] = self._own()
+
+    def _own(self) -> dict[str, str]:
+        # All weights are read for it, so not before it is needed.
+        self._identity = self._identity or self._identify()
+        return self._identity
+
+    def _read(self, device: torch.device) -> dict[int, dict[str, Any]]:
+        document = self._load(device)
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             raise self.unusable(f"expected a search kept by this release ({SCHEMA})")
-        identity = document.get("identity")
+        searches = document.get("searches")
+        if not isinstance(searches, dict):
+            raise self.unusable("it holds no searches")
+        return searches
+
+    def _check_identity(self, identity: object) -> None:
         if not isinstance(identity, dict):
             raise self.unusable("it does not say whose search it is")
         different = [
@@ -174,12 +208,6 @@ class SearchStore:
                 f"{bullet_list(different)}\nrepeat the command as it was and add --resume, or "
                 "remove the file to begin anew"
             )
-        return self._checked(document.get("snapshot"), problem)
-
-    def _own(self) -> dict[str, str]:
-        # All weights are read for it, so not before it is needed.
-        self._identity = self._identity or self._identify()
-        return self._identity
 
     def _load(self, device: torch.device) -> Any:
         def place(storage: Any, location: str) -> Any:
