@@ -36,11 +36,11 @@ class Classifier(nn.Sequential):
         self.append(nn.Linear(features, classes))
 
 
-def resnet50() -> nn.Module:
-    """Return ResNet50, for 1000 classes."""
+def resnet50(classes: int = 1000) -> nn.Module:
+    """Return ResNet50."""
     stem = (nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU())
     stages = _stages(Bottleneck, 64, (64, 128, 256, 512), (3, 4, 6, 3), 4)
-    return Classifier(2048, 1000, *stem, nn.MaxPool2d(3, 2, 1), *stages)
+    return Classifier(2048, classes, *stem, nn.MaxPool2d(3, 2, 1), *stages)
 
 
 def resnet20(times: int) -> nn.Module:

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from bench.reproduce import git_rebasin, merge_many, merging
-from bench.reproduce.setting import Ensemble, barrier, target
+from bench.reproduce.setting import Ensemble, Setting, barrier, target
+from gpu_align import Permutation, discover
 from gpu_align._network import Data, Examples
 
 SHORT = merge_many.Case((64, 16, 16, 10), epochs=2, batch=128, many=3)
@@ -121,8 +122,34 @@ def test_two_exact_networks_that_no_order_connects():
     assert row["barrier, best of all orders"] > 0.1
 
 
+@pytest.mark.parametrize("network", git_rebasin.CIFAR)
+def test_networks_for_images_are_those_of_ten_classes(network):
+    make, shape = git_rebasin.NETWORKS[network]
+    assert make(0, 1).eval()(torch.randn(1, *shape)).shape == (1, 10)
+
+
+def test_a_planted_copy_with_batch_norms_has_no_barrier():
+    torch.manual_seed(0)
+    layers = (nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 10))
+    model = nn.Sequential(*layers).eval()
+    images = torch.randn(200, 8)
+    with torch.no_grad():
+        layers[-1].weight *= 10  # a network that is sure, so that a mean of others is worse
+        data = Data.of((images, model(images).argmax(1)))
+    setting = Setting.of(model, Data(data.fit, data.held, data.held), (2, 8), "cpu")
+    state = setting.mean([model.state_dict()] * 2, "norms")
+    spec = discover(model, torch.randn(2, 8))
+    planted = Permutation.random(spec, generator=torch.Generator().manual_seed(1)).apply(state)
+    row = git_rebasin.measure(setting, spec, [state, planted], "norms", learned=False)
+    assert row["barrier, weights"] == pytest.approx(0, abs=1e-6)
+    assert row["barrier, activations"] == pytest.approx(0, abs=1e-6)
+    assert row["barrier, as given"] > 1e-3
+    unmended = git_rebasin.measure(setting, spec, [state, planted], learned=False)
+    assert unmended["barrier, as given"] != pytest.approx(row["barrier, as given"], rel=1e-3)
+
+
 @pytest.mark.slow
-def test_networks_for_images():
+def test_a_network_for_images():
     """ResNet20 on random images: that its way is open, not how good it is."""
     torch.manual_seed(0)
     images, labels = torch.randn(40, 3, 32, 32), torch.arange(40) % 10

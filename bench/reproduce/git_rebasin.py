@@ -8,7 +8,8 @@ Two networks are trained by Adam from seeds 0 and 1, and the second is aligned t
 weights, by its activations on training images, and of MLPs by the straight-through estimator of
 the loss on these. Barriers are those of the loss on test images, at 11 points of the segment. The
 small setting is MLPs of scikit-learn's digits, widths 8 to 128. ResNet20 (its widths are multiples
-of 16) and VGG16 want a GPU and the folder of CIFAR-10's batches.
+of 16), VGG16 and ResNet50, whose batch norms are measured anew along the segment, want a GPU and
+the folder of CIFAR-10's batches.
 """
 
 import itertools
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bench.large import resnet20, vgg16
+from bench.large import resnet20, resnet50, vgg16
 from bench.networks import mlp
 from bench.record import record
 from bench.reproduce.setting import (
@@ -47,7 +48,8 @@ PUBLISHED = (
     "Ainsworth et al., Git Re-Basin (ICLR 2023): MNIST MLP 3x512 barrier zero by weight matching, "
     "activation matching and the straight-through estimator (section 5.1); ResNet20 on CIFAR-10 "
     "barrier zero at 32 times the width, none at once the width (5.3); barriers of narrow networks "
-    "and early in training stay (5.2, A.1, A.4)",
+    "and early in training stay (5.2, A.1, A.4); ResNet50 on ImageNet 51 % of images right at the "
+    "midpoint with batch norms measured anew (A.7.1)",
 )
 
 
@@ -60,6 +62,7 @@ class Sweep:
         widths: see `NETWORKS`.
         epochs, batch: of Adam.
         stages: epochs after which the barrier is measured, of the width in the middle.
+        finish: the method of `merge` that sets networks between two right; "" leaves them.
     """
 
     network: str
@@ -67,12 +70,14 @@ class Sweep:
     epochs: int
     batch: int
     stages: tuple[int, ...]
+    finish: str = ""
 
 
 NETWORKS: dict[str, tuple[Callable[[int, int], nn.Module], tuple[int, ...] | None]] = {
     "mlp": (lambda inputs, width: mlp([inputs, width, width, width, 10]), None),
     "resnet20": (lambda _, times: resnet20(times), (3, 32, 32)),
     "vgg16": (lambda _, __: vgg16(), (3, 32, 32)),
+    "resnet50": (lambda _, __: resnet50(10), (3, 32, 32)),
 }
 """Name -> what makes it for a number of inputs and a width, and its images; None for flat ones."""
 
@@ -81,11 +86,17 @@ MNIST = Sweep("mlp", (32, 64, 128, 256, 512), 10, 256, (1, 2, 5, 10))
 CIFAR = {
     "resnet20": Sweep("resnet20", (1, 2, 4, 8), 60, 128, (1, 5, 20, 60)),
     "vgg16": Sweep("vgg16", (1,), 60, 128, (1, 5, 20, 60)),
+    "resnet50": Sweep("resnet50", (1,), 60, 128, (1, 5, 20, 60), "norms"),
 }
 
 
 def measure(
-    setting: Setting, spec: PermutationSpec, states: Sequence[State], *, learned: bool
+    setting: Setting,
+    spec: PermutationSpec,
+    states: Sequence[State],
+    finish: str = "",
+    *,
+    learned: bool,
 ) -> dict:
     """Return the barriers of a pair as given and aligned, and the losses of both.
 
@@ -93,6 +104,7 @@ def measure(
         setting: the model and the data.
         spec: of the pair.
         states: target and source.
+        finish: see `Sweep`.
         learned: whether an order is sought by the loss, too.
     """
     first, second = states
@@ -110,7 +122,7 @@ def measure(
     with CpuSeconds() as clock:
         for name, way in ways.items():
             found[name] = align(second, setting.module, **way, **options).state_dict
-    losses = {name: setting.losses([first, state], "", POINTS) for name, state in found.items()}
+    losses = {name: setting.losses([first, state], finish, POINTS) for name, state in found.items()}
     row: dict = {"losses of both": [losses["as given"][0], losses["as given"][-1]]}
     row["accuracies"] = [score.accuracy for score in setting.test(states)]
     row |= {f"barrier, {name}": barrier(curve) for name, curve in losses.items()}
@@ -140,7 +152,7 @@ def run(sweep: Sweep, source: object, device: str) -> list[dict]:
             if wanted or epoch == sweep.epochs:
                 row = {"network": sweep.network, "width": width, "epoch": epoch}
                 learned = sweep.network == "mlp"
-                rows.append(row | measure(setting, spec, states, learned=learned))
+                rows.append(row | measure(setting, spec, states, sweep.finish, learned=learned))
     return rows
 
 

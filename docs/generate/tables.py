@@ -293,6 +293,20 @@ def merging() -> str:
     return f"{markdown(columns, rows)}\n\n{source(*names)}"
 
 
+def git_rebasin() -> str:
+    """Barriers of Git Re-Basin's MLPs by width, and of one width during training."""
+    rows = []
+    for row in run("reproduce_git_rebasin_mnist")["rows"]:
+        if "width" in row:
+            ways = ("as given", "weights", "activations", "straight-through")
+            barriers = (f"{row[f'barrier, {way}']:.3f}" for way in ways)
+            parents = ", ".join(f"{loss:.3f}" for loss in row["losses of both"])
+            rows.append((row["width"], row["epoch"], parents, *barriers))
+    columns = ("width", "epochs", "losses of both", "as given", "by weights", "by activations")
+    table = markdown((*columns, "straight-through"), rows)
+    return f"{table}\n\n{source('reproduce_git_rebasin_mnist')}"
+
+
 def _way(order: str, set_right_by: str) -> str:
     """Return a way of merging in words that are the same for all networks.
 
@@ -341,6 +355,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "rounds": rounds,
     "zoo": zoo,
     "merging": merging,
+    "git_rebasin": git_rebasin,
     "memory": memory,
 }
 """What `<!-- table: NAME -->` in a page stands for."""
