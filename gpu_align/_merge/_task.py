@@ -226,7 +226,9 @@ class Task:
         return Merged(
             state,
             first.order,
-            _trial(first.order.name, "refit, mean", score, None, first.trial.fitted),
+            _trial(
+                first.order.name, "refit, mean", score, first.trial.distance, first.trial.fitted
+            ),
         )
 
     def _identity(self, method: str) -> dict[str, str]:
