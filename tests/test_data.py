@@ -260,6 +260,13 @@ def test_images_that_do_not_fit(shape: tuple[int, ...]) -> None:
     assert "x".join(map(str, shape)) in str(caught.value)
 
 
+def test_examples_of_several_shapes_of_which_some_fit_are_left_as_they_are() -> None:
+    sequences = Data.of([torch.zeros(4, length, 3) for length in (5, 7)], held=0.5)
+    assert sequences.fitted((5, 3)) is sequences
+    with pytest.raises(InputError, match="the model takes 6x3"):
+        sequences.fitted((6, 3))
+
+
 def test_tokens_are_left_as_they_are() -> None:
     tokens = Examples.of(torch.zeros(2, 5, dtype=torch.int64))
     assert fitted(tokens, (7,)).lots[0].inputs.shape == (2, 5)

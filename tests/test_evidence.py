@@ -263,6 +263,32 @@ def test_the_command_line_names_the_kinds_that_there_are() -> None:
     assert _options.EVIDENCE == KINDS
 
 
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("align", ("--alpha", "auto", *FEW)),
+        ("align", ("--evidence", "activations", *FEW)),
+        ("align", ("--search", "ste", "--steps", "2")),
+        ("merge", ("-o", "out.safetensors", "--method", "repair")),
+        ("barrier", ("--points", "3")),
+    ],
+)
+def test_images_of_a_source_are_given_as_the_model_takes_them(
+    cli: Cli, folder: Path, command: str, options: tuple[str, ...]
+) -> None:
+    images = np.random.default_rng(0).normal(size=(50, 1, 2, 3)).astype(np.float32)
+    np.savez("images.npz", x=images, y=np.arange(50) % 3)
+    np.savez("flat.npz", x=images.reshape(50, 6), y=np.arange(50) % 3)
+    run = (command, "1.safetensors", "0.safetensors", "--model", "nets.py:mlp")
+    found = []
+    for name in ("images", "flat"):
+        result = cli(*run, "--input-shape", "2,6", "--data", f"{name}.npz", "--json", *options)
+        assert result.exit_code == 0, result.output
+        document = json.loads(result.stdout)
+        found.append(document.get("distance", document.get("barrier", document.get("chosen"))))
+    assert found[0] == found[1]
+
+
 def test_align_on_data_from_the_command_line(cli: Cli, folder: Path) -> None:
     generator = np.random.default_rng(0)
     np.savez("data.npz", x=generator.normal(size=(50, 6)).astype(np.float32), y=np.zeros(50, int))

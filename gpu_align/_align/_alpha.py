@@ -42,10 +42,8 @@ class Midpoints:
     ) -> None:
         if model is None:
             raise InputError(NO_MODEL)
-        if isinstance(model.inputs, Tensor):
-            data = data.fitted(model.inputs.shape[1:])
         self._model, self._target, self._device = model, target, device
-        self._loss = TaskLoss(model.module, data).to(device)
+        self._loss = TaskLoss(model.module, model.fitted(data)).to(device)
 
     def loss(self, source: StateDict) -> float | None:
         """Return the loss of a network's midpoint, None where it is not finite.

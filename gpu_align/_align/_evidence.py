@@ -150,8 +150,8 @@ class Correlator:
     ) -> None:
         if model is None:
             raise InputError(NO_MODEL)
-        if isinstance(model.inputs, Tensor):
-            examples = fitted(examples, model.inputs.shape[1:])
+        if model.example_shape is not None:
+            examples = fitted(examples, model.example_shape)
         self._model, self._spec, self._target = model, spec, target
         self._examples, self._progress = examples, progress
         self._traces = traces or Traces(model.network, model.outputs, device)

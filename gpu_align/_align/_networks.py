@@ -5,18 +5,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from gpu_align._align._tensors import plain_tensors
 from gpu_align._checkpoint import load_checkpoint
 from gpu_align._errors import InputError
+from gpu_align._network import Data
 from gpu_align._process import MODULES
 from gpu_align._symmetry import (
     Comparison,
     Kept,
     PermutationSpec,
     StateDict,
+    as_arguments,
     compare_outputs,
     discover,
     spec_of_file,
@@ -69,6 +72,24 @@ class Model:
         """Compare its outputs under two state dicts, see `compare_outputs`."""
         states = map(self.in_module, (before, after))
         return compare_outputs(self.module, self.inputs, *states, outputs=self.outputs)
+
+    @property
+    def example_shape(self) -> torch.Size | None:
+        """The shape of an example where the module takes one tensor alone."""
+        if self.inputs is None:
+            return None
+        args, kwargs = as_arguments(self.inputs)
+        is_one = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        return args[0].shape[1:] if is_one else None
+
+    def fitted(self, data: Data) -> Data:
+        """Return data with images of the shape that the module takes, if it takes one tensor.
+
+        Raises:
+            InputError: they do not fit.
+        """
+        shape = self.example_shape
+        return data if shape is None else data.fitted(shape)
 
     def in_module(self, state: StateDict) -> StateDict:
         """Return the tensors of a checkpoint under the names of the module."""

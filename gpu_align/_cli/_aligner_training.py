@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gpu_align._align import Model
 from gpu_align._cli._model import choose_spec, load_model
-from gpu_align._cli._on_data import NO_MODEL, fitted_to, load_alike, read_loss
+from gpu_align._cli._on_data import NO_MODEL, load_alike, read_loss
 from gpu_align._cli._outputs import check_file
 from gpu_align._cli._terminal import Display, console, facts, print_json, print_line, say
 from gpu_align._errors import InputError
@@ -198,7 +198,7 @@ class AlignerRun:
     def _task(self, data: Data, networks: Networks) -> TaskLoss:
         if networks.model is None:
             raise InputError(NO_MODEL)
-        fitted = fitted_to(data, networks.model)
+        fitted = networks.model.fitted(data)
         loss = read_loss(self.loss)
         return TaskLoss(networks.model.module, fitted, loss, batch_size=64, seed=self.seed)
 

@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from gpu_align._align import Model
 from gpu_align._checkpoint import Checkpoint, load_checkpoint
 from gpu_align._errors import InputError
 from gpu_align._network import Data, Loss, named_object
-from gpu_align._symmetry import as_arguments
 
 NO_MODEL = (
     "--data: networks are run on data in their model, and a checkpoint does not say which it is; "
@@ -33,19 +30,7 @@ def read_data(text: str, model: Model, seed: int) -> Data:
     Raises:
         InputError: they cannot be read, or do not fit.
     """
-    return fitted_to(Data.of(text, seed=seed), model)
-
-
-def fitted_to(data: Data, model: Model) -> Data:
-    """Return data with images of the shape that a model takes, if that takes one tensor.
-
-    Raises:
-        InputError: they do not fit.
-    """
-    args, kwargs = as_arguments(model.inputs)
-    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-        return data.fitted(args[0].shape[1:])
-    return data
+    return model.fitted(Data.of(text, seed=seed))
 
 
 def read_loss(text: str) -> str | Loss:

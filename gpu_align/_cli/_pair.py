@@ -11,7 +11,7 @@ from gpu_align._checkpoint import Checkpoint, load_checkpoint
 from gpu_align._cli._failure import Failure
 from gpu_align._cli._keeping import keeping, tell_how_to_continue, write_and_discard
 from gpu_align._cli._model import load_model, read_spec
-from gpu_align._cli._on_data import NO_MODEL, fitted_to
+from gpu_align._cli._on_data import NO_MODEL
 from gpu_align._cli._outputs import Outputs, check_preserved
 from gpu_align._cli._searches import make_search
 from gpu_align._cli._summary import print_summary
@@ -151,7 +151,7 @@ def _following(
     """
     if model is None:
         raise InputError(NO_MODEL)
-    loss = TaskLoss(model.module, fitted_to(data, model), seed=seed)
+    loss = TaskLoss(model.module, model.fitted(data), seed=seed)
     return make_search(name, None, None, loss, aligner)
 
 

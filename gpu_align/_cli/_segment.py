@@ -9,7 +9,7 @@ from rich.table import Table
 from gpu_align._align import Settings
 from gpu_align._checkpoint import load_checkpoint
 from gpu_align._cli._model import load_model, read_spec
-from gpu_align._cli._on_data import fitted_to, read_loss
+from gpu_align._cli._on_data import read_loss
 from gpu_align._cli._outputs import check_file
 from gpu_align._cli._terminal import (
     Display,
@@ -73,7 +73,7 @@ class Segment:
                 "add --model and --input-shape"
             )
         judge = Judge.of(
-            *(model, fitted_to(data, model), loss),
+            *(model, data, loss),
             device=settings.engine.device,
             statistics=self.statistics,
         )

@@ -58,6 +58,7 @@ class Judge:
             InputError: there are no targets, no such loss, or too few examples for statistics.
         """
         loss_function(loss)
+        data = model.fitted(data)
         examples = data.held if data.test is None else data.test
         if not examples.have_targets:
             raise InputError("a barrier needs targets, and the data have none; give pairs (x, y)")

@@ -83,6 +83,8 @@ def merge(
     states = [state_of(network) for network in networks]
     if model is None and states:
         model = model_beside(networks, states[0], example_inputs, outputs)
+    if model is not None and known is not None:
+        known = model.fitted(known)
     task = Task(
         states,
         settings,

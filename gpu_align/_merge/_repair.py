@@ -77,6 +77,7 @@ def repair(
     known = Data.of(data, seed=seed)
     state = state_of(network)
     model = model or _model(network, state, known, example_inputs, outputs)
+    known = model.fitted(known)
     method = _checked(method or ("repair" if parents else "norms"), parents)
     others = [state_of(parent) for parent in parents]
     check_alike([state, *others])

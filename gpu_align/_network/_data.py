@@ -12,7 +12,7 @@ from torch import Tensor
 from gpu_align._errors import InputError
 from gpu_align._network._batches import is_pair, pair_of, read_batches
 from gpu_align._network._examples import Examples
-from gpu_align._network._images import fitted
+from gpu_align._network._images import fits, fitted
 from gpu_align._network._sources import FORMS, Parts, read_source
 
 MOST = 10_000
@@ -71,6 +71,8 @@ class Data:
 
     def fitted(self, shape: Sequence[int]) -> Self:
         """Return the data with images fitted to a model; see `fitted`."""
+        if fits(self.fit, shape):
+            return self
         test = None if self.test is None else fitted(self.test, shape)
         return type(self)(fitted(self.fit, shape), fitted(self.held, shape), test)
 

@@ -15,7 +15,8 @@ def fitted(examples: Examples, shape: Sequence[int]) -> Examples:
 
     They are flattened or given axes of size 1, axes of channels are moved from first to last or
     back, and larger images are averaged over equal patches. Inputs that are no single tensor of
-    floating-point numbers (tokens, several inputs) are left as they are.
+    floating-point numbers (tokens, several inputs) are left as they are, and so are examples of
+    several shapes where some are as the model takes them.
 
     Args:
         examples: with images [n, *given].
@@ -25,7 +26,15 @@ def fitted(examples: Examples, shape: Sequence[int]) -> Examples:
         InputError: neither does.
     """
     wanted = tuple(shape)
+    if fits(examples, wanted):
+        return examples
     return Examples(tuple(_fitted_lot(lot, wanted) for lot in examples.lots))
+
+
+def fits(examples: Examples, shape: Sequence[int]) -> bool:
+    """Say whether some examples have the shape that a model takes."""
+    inputs = [lot.inputs for lot in examples.lots]
+    return any(isinstance(x, Tensor) and x.shape[1:] == tuple(shape) for x in inputs)
 
 
 def _fitted_lot(lot: Batch, wanted: tuple[int, ...]) -> Batch:
@@ -33,8 +42,6 @@ def _fitted_lot(lot: Batch, wanted: tuple[int, ...]) -> Batch:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         return lot
     given = tuple(images.shape[1:])
-    if given == wanted:
-        return lot
     if _same_entries(given, wanted):
         return Batch(images.reshape(len(images), *wanted), lot.targets)
     if len(given) == 3 and wanted == (*given[1:], given[0]):
