@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from gpu_align._align._tensors import plain_tensors
 from gpu_align._checkpoint import load_checkpoint
 from gpu_align._errors import InputError
-from gpu_align._network import Data
+from gpu_align._network import Batch, Data, Limits
 from gpu_align._process import MODULES
 from gpu_align._symmetry import (
     Comparison,
@@ -37,7 +37,7 @@ class Model:
     Attributes:
         network: a module, or a program read from a file.
         inputs: a tensor, a tuple of positional or a dict of keyword arguments; None if there are
-            none.
+            none. Of a program they have as many examples as it takes.
         outputs: those that must stay as they are; None for all.
         names: name of a tensor in the module -> its name in checkpoints, where these differ.
         unused: tensors of checkpoints that the module does not have.
@@ -48,6 +48,12 @@ class Model:
     outputs: Kept | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     unused: StateDict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Give a program as many examples as it takes, the given ones again if need be."""
+        limits = Limits.of(self.module)
+        if self.inputs is not None and limits != Limits():
+            object.__setattr__(self, "inputs", limits.filled(Batch(self.inputs)).inputs)
 
     @cached_property
     def module(self) -> nn.Module:

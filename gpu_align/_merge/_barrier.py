@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from gpu_align._align import AlignmentResult, Model, Network, Settings
 from gpu_align._device import choose_engine, versions
@@ -36,7 +37,7 @@ def barrier(
     points: int = 25,
     align: AlignmentResult | Permutation | None = None,
     plane: int | None = None,
-    model: nn.Module | None = None,
+    model: nn.Module | ExportedProgram | None = None,
     example_inputs: object = None,
     outputs: Kept | None = None,
     spec: PermutationSpec | None = None,
@@ -66,8 +67,8 @@ def barrier(
         align: how b is aligned: what `align(b, a)` returned, or its permutation. Default: it is
             aligned here.
         plane: points a side of the plane through a, b and b aligned; None for no plane.
-        model: the module that is run. Default: one of the networks, or the model that a
-            `config.json` beside a checkpoint describes.
+        model: the module or exported program that is run. Default: one of the networks, or the
+            model that a `config.json` beside a checkpoint describes.
         example_inputs: as for `align`; by default the first examples of the data.
         outputs, spec, search, metric, device, budget: as for `align`.
         statistics: how many examples statistics are re-estimated on.
@@ -97,7 +98,7 @@ def loss_plane(
     grid: int = 15,
     loss: str | Loss = "auto",
     align: AlignmentResult | Permutation | None = None,
-    model: nn.Module | None = None,
+    model: nn.Module | ExportedProgram | None = None,
     example_inputs: object = None,
     outputs: Kept | None = None,
     spec: PermutationSpec | None = None,

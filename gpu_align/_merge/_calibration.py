@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from gpu_align._device import free_bytes
+from gpu_align._errors import InputError
 from gpu_align._merge._average import average
 from gpu_align._merge._distill import PASSES
 from gpu_align._merge._recalibrate import (
@@ -75,12 +76,26 @@ class Calibration:
         return has_batch_norms(self.traces.of(self._first(()))[0])
 
     @property
+    def refusal(self) -> str | None:
+        """Why layers cannot be fitted: no batch is left for the ridge. None if they can."""
+        least = self.traces.limits.least
+        if least == 1 or sum(len(lot) // least for lot in self.examples.lots) > 1:
+            return None
+        return (
+            f"the program takes {self.traces.limits}, and layers are fitted on two batches or "
+            f"more, which {len(self.examples)} examples are not; give more data, or export it with "
+            "a smaller or a dynamic batch (dynamic_shapes)"
+        )
+
+    @property
     def count(self) -> int:
         """How many examples are fitted on by default: more where they cost little.
 
-        Layers of such networks see an example at one place, a convolution at hundreds of them.
+        Layers of such networks see an example at one place, a convolution at hundreds of them. A
+        ridge needs several of the batches that a program takes.
         """
-        return round(FIT * min(max(self._room, 1.0), _FIT_TIMES))
+        most = round(FIT * min(max(self._room, 1.0), _FIT_TIMES))
+        return max(most, _RIDGE_SHARE * self.traces.limits.least)
 
     @property
     def judged(self) -> int:
@@ -109,7 +124,8 @@ class Calibration:
         room = free_bytes(self.traces.device) * _SHARE / (self._bytes(methods) * networks)
         if room >= len(self.examples):
             return self
-        return replace(self, examples=self.examples.take(max(int(room), 2)))
+        count = max(int(room), 2 * self.traces.limits.least)
+        return replace(self, examples=self.traces.enough(self.examples, count))
 
     def _bytes(self, methods: Sequence[Method]) -> float:
         """Return what the values of an example take in one network, at least a byte."""
@@ -121,8 +137,7 @@ class Calibration:
 
     def _size(self, methods: Sequence[Method]) -> int:
         """Return the most examples of a batch: a ridge needs several batches."""
-        needs_ridge = any(isinstance(method, Refit) for method in methods)
-        most = len(self.examples) // _RIDGE_SHARE if needs_ridge else BATCH
+        most = len(self.examples) // _RIDGE_SHARE if _need_ridge(methods) else BATCH
         return max(min(BATCH, most), 1)
 
     def merged(
@@ -149,6 +164,8 @@ class Calibration:
         methods: Sequence[Method],
     ) -> list[dict[str, Tensor]]:
         """Return networks that were merged already, each set right by its method; see `merged`."""
+        if _need_ridge(methods) and self.refusal:
+            raise InputError(self.refusal)
         batches = list(self.traces.batches(self.examples, self._size(methods), equal=True))
         models = [self.traces.of(batch)[0] for batch in batches]
         if all(isinstance(method, Norms) for method in methods):
@@ -171,6 +188,10 @@ class Calibration:
             _like(start, walk.states[one.state])
             for one, start in zip(candidates, starts, strict=True)
         ]
+
+
+def _need_ridge(methods: Sequence[Method]) -> bool:
+    return any(isinstance(method, Refit) for method in methods)
 
 
 def _part(batches: int) -> Part:

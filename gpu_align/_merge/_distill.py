@@ -16,12 +16,13 @@ from gpu_align._network import (
     Examples,
     LastLayout,
     Loss,
+    Runner,
     Traces,
     class_rows,
     counts_classes,
 )
 from gpu_align._process import MODULES, full_precision
-from gpu_align._symmetry import Reference, StateDict, as_arguments, output_tensors, unwrapped
+from gpu_align._symmetry import StateDict, output_tensors, unwrapped
 
 MORE = 3
 """A network is trained on up to so many times the examples that its layers are fitted on."""
@@ -90,8 +91,9 @@ class Distillation:
             )
         with full_precision():
             with MODULES:
-                student = _Student(unwrapped(self.module), given, self.traces.device)
-            lessons = list(self._lessons(student.reference, teachers, shares))
+                is_main = self._is_logits(self.examples.lots[0])
+                student = _Student(unwrapped(self.module), given, self.traces.device, main=is_main)
+            lessons = list(self._lessons(student.runner, teachers, shares))
             if all(self._is_known(student, *lesson) for lesson in lessons):
                 return dict(start)
             with torch.enable_grad():
@@ -100,18 +102,19 @@ class Distillation:
         return {name: made[name].to(own) if name in made else own for name, own in start.items()}
 
     def _lessons(
-        self, reference: Reference, teachers: Sequence[StateDict], shares: Sequence[float]
+        self, runner: Runner, teachers: Sequence[StateDict], shares: Sequence[float]
     ) -> Iterator[Lesson]:
         """Yield batches in which something counts, each with the mean of what the parents say."""
-        for batch in self.traces.batches(self.examples, _BATCH):
-            said = [self._said(reference, teacher, batch) for teacher in teachers]
-            goal = [weighted_mean(each, shares) for each in zip(*said, strict=True)]
-            if any(each.numel() for each in goal):
+        for each in self.examples.batches(_BATCH):
+            batch = each.to(self.traces.device)
+            said = [self._said(runner, teacher, batch) for teacher in teachers]
+            goal = [weighted_mean(outputs, shares) for outputs in zip(*said, strict=True)]
+            if any(outputs.numel() for outputs in goal):
                 yield batch, goal
 
     def _is_known(self, student: "_Student", batch: Batch, goal: Sequence[Tensor]) -> bool:
         """Whether a network says nearly the same already as its parents."""
-        said = self._said(student.reference, student.state, batch)
+        said = self._said(student.runner, student.state, batch)
         return all(
             float(_square(own - wanted)) <= _NOTHING**2 * float(_square(wanted))
             for own, wanted in zip(said, goal, strict=True)
@@ -126,7 +129,7 @@ class Distillation:
             for number in torch.randperm(len(lessons), generator=random, device="cpu").tolist():
                 batch, goal = lessons[number]
                 optimizer.zero_grad()
-                said = self._said(student.reference, student.state, batch, grad=True)
+                said = self._said(student.runner, student.state, batch, grad=True)
                 gap = _divergence(said, goal) if self._is_logits(batch) else _difference(said, goal)
                 _take_gradient(gap)
                 optimizer.step()
@@ -137,11 +140,11 @@ class Distillation:
         return batch.targets is not None and counts_classes(self.loss, batch.targets)
 
     def _said(
-        self, reference: Reference, state: StateDict, batch: Batch, *, grad: bool = False
+        self, runner: Runner, state: StateDict, batch: Batch, *, grad: bool = False
     ) -> list[Tensor]:
         """Return what a network says of a batch: the logits that count, or all its outputs."""
         with MODULES, LastLayout():
-            outputs = reference.result(state, as_arguments(batch.inputs), grad=grad)
+            outputs = runner.run(state, batch.inputs, grad=grad)
         if self._is_logits(batch):
             assert batch.targets is not None
             rows = class_rows(outputs, batch.targets)
@@ -156,14 +159,16 @@ class _Student:
     """A network whose parameters are trained.
 
     Attributes:
-        reference: runs it.
+        runner: runs it.
         leaves: the parameters, tied ones once, in float32 at least.
         state: all its tensors, those that are trained among them.
     """
 
-    def __init__(self, module: nn.Module, given: StateDict, device: torch.device) -> None:
-        self.reference = Reference(module, device=device, in_double=False)
-        first = {name: names[0] for names in self.reference.ties for name in names}
+    def __init__(
+        self, module: nn.Module, given: StateDict, device: torch.device, *, main: bool
+    ) -> None:
+        self.runner = Runner(module, device, main=main)
+        first = {name: names[0] for names in self.runner.ties for name in names}
         known: dict[str, Tensor] = {}
         trained: dict[str, Tensor] = {}
         for name, parameter in module.named_parameters(remove_duplicate=False):

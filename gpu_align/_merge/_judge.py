@@ -65,7 +65,7 @@ class Judge:
         if statistics < 2:
             raise InputError(f"expected at least 2 examples for statistics, got {statistics}")
         place = choose_engine(device).device
-        measured = Statistics(model, data.fit.take(statistics), place, in_double=in_double)
+        measured = Statistics(model, data.fit, statistics, place, in_double=in_double)
         part = "held" if data.test is None else "test"
         return cls(model, examples, part, loss, place, measured, in_double)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from gpu_align._checkpoint import rename
 from gpu_align._errors import InputError, ModelError
@@ -118,6 +118,8 @@ class _Trial:
     def refusal(self, name: str) -> str | None:
         """Return why a group has to be merged as a whole; None if it need not."""
         group = self.spec.groups[name]
+        if isinstance(self.model, fx.GraphModule):
+            return "the layers of an exported program have no other sizes; pass the module itself"
         if group.parent is not None:
             return f"its units are inside those of {group.parent!r}"
         if name in self.parents or group.fixed:

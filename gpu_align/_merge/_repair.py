@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from gpu_align._align import Model, Network, model_beside, state_of
 from gpu_align._checkpoint import rename
@@ -48,7 +49,7 @@ def repair(
     parents: Sequence[Network] = (),
     weights: Sequence[float] | None = None,
     method: str | None = None,
-    model: Model | None = None,
+    model: nn.Module | ExportedProgram | Model | None = None,
     example_inputs: object = None,
     outputs: Kept | None = None,
     loss: str | Loss = "auto",
@@ -66,8 +67,8 @@ def repair(
         weights: of the parents; default all alike.
         method: "norms" measures the statistics of batch norms anew; "repair", "rescale", "refit"
             and "refit-parents" as for `merge`. Default: "repair" with parents, else "norms".
-        model: what is run with the tensors; default the network if it is a module, or what a
-            `config.json` beside it names.
+        model: what is run with the tensors, a module or an exported program; default the network
+            if it is a module, or what a `config.json` beside it names.
         example_inputs, outputs, loss, device, seed, examples: as for `merge`.
 
     Raises:
@@ -76,7 +77,8 @@ def repair(
     """
     known = Data.of(data, seed=seed)
     state = state_of(network)
-    model = model or _model(network, state, known, example_inputs, outputs)
+    if not isinstance(model, Model):
+        model = _model(network if model is None else model, state, known, example_inputs, outputs)
     known = model.fitted(known)
     method = _checked(method or ("repair" if parents else "norms"), parents)
     others = [state_of(parent) for parent in parents]
@@ -89,7 +91,7 @@ def repair(
     traces = Traces(model.network, model.outputs, place)
     whole = Calibration(traces, known.fit)
     count = whole.count if examples is None else examples
-    calibration = Calibration(traces, known.fit.take(count)).fitting(len(parents), way)
+    calibration = Calibration(traces, traces.enough(known.fit, count)).fitting(len(parents), way)
     [made] = calibration.mended([inside[0].state], [each.state for each in inside[1:]], shares, way)
     back = {own: name for own, name in model.names.items()}
     after = {back.get(n, n): t for n, t in inside[0].restore(made).items()}
@@ -113,9 +115,13 @@ def _checked(method: str, parents: Sequence[Network]) -> str:
 
 
 def _model(
-    network: Network, state: StateDict, data: Data, inputs: object, outputs: Kept | None
+    network: Network | ExportedProgram,
+    state: StateDict,
+    data: Data,
+    inputs: object,
+    outputs: Kept | None,
 ) -> Model:
-    if isinstance(network, nn.Module):
+    if isinstance(network, nn.Module | ExportedProgram):
         return Model(network, data.fit.lots[0][:2].inputs if inputs is None else inputs, outputs)
     found = model_beside([network], state, inputs, outputs)
     if found is None:

@@ -1,6 +1,5 @@
 """Statistics of batch norms, measured anew for networks between two trained ones."""
 
-import copy
 from functools import cached_property
 
 import torch
@@ -11,7 +10,7 @@ from gpu_align._align import Model
 from gpu_align._merge._recalibrate import Candidate, Norms, Part, has_batch_norms, recalibrate
 from gpu_align._network import Batch, Examples, Traces, Walk
 from gpu_align._process import MODULES
-from gpu_align._symmetry import StateDict, double, unwrapped
+from gpu_align._symmetry import StateDict, double, duplicate, unwrapped
 
 
 class Statistics:
@@ -25,22 +24,29 @@ class Statistics:
     """
 
     def __init__(
-        self, model: Model, examples: Examples, device: torch.device, *, in_double: bool = False
+        self,
+        model: Model,
+        examples: Examples,
+        count: int,
+        device: torch.device,
+        *,
+        in_double: bool = False,
     ) -> None:
         """Take what is traced when it is first needed.
 
         Args:
             model: left as it was.
             examples: batches of one size are made of each lot; what is over is left out.
+            count: how many of them are measured on, the first ones; those of a batch at least.
             device: where it is run.
             in_double: whether to run in float64.
         """
         network = model.network
         if in_double:
             with MODULES:
-                network = copy.deepcopy(unwrapped(model.module)).double()
+                network = duplicate(unwrapped(model.module)).double()
         self._traces = Traces(network, model.outputs, device)
-        placed = self._traces.batches(examples, equal=True)
+        placed = self._traces.batches(self._traces.enough(examples, count), equal=True)
         self._batches = [_in_double(batch) if in_double else batch for batch in placed]
         self.examples = sum(map(len, self._batches))
 

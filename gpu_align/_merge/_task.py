@@ -209,8 +209,12 @@ class Task:
         looks = ["norms"] if self._calibration.has_batch_norms else ["norms", "repair"]
         found = [one for order in orders for one in self._set_right(order, looks, _FIRST)]
         best = min(found, key=_loss_of)
-        ways = [way for way in ("repair", *_FITS) if way not in looks]
-        found += self._set_right(best.order, ways, self._count)
+        refusal = Calibration(self._traces, self._fit(self._count)).refusal
+        fits = () if refusal else _FITS
+        ways = [way for way in ("repair", *fits) if way not in looks]
+        found += self._set_right(best.order, ways, self._count) if ways else ()
+        if refusal:
+            return found, [f"{', '.join(_FITS)} and {DISTILL} were left out: {refusal}"]
         found.append(self._between(*found[-2:]))
         if not self._calibration.is_cheap:
             return found, ()
@@ -253,7 +257,7 @@ class Task:
 
     def _fit(self, count: int) -> Examples:
         assert self.data is not None
-        return self.data.fit.take(count)
+        return self._traces.enough(self.data.fit, count)
 
     def _set_right(
         self, order: Order, methods: Sequence[str], examples: int, start: StateDict | None = None

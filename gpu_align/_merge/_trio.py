@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from gpu_align._align import (
     AlignmentResult,
@@ -79,7 +80,7 @@ def aligned(
 
 def model_for(
     networks: Sequence[Network],
-    module: nn.Module | None,
+    module: nn.Module | ExportedProgram | None,
     inputs: object,
     outputs: Kept | None,
     examples: Examples,
@@ -88,7 +89,7 @@ def model_for(
 
     Args:
         networks: a module among them is taken, or what a `config.json` beside a path describes.
-        module: goes before these.
+        module: or a program; goes before these.
         inputs: example inputs; by default the first two of the examples.
         outputs: those that must stay as they are.
         examples: of the data.

@@ -1,6 +1,5 @@
 """Two networks in one that is wider: some units are merged, others of both lie side by side."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +8,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from gpu_align._symmetry import Factor, Fixed, PermutationSpec, StateDict, TensorSpec
+from gpu_align._symmetry import (
+    Factor,
+    Fixed,
+    PermutationSpec,
+    StateDict,
+    TensorSpec,
+    duplicate,
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def wide_module(
         spec: whose ties say which names share a tensor.
         tensors: of the wider network.
     """
-    wide = copy.deepcopy(model)
+    wide = duplicate(model)
     made: dict[str, nn.Parameter | Tensor] = {}
     for name in wide.state_dict():
         kept = spec.ties.get(name, name)

@@ -8,9 +8,11 @@ from gpu_align._network._evaluate import BATCH_SIZE, Score, evaluate, evaluate_m
 from gpu_align._network._examples import Batch, Examples
 from gpu_align._network._image_layout import LastLayout
 from gpu_align._network._images import fitted
+from gpu_align._network._limits import Limits
 from gpu_align._network._loss import Loss, class_rows, counts_classes, loss_function
 from gpu_align._network._moments import Moments
 from gpu_align._network._own_code import call_named, first_line, named_object
+from gpu_align._network._runner import Runner
 from gpu_align._network._sites import Site, find_sites, innermost, lineage, rows_of
 from gpu_align._network._sources import FORMS, read_source
 from gpu_align._network._task_loss import Norms, TaskLoss
@@ -26,9 +28,11 @@ __all__ = [
     "Digits",
     "Examples",
     "LastLayout",
+    "Limits",
     "Loss",
     "Moments",
     "Norms",
+    "Runner",
     "Score",
     "Site",
     "Step",

@@ -1,6 +1,5 @@
 """Activations: statistics of the units of two networks on the same data, in one pass."""
 
-import copy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,6 +10,7 @@ from gpu_align._checkpoint import rename
 from gpu_align._errors import InputError, ModelError
 from gpu_align._network._evaluate import BATCH_SIZE
 from gpu_align._network._examples import Batch, Examples
+from gpu_align._network._limits import Limits
 from gpu_align._network._moments import Moments
 from gpu_align._network._sites import Site, find_sites, lineage
 from gpu_align._network._walk import Walk
@@ -19,6 +19,7 @@ from gpu_align._symmetry import (
     Kept,
     StateDict,
     TracedModel,
+    duplicate,
     same_noise,
     tied_names,
     trace_model,
@@ -29,13 +30,17 @@ from gpu_align._symmetry import (
 class Traces:
     """A model that is traced anew for each shape that batches have.
 
-    An exported program is for batches of one size; others are left out.
+    Batches of a size that a program does not take are left out.
+
+    Attributes:
+        limits: how many examples a batch may have.
+        device: where it is run; a module is copied there unless it lies there. A program is run
+            where it was exported.
 
     Args:
         network: a module, or a program.
         outputs: those that must stay as they are, default all; see `discover`.
-        device: where it is run; a module is copied there unless it lies there. A program is run
-            where it was exported.
+        device: see the attribute.
     """
 
     def __init__(
@@ -44,21 +49,25 @@ class Traces:
         outputs: Kept | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        self._size: int | None = None
         with MODULES:
             if isinstance(network, ExportedProgram):
                 module: nn.Module = network.module()
-                args, kwargs = network.example_inputs or ((), {})
-                self._size = len(Batch((args, kwargs)))
             else:
                 module = network = unwrapped(network)
                 if device is not None and _device_of(module) != torch.device(device):
-                    module = network = copy.deepcopy(network).to(device)
+                    module = network = duplicate(network).to(device)
+            self.limits = Limits.of(module)
+            if not self.limits.are_fixed:
+                network = module  # a program for several sizes is traced for each, as a module is
             self._own = {k: t for k, t in module.state_dict().items() if isinstance(t, Tensor)}
             self._ties = tied_names(module)
         self._network, self._outputs = network, outputs
         self._known: dict[object, tuple[TracedModel, list[Site]]] = {}
         self.device = _device_of(module)
+
+    def enough(self, examples: Examples, count: int) -> Examples:
+        """Return the first examples: so many, or those of a batch if this has more."""
+        return examples.take(max(count, self.limits.least))
 
     def of(self, batch: Batch) -> tuple[TracedModel, list[Site]]:
         """Return the model as it is traced for a batch, and its sites.
@@ -85,16 +94,18 @@ class Traces:
         Raises:
             InputError: a program takes larger batches than there are.
         """
-        parts = examples.equal_batches if equal and self._size is None else examples.batches
+        equal = equal and not self.limits.are_fixed
+        parts = examples.equal_batches if equal else examples.batches
         found = False
-        for batch in parts(self._size or size):
-            if self._size in (None, len(batch)):
+        for batch in parts(self.limits.nearest(size)):
+            if self.limits.allow(len(batch)):
                 found = True
                 yield batch.to(self.device)
         if not found:
             raise InputError(
-                f"the program was exported for batches of {self._size} examples, which the data "
-                "have not of one shape; give more data"
+                f"the program takes {self.limits}, and fewer of the {len(examples)} that it is to "
+                "be measured on are of one shape; give more data, or export it with a smaller or a "
+                "dynamic batch (dynamic_shapes)"
             )
 
     def placed(self, state: StateDict) -> dict[str, Tensor]:

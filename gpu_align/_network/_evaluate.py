@@ -19,10 +19,12 @@ from gpu_align._network._loss import (
     class_rows,
     counts_classes,
     loss_function,
+    reads_main_output,
     weight,
 )
+from gpu_align._network._runner import Runner
 from gpu_align._process import MODULES, full_precision
-from gpu_align._symmetry import Reference, StateDict, as_arguments, double, unwrapped
+from gpu_align._symmetry import StateDict, double, unwrapped
 
 BATCH_SIZE = 250
 """Examples that are run at once; larger ones leave the caches of a CPU."""
@@ -99,7 +101,8 @@ def evaluate_many(
     """Return the scores of several state dicts, each batch being run under all of them.
 
     Args:
-        module: run in evaluation mode and without gradients, and left as it was.
+        module: run in evaluation mode and without gradients, and left as it was. That of a program
+            is run in parts that it takes, see `Runner`.
         states: state dicts of the module; names that are missing keep the module's values, and
             tensors are run in the module's dtypes.
         examples: with targets.
@@ -118,33 +121,40 @@ def evaluate_many(
         raise InputError("a loss needs targets, and the data have none; give pairs (x, y)")
     function = loss_function(loss)
     place = choose_engine(device).device
-    reference, placed = _placed(module, states, place, in_double=in_double)
+    main = reads_main_output(function)
+    runner, placed = _placed(module, states, place, in_double=in_double, main=main)
     tallies = [_Tally(function) for _ in states]
     done = 0
-    for batch in examples.batches(batch_size):
-        moved = batch.to(place)
+    for several in examples.batches(runner.at_once(batch_size)):
+        moved = several.to(place)
         assert moved.targets is not None
-        targets = double(moved.targets) if in_double else moved.targets
-        arguments = as_arguments(moved.inputs)
+        targets = (double(moved.targets) if in_double else moved.targets).split(batch_size)
         for tally, state in zip(tallies, placed, strict=True):
             with MODULES, full_precision(), LastLayout():
-                tally.add(reference.result(state, arguments), targets)
-        done += len(batch)
+                outputs = runner.each(state, moved.inputs, batch_size)
+                for each, wanted in zip(outputs, targets, strict=True):
+                    tally.add(each, wanted)
+        done += len(several)
         if progress is not None:
             progress(done, len(examples))
     return [tally.score() for tally in tallies]
 
 
 def _placed(
-    module: nn.Module, states: Sequence[StateDict], device: torch.device, *, in_double: bool
-) -> tuple[Reference, list[dict[str, Tensor]]]:
+    module: nn.Module,
+    states: Sequence[StateDict],
+    device: torch.device,
+    *,
+    in_double: bool,
+    main: bool,
+) -> tuple[Runner, list[dict[str, Tensor]]]:
     """Return what runs a module on a device, and its tensors there under each state dict."""
     inner = unwrapped(module)
     with MODULES:
         names = inner.state_dict().keys()
-        reference = Reference(inner, device=device, in_double=in_double)
+        runner = Runner(inner, device, in_double=in_double, main=main)
     named = [state if state.keys() <= names else rename(state, names).state for state in states]
-    return reference, [reference.placed(state) for state in named]
+    return runner, [runner.placed(state) for state in named]
 
 
 class _Tally:

@@ -86,6 +86,11 @@ def auto(outputs: Any, targets: Tensor) -> Tensor:
 _LOSSES: dict[str, Loss] = {"auto": auto, "cross_entropy": cross_entropy, "mse": mse}
 
 
+def reads_main_output(loss: Loss) -> bool:
+    """Whether a loss is a named one, which looks at nothing but the main output."""
+    return loss in _LOSSES.values()
+
+
 def counts_classes(loss: Loss, targets: Tensor) -> bool:
     """Whether a loss is the cross entropy for these targets."""
     return loss is cross_entropy or (loss is auto and not targets.is_floating_point())

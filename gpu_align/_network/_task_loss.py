@@ -2,22 +2,22 @@
 
 import hashlib
 from collections.abc import Collection
-from contextlib import nullcontext
 from functools import cached_property
 from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from gpu_align._device import RandomStream
 from gpu_align._errors import InputError
-from gpu_align._network._batch_statistics import BatchStatistics
 from gpu_align._network._data import Data
 from gpu_align._network._examples import Batch, Examples
-from gpu_align._network._loss import Loss, loss_function, weight
+from gpu_align._network._loss import Loss, loss_function, reads_main_output, weight
+from gpu_align._network._runner import Runner
 from gpu_align._process import MODULES, full_precision
-from gpu_align._symmetry import Reference, StateDict, as_arguments, unwrapped
+from gpu_align._symmetry import StateDict, unwrapped
 
 Norms = Literal["batch", "stored"]
 _NORMS = ("batch", "stored")
@@ -36,7 +36,7 @@ class TaskLoss:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | ExportedProgram,
         data: object,
         loss: str | Loss = "auto",
         *,
@@ -48,7 +48,8 @@ class TaskLoss:
         """Take what is run, and on what.
 
         Args:
-            model: whose state dicts have the names and shapes of the networks; left as it was.
+            model: a module or an exported program, whose state dicts have the names and shapes of
+                the networks; left as it was.
             data: with targets, as the model takes them: a pair (x, y), an iterable of batches, a
                 text or `Data`, a part of which is held back; see `Data.of`.
             loss: "auto", "cross_entropy", "mse", or any function of what the model returns and the
@@ -60,6 +61,8 @@ class TaskLoss:
         Raises:
             InputError: the data have no targets, or a setting is none of these.
         """
+        if isinstance(model, ExportedProgram):
+            model = model.module()
         if not isinstance(model, nn.Module):
             raise InputError(
                 f"expected the model of a task loss as a module, got {type(model).__name__}"
@@ -78,7 +81,7 @@ class TaskLoss:
         self.batch_size, self.norms, self._loss = batch_size, norms, loss_function(loss)
         self._module = unwrapped(model)
         self._device = torch.device("cpu")
-        self._reference: Reference | None = None
+        self._runner: Runner | None = None
 
     def __repr__(self) -> str:
         """Say what it depends on, so that searches by different losses are told apart."""
@@ -105,7 +108,7 @@ class TaskLoss:
         made = type(self).__new__(type(self))
         vars(made).update(vars(self))
         made.fit, made.held = self.fit.to(device), self.held.to(device)
-        made._device, made._reference = device, None
+        made._device, made._runner = device, None
         return made
 
     def check_names(self, names: Collection[str]) -> None:
@@ -153,11 +156,13 @@ class TaskLoss:
     def _run(self, state: StateDict, batch: Batch, *, grad: bool) -> Tensor:
         assert batch.targets is not None
         with MODULES, full_precision():
-            if self._reference is None:
-                self._reference = Reference(self._module, device=self._device, in_double=False)
-            with BatchStatistics() if self.norms == "batch" else nullcontext():
-                outputs = self._reference.result(state, as_arguments(batch.inputs), grad=grad)
-            return self._loss(outputs, batch.targets)
+            if self._runner is None:
+                self._runner = Runner(
+                    *(self._module, self._device),
+                    main=reads_main_output(self._loss),
+                    batch_statistics=self.norms == "batch",
+                )
+            return self._loss(self._runner.run(state, batch.inputs, grad=grad), batch.targets)
 
 
 def _lot(examples: Examples, number: int) -> Batch:

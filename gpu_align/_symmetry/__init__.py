@@ -9,7 +9,7 @@ from gpu_align._symmetry._gauge._shift import shift_phases
 from gpu_align._symmetry._html import counted, html_table
 from gpu_align._symmetry._in_double import PRESERVED, double
 from gpu_align._symmetry._move import move, multiply, stack
-from gpu_align._symmetry._op import Op, extent
+from gpu_align._symmetry._op import Op, bounds, extent
 from gpu_align._symmetry._outline import (
     Module,
     Outline,
@@ -27,7 +27,13 @@ from gpu_align._symmetry._permutation_file import save_stack
 from gpu_align._symmetry._reference import Reference, tied_names
 from gpu_align._symmetry._rename import spec_of_file
 from gpu_align._symmetry._reorder import apply_permutations, permuted, permuted_stack
-from gpu_align._symmetry._running import as_arguments, evaluation_mode, same_noise
+from gpu_align._symmetry._running import (
+    as_arguments,
+    copied,
+    duplicate,
+    evaluation_mode,
+    same_noise,
+)
 from gpu_align._symmetry._spec import PermutationSpec, StateDict
 from gpu_align._symmetry._stacks import Stack, stack_size, unstacked
 from gpu_align._symmetry._tensor_spec import Block, TensorSpec
@@ -64,13 +70,16 @@ __all__ = [
     "axis_name",
     "axis_names",
     "balance",
+    "bounds",
     "chain_spec",
     "compare_outputs",
     "compare_stacks",
+    "copied",
     "counted",
     "discover",
     "double",
     "draw",
+    "duplicate",
     "evaluation_mode",
     "extent",
     "html_table",

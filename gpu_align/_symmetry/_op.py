@@ -121,3 +121,18 @@ def extent(size: object) -> int | None:
             return None
         stand_ins[symbol] = _DECIDED_BY_DATA + 2 * int(number)
     return int(size.node.expr.subs(stand_ins))
+
+
+def bounds(size: object) -> tuple[int, int | None] | None:
+    """Return the least and the most that a size of a traced program may be, None for no end.
+
+    Of one that is computed from others, such as twice another one, it is what it was in the trace.
+
+    Returns:
+        Both, or None for what is no size.
+    """
+    if isinstance(size, torch.SymInt) and size.node.expr.is_symbol:
+        known = size.node.shape_env.bound_sympy(size.node.expr)
+        return int(known.lower), int(known.upper) if known.upper.is_Integer else None
+    traced = extent(size)
+    return None if traced is None else (traced, traced)

@@ -95,6 +95,8 @@ class Reference:
                         result = self._call(run_on, called)
                 else:
                     result, _ = run(lambda: self._call(run_on, called))
+        except ModelError:
+            raise
         except Exception as error:
             where = " in float64" if self.in_double else ""
             raise ModelError(

@@ -1,5 +1,7 @@
 """How a module is run: its arguments, in evaluation mode, with the same noise each time."""
 
+import copy
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -15,6 +17,7 @@ from gpu_align._errors import ModelError
 _SEED = 0
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a forward."""
@@ -43,9 +46,17 @@ def as_arguments(example_inputs: object) -> Arguments:
     )
 
 
-def copied(arguments: Arguments) -> Arguments:
+def copied(arguments: T) -> T:
     """Return arguments that a forward may write into."""
     return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments)
+
+
+def duplicate(model: M) -> M:
+    """Return a copy of a module; `MODULES` is held meanwhile."""
+    with warnings.catch_warnings():
+        # What torch says of its own code as it copies the module of a program.
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        return copy.deepcopy(model)
 
 
 @contextmanager
