@@ -262,6 +262,22 @@ def test_moments_of_parts_are_those_of_the_whole() -> None:
     torch.testing.assert_close(whole.correlation, expected)
 
 
+def test_samples_behind_a_mask_are_left_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(3, 20, generator=generator, dtype=torch.float64) for _ in range(2))
+    behind = torch.arange(20) % 3 == 0
+    masked = [x.masked_fill(behind, -torch.inf) for x in (a, b)]
+    found, expected = Moments.of(*masked), Moments.of(a[:, ~behind], b[:, ~behind])
+    assert found.count == expected.count == 13
+    assert torch.equal(found.correlation, expected.correlation)
+    nothing = Moments.of(masked[0][:, behind], masked[1][:, behind])
+    for merged in (found.merged(nothing), nothing.merged(found)):
+        assert torch.equal(merged.correlation, expected.correlation)
+    assert not nothing.correlation.any()
+    for broken in ((masked[0], b), (a.masked_fill(behind, torch.nan),) * 2):
+        assert not Moments.of(*broken).correlation.isfinite().all()
+
+
 def test_a_constant_unit_correlates_with_nothing() -> None:
     varied = torch.tensor([[0.1] * 6, [1.0, 2, 3, 4, 5, 7]])
     correlation = Moments.of(varied, varied).correlation

@@ -56,16 +56,34 @@ def examples(count: int = 60) -> Tensor:
     return own.normal(count, 5)
 
 
+def masked_attention() -> tuple[nn.Module, Tensor]:
+    """Attention over sequences that end in padding, which a mask hides."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(7, 8), nn.Linear(8, 3)
+            self.attention = nn.MultiheadAttention(8, 4, batch_first=True)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.embedding(tokens)
+            hidden = tokens.cumsum(1) > 12
+            return self.head(self.attention(x, x, x, key_padding_mask=hidden)[0][:, 0])
+
+    return randomised(Padded(), 0), own.tokens(4, 5)
+
+
 PLANTED: dict[str, tuple[Callable[[], tuple[nn.Module, object]], object]] = {
     "tanh mlp": (lambda: (tanh_mlp(0), examples(4)), (examples(), None)),
     "residual cnn": (own.se_resnet, (own.normal(20, 3, 5, 5), None)),
     "lstm": (sequence.lstm, (own.tokens(40, 5), None)),
     "gpt2": (lambda: hf.gpt2("sdpa"), (own.tokens(40, 5), None)),
+    "masked attention": (masked_attention, (own.tokens(40, 5), None)),
     "depthwise": (own.depthwise_separable, (own.normal(20, 3, 5, 5), None)),
 }
 
 
-@pytest.mark.parametrize("name", slow(PLANTED, but=("tanh mlp", "lstm")))
+@pytest.mark.parametrize("name", slow(PLANTED, but=("tanh mlp", "lstm", "masked attention")))
 def test_a_planted_copy_is_found_by_what_its_units_do(name: str) -> None:
     make, data = PLANTED[name]
     model, inputs = make()

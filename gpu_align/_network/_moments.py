@@ -29,9 +29,16 @@ class Moments:
 
     @classmethod
     def of(cls, a: Tensor, b: Tensor) -> "Moments":
-        """Return those of samples, [n, samples] each, of any floating-point dtype."""
+        """Return those of samples, [n, samples] each, of any floating-point dtype.
+
+        Samples at which a unit is infinite in both, as scores of attention are behind a mask, say
+        nothing of the units and are left out.
+        """
+        if not bool(a.isfinite().all()):
+            seen = ~(a.isinf() & (a == b)).any(0)
+            a, b = a[:, seen], b[:, seen]
         a, b = a.to(torch.float64, copy=True), b.to(torch.float64, copy=True)
-        mean_a, mean_b = a.mean(1), b.mean(1)
+        mean_a, mean_b = (x.mean(1) if x.shape[1] else x.new_zeros(len(x)) for x in (a, b))
         a -= mean_a[:, None]
         b -= mean_b[:, None]
         square_a, square_b = torch.linalg.vecdot(a, a), torch.linalg.vecdot(b, b)
@@ -39,6 +46,8 @@ class Moments:
 
     def merged(self, other: "Moments") -> "Moments":
         """Return those of the samples of both."""
+        if not (self.count and other.count):
+            return self if self.count else other
         count = self.count + other.count
         share = other.count / count
         gap_a, gap_b = other.mean_a - self.mean_a, other.mean_b - self.mean_b
