@@ -106,10 +106,15 @@ def forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread: the networks of the tests are too small for more."""
+    """Run torch on one thread, in what is started, too: the networks are too small for more.
+
+    Threads that wait for each other turn, and the workers of the tests have the other cores.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(threads)
 
 

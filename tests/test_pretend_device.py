@@ -12,6 +12,7 @@ from gpu_align import (
     Annealing,
     BeamDescent,
     CoordinateDescent,
+    FrankWolfe,
     LayerwiseBeam,
     Noise,
     Portfolio,
@@ -26,6 +27,7 @@ from gpu_align._device._backend import CPU, Engine
 # Few steps: each op is run in Python. The k best are found by a solver of the host's choice.
 WHOLE: dict[str, Search] = {
     **{name: search for name, search in SEARCHES.items() if name != "layerwise"},
+    "frank_wolfe": FrankWolfe(starts=3, steps=6),
     "annealing": Annealing(starts=2, steps=4, iterations=3),
     "recombination": Recombination(3, 2, 1, steps=2, iterations=2),
     "portfolio": Portfolio(

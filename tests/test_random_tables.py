@@ -113,13 +113,6 @@ ANY = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.slow
-@settings(ANY, max_examples=20)
-@given(model=networks())
-def test_random_networks_with_tables_keep_their_function_at_other_lengths(model: nn.Module) -> None:
-    assert_symmetries_hold_at_other_lengths(model)
-
-
-@pytest.mark.slow
 @settings(ANY, max_examples=300)
 @given(model=networks())
 def test_many_random_networks_with_tables_keep_it_at_other_lengths(model: nn.Module) -> None:
