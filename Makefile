@@ -1,20 +1,24 @@
 # make demo   train four small digit classifiers, align them with every search, write demo/report.html
 # make test   the test suite: minutes on two cores
-# make test-slow  more cases of what it tests, long campaigns, and the demo; CI runs both
+# make test-slow  more cases of what it tests, long campaigns, and the demo
+# make test-all   both in one run, as CI does
 # make proofs compile every device kernel; no GPU needed. It installs Triton, NVRTC and CuPy, so that
 #             `make test` after it runs the kernels' tests too, which it else skips
 # make simulate  the CUDA kernels thread by thread, without a GPU: races, missing barriers,
 #             deadlocks, bad reads. Needs g++ and addr2line. `make test-slow` has the quick form
 # make check  what CI runs before the tests: lint, format, types
 # make docs   the documentation site, into site/; `make docs-serve` serves it and follows changes
+# make wheel  dist/*.whl, installed and imported in a clean environment
+# make everything  installs at once what all of these need
 # Each makes its own virtual environment on first use and needs only Python >= 3.11 and make.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python $(INSTALL)
 
-.PHONY: demo test test-slow proofs simulate check bench docs docs-serve clean
+.PHONY: demo test test-slow test-all proofs simulate check bench docs docs-serve wheel everything clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/gpu-align demo --out demo
@@ -24,6 +28,9 @@ test: $(VENV)/test.stamp
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/pytest -q -n auto --dist worksteal -m 'slow and not whole'
+
+test-all: $(VENV)/test.stamp
+	$(BIN)/pytest -q -n auto --dist worksteal -m 'not whole'
 
 proofs: $(VENV)/proofs.stamp
 	$(BIN)/python -m bench.compile_kernels
@@ -45,6 +52,21 @@ docs: $(VENV)/docs.stamp
 
 docs-serve: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+wheel: $(VENV)/dev.stamp
+	rm -rf dist $(VENV)-wheel
+	$(BIN)/python -m build --wheel --outdir dist . >/dev/null
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python $(INSTALL) --no-compile dist/*.whl
+	cd / && '$(CURDIR)/$(VENV)-wheel/bin/python' -c 'import gpu_align; print(gpu_align.__file__)'
+	$(VENV)-wheel/bin/gpu-align env
+	rm -rf $(VENV)-wheel
+
+# All cores compile, where pip takes one. What is of another Python fails, and is never imported.
+everything: $(VENV)/bin/python
+	$(PIP) --no-compile -e '.[demo,fast,docs,dev,kernels-check]'
+	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
+	touch $(foreach name,demo test proofs docs dev,$(VENV)/$(name).stamp)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpu-align needs Python >= 3.11")'
@@ -71,4 +93,4 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo site *.egg-info
+	rm -rf $(VENV) $(VENV)-wheel build dist demo site *.egg-info
