@@ -4,6 +4,7 @@ from gpu_align._align._align import align, align_networks
 from gpu_align._align._barycentre import Barycentre, barycentre, common_frame, cycle_error
 from gpu_align._align._canonical import CanonicalForm, canonical_form, canonicalize
 from gpu_align._align._certificate import CostMatrix, GroupReport, Inside
+from gpu_align._align._common_evidence import CommonEvidence, pairs_bytes
 from gpu_align._align._evidence import (
     ALPHAS,
     KINDS,
@@ -42,6 +43,7 @@ __all__ = [
     "AlphaTrial",
     "Barycentre",
     "CanonicalForm",
+    "CommonEvidence",
     "Correlations",
     "Correlator",
     "CostMatrix",
@@ -68,6 +70,7 @@ __all__ = [
     "function_in_words",
     "model_beside",
     "move_stack",
+    "pairs_bytes",
     "phases_in_words",
     "read_result",
     "state_of",

@@ -8,6 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from gpu_align._align._common_evidence import CommonEvidence
 from gpu_align._align._hugging_face import model_beside
 from gpu_align._align._networks import Model, Network, check_ties, checked_keys, state_of
 from gpu_align._align._realign import Keep, Method, Rounds, as_state, made_now
@@ -156,6 +157,7 @@ def common_frame(
     *,
     names: Sequence[str | None],
     keep: Keep = made_now,
+    evidence: CommonEvidence | None = None,
 ) -> Barycentre:
     """Bring state dicts into one frame; see `barycentre`.
 
@@ -165,6 +167,8 @@ def common_frame(
         settings: search, engine, seed and progress.
         names: of the models.
         keep: where what each search finds is kept.
+        evidence: what counts beside the weights; goes with "one_by_one" and no start. The spreads
+            are less what it is worth.
 
     Raises:
         InputError: a model cannot be used.
@@ -173,7 +177,8 @@ def common_frame(
     states = [each.state for each in renamed]
     for number, error in unusable(spec, states).items():
         raise InputError(f"{_called(number, names)} cannot be used: {error}") from error
-    found, spreads, status = Rounds(spec, settings, method, keep).run(states, rounds, start)
+    realign = Rounds(spec, settings, method, keep, evidence)
+    found, spreads, status = realign.run(states, rounds, start)
     permutations = list(found.permutations)
     mean = as_state(spec, found.mean, found.states[0])
     if frame is not None:

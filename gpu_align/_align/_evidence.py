@@ -1,7 +1,7 @@
 """Evidence from data: how alike the units of two networks behave on the same examples."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,7 @@ from gpu_align._errors import InputError
 from gpu_align._network import BATCH_SIZE, Data, Examples, Traces, fitted, unit_statistics
 from gpu_align._problem import (
     AlignmentProblem,
+    Hypotheses,
     check_weights,
     families_of,
     picked,
@@ -283,13 +284,13 @@ def guided(
         KeyboardInterrupt: Ctrl-C ended that search.
     """
     alpha = _ALONE if evidence.kind == "activations" else evidence.alpha
-    given = _stacked(problem, correlations)
+    given = stacked(problem, correlations)
     return problem.with_evidence(_scaled(problem, given, alpha, seed, progress))
 
 
-def _stacked(problem: AlignmentProblem, correlations: Sequence[Correlations]) -> dict[str, Tensor]:
+def stacked(problem: AlignmentProblem, correlations: Sequence[Correlations]) -> Correlations:
     """Return the correlations of all sources under the names of the problem's matrices."""
-    found: dict[str, Tensor] = {}
+    found: Correlations = {}
     for name in correlations[0]:
         variable = name if name in problem.sizes else unsigned(name)
         stack = torch.stack([each[name] for each in correlations]).to(problem.device)
@@ -299,11 +300,11 @@ def _stacked(problem: AlignmentProblem, correlations: Sequence[Correlations]) ->
 
 def _scaled(
     problem: AlignmentProblem,
-    given: Mapping[str, Tensor],
+    given: Correlations,
     alpha: float,
     seed: int,
     progress: ProgressCallback | None,
-) -> dict[str, Tensor]:
+) -> Correlations:
     """Return evidence in the units of the weights; see `guided`."""
 
     def named(entry: Progress) -> None:
@@ -313,20 +314,37 @@ def _scaled(
     outcome = run_search(CoordinateDescent(), problem, seed=seed, progress=named)
     if outcome.status is Status.INTERRUPTED:
         raise KeyboardInterrupt
-    best = outcome.best
+    factors = scales(problem, given, alpha, outcome.best)
+    names = [name for name in problem.sizes if name in given]
+    return {name: factors[unsigned(name)][:, None, None] * given[name] for name in names}
+
+
+def scales(
+    problem: AlignmentProblem, given: Correlations, alpha: float, order: Hypotheses
+) -> dict[str, Tensor]:
+    """Return what correlations are multiplied by to count in the units of the weights.
+
+    Args:
+        problem: of the weights.
+        given: its matrix -> correlations of its sources, [models, n, n].
+        alpha: how much correlations count beside the weights.
+        order: one hypothesis of each source, in which their weights match.
+
+    Returns:
+        Group -> float64 [models].
+    """
     found: dict[str, Tensor] = {}
     for family in problem.families.values():
         for member in family.members:
-            variables = [variable for variable in member.variables if variable in given]
             weights, total, top = (torch.zeros_like(problem.constant) for _ in range(3))
             for variable in member.variables:
-                similarity = problem.similarity(variable, best.perms, best.model)
-                weights += picked(similarity, best.perms[variable])
-            for variable in variables:
-                total += picked(given[variable], best.perms[variable])
-                top += given[variable].abs().amax(-1).sum(-1)
+                similarity = problem.similarity(variable, order.perms, order.model)
+                weights += picked(similarity, order.perms[variable])
+            for variable in member.variables:
+                if variable in given:
+                    total += picked(given[variable], order.perms[variable])
+                    top += given[variable].abs().amax(-1).sum(-1)
             total = torch.maximum(total, _LEAST_SHARE * top)
             factor = alpha * problem.unit * weights.abs() / total
-            factor = torch.where(total > 0, factor, 0.0)
-            found |= {variable: factor[:, None, None] * given[variable] for variable in variables}
+            found[member.group] = torch.where(total > 0, factor, 0.0)
     return found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpu_align._align._batches import batch_ranges, bytes_per_model
+from gpu_align._align._common_evidence import CommonEvidence
 from gpu_align._align._settings import Settings
 from gpu_align._device import CPU, free_bytes
 from gpu_align._problem import METRICS, AlignmentProblem, compute_dtype
@@ -53,7 +54,7 @@ class Standing:
         permutations: of each model into the common frame.
         states: the models in it.
         mean: name -> mean of a parameter, float64 on the CPU.
-        spread: mean squared distance of the models to it.
+        spread: mean squared distance of the models to it; less what their evidence is worth.
     """
 
     permutations: Sequence[Permutation]
@@ -72,12 +73,14 @@ class Rounds:
         method: "batch" brings all models to the mean of all at once, "one_by_one" each, in a
             random order, to the mean of the others.
         keep: where what each search finds is kept.
+        evidence: what counts beside the weights where models are realigned one by one.
     """
 
     spec: PermutationSpec
     settings: Settings
     method: Method
     keep: Keep = made_now
+    evidence: CommonEvidence | None = None
 
     def run(
         self, states: Sequence[StateDict], most: int, start: int | None
@@ -101,7 +104,7 @@ class Rounds:
             try:
                 for number in range(most):
                     found = self._round(best, number, start)
-                    if not found.spread < best.spread * (1 - _NO_DECREASE):
+                    if not found.spread < best.spread - _NO_DECREASE * abs(best.spread):
                         if start is None or number > 0:
                             return best, spreads, Status.CONVERGED
                         continue  # they were closer together than each is to the first
@@ -170,27 +173,47 @@ class Rounds:
         permutations, states = [], []
         for batch in self._batches(before.states, models):
             old = before.states[batch.start : batch.stop]
-            found, moved = self._search(old, target, number, len(before.states), batch)
-            is_closer = self._distances(moved, exact) < self._distances(old, exact)
+            found, moved = self._search(before, target, number, batch)
+            gains = self._distances(old, exact) - self._distances(moved, exact)
             for place, model in enumerate(batch):
-                closer = bool(is_closer[place])
                 one = before.permutations[model]
-                permutations.append(found[place].compose(one) if closer else one)
+                new = found[place].compose(one)
+                closer = float(gains[place]) + self._agreed(before, model, new) > 0
+                permutations.append(new if closer else one)
                 states.append(moved[place] if closer else old[place])
         return permutations, states
 
+    def _agreed(self, before: Standing, model: int, new: Permutation) -> float:
+        """Return by how much the distance of a model that is moved shrinks by evidence."""
+        if self.evidence is None:
+            return 0.0
+        frame = list(before.permutations)
+        old = self.evidence.agreement(model, frame)
+        frame[model] = new
+        return 2 * (self.evidence.agreement(model, frame) - old)
+
     def _search(
-        self, states: Sequence[StateDict], target: StateDict, number: int, total: int, batch: range
+        self, before: Standing, target: StateDict, number: int, batch: range
     ) -> tuple[list[Permutation], list[dict[str, Tensor]]]:
         """Return the permutations of a batch of models, and these permuted by them.
 
         Raises:
             KeyboardInterrupt: the search was interrupted.
         """
+        total = len(before.states)
+        states = before.states[batch.start : batch.stop]
         weights = Weights(self.spec, states, self.settings.engine.device)
+
+        def vectors() -> list[dict[str, Tensor]]:
+            progress = self._named(number, total, batch)
+            if self.evidence is None:
+                return self._vectors(weights, target, number, progress, None)
+            [model] = batch
+            extra = self.evidence.towards(model, before.permutations)
+            return self._vectors(weights, target, number, progress, extra)
+
         perms, signs = self.keep(
-            f"round {number + 1}, models {batch.start + 1} to {batch.stop} of {total}",
-            lambda: self._vectors(weights, target, number, self._named(number, total, batch)),
+            f"round {number + 1}, models {batch.start + 1} to {batch.stop} of {total}", vectors
         )
         found = Permutation.each(self.spec, perms, signs, len(states))
         placed = (
@@ -205,6 +228,7 @@ class Rounds:
         target: StateDict,
         number: int,
         progress: ProgressCallback | None,
+        evidence: Mapping[str, Tensor] | None,
     ) -> list[dict[str, Tensor]]:
         """Look for the permutations of models; return vectors and signs of all, on the CPU.
 
@@ -217,6 +241,7 @@ class Rounds:
             metric=_METRIC,
             dtype=compute_dtype(self.spec, [*weights.states, target]),
             engine=self.settings.engine,
+            evidence=evidence,
         )
         outcome = run_search(
             self._descent, problem, seed=self.settings.seed + number, progress=progress
@@ -262,6 +287,11 @@ class Rounds:
             for name in self._counted(states[0])
         }
         spread = float(self._distances(states, mean).mean())
+        if self.evidence is not None:
+            count = len(states)
+            agreed = sum(self.evidence.agreement(n, permutations) for n in range(count))
+            # Of all pairs, in the proportion in which moving one model changes the spread.
+            spread -= (count - 1) / count**2 * agreed
         return Standing(permutations, states, mean, spread)
 
     def _distances(self, states: Sequence[StateDict], mean: Mapping[str, Tensor]) -> Tensor:

@@ -1,11 +1,13 @@
 """Orders: networks whose units are brought into one order, in several ways."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 from gpu_align._align import (
+    CommonEvidence,
     Correlations,
     Correlator,
     Evidence,
@@ -13,7 +15,9 @@ from gpu_align._align import (
     Settings,
     align_networks,
     common_frame,
+    pairs_bytes,
 )
+from gpu_align._device import free_bytes
 from gpu_align._merge._calibration import BATCH
 from gpu_align._merge._stages import StageStore, stage
 from gpu_align._network import Examples, Traces
@@ -25,6 +29,8 @@ EVIDENCE = 1000
 """Examples that correlations are taken over."""
 _ROUNDS = 100
 """Most rounds in which several networks are brought into one order."""
+_SHARE = 0.5
+"""Of the free memory, for the correlations of several networks."""
 _WIDE = 256
 """Units of a group from which annealing costs more than it gains."""
 
@@ -84,12 +90,31 @@ class Orders:
         alone = len(self.states) == 2 and widest <= _WIDE
         return Annealing() if alone else CoordinateDescent()
 
+    @cached_property
+    def has_room(self) -> bool:
+        """Whether the correlations of all pairs of the networks fit the memory."""
+        need = pairs_bytes(self.spec, len(self.states))
+        return need <= _SHARE * free_bytes(self.settings.engine.device)
+
     def aligned(self, alpha: float | None) -> Order:
         """Align to the first network; by weights alone without an alpha."""
+        return self._by_weights if alpha is None else self._aligned(alpha)
+
+    @cached_property
+    def _by_weights(self) -> Order:
+        return self._aligned(None)
+
+    def _aligned(self, alpha: float | None) -> Order:
+        """See `aligned`."""
         name = "weights" if alpha is None else f"weights and data, {alpha:g}"
-        self.tell(f"aligning by {name}")
         are_many = len(self.states) > 2
-        find = self._in_one_frame if are_many else partial(self._pair, alpha)
+        evidence = None
+        if are_many and alpha is not None:
+            evidence = partial(self._common_evidence, alpha, self._by_weights)
+        self.tell(f"aligning by {name}")
+        find = (
+            partial(self._in_one_frame, name, evidence) if are_many else partial(self._pair, alpha)
+        )
         found = stage(self.store, f"aligning by {name}", find)
         moves = [Permutation(self.spec, *vectors) for vectors in found["permutations"]]
         pairs = zip(moves, self.states[1:], strict=True)
@@ -121,14 +146,34 @@ class Orders:
     @cached_property
     def _correlations(self) -> Correlations:
         """How the units of two networks correlate, the same for every alpha."""
-        assert self.examples is not None
-        first, second = self.states
-        device = self.settings.engine.device
-        about = self.model, self.spec, first, self.examples, device
-        return Correlator(*about, traces=self.traces, batch_size=BATCH).of(second)
+        [found] = self._pairs.values()
+        return found
 
-    def _in_one_frame(self) -> dict[str, Any]:
+    @cached_property
+    def _pairs(self) -> dict[tuple[int, int], Correlations]:
+        """How the units of every two networks correlate."""
+        assert self.examples is not None
+        device = self.settings.engine.device
+        found: dict[tuple[int, int], Correlations] = {}
+        for first, second in itertools.combinations(range(len(self.states)), 2):
+            about = self.model, self.spec, self.states[first], self.examples, device
+            correlator = Correlator(*about, traces=self.traces, batch_size=BATCH)
+            found[first, second] = correlator.of(self.states[second])
+        return found
+
+    def _common_evidence(self, alpha: float, by_weights: Order) -> CommonEvidence:
+        """Return what correlations say, scaled by what weights are worth in their own order."""
+        frame = by_weights.states, by_weights.permutations
+        return CommonEvidence.of(self._pairs, alpha, self.spec, self.settings, *frame)
+
+    def _in_one_frame(
+        self, name: str, evidence: Callable[[], CommonEvidence] | None
+    ) -> dict[str, Any]:
         """Align several networks to the first one, so that cycles close."""
+
+        def keep(search: str, make: Callable[[], Any]) -> Any:
+            return stage(self.store, f"{name}: {search}", make)
+
         found = common_frame(
             self.states,
             self.spec,
@@ -138,7 +183,8 @@ class Orders:
             start=None,
             frame=0,
             names=[None] * len(self.states),
-            keep=partial(stage, self.store),
+            keep=keep,
+            evidence=None if evidence is None else evidence(),
         )
         if found.status is Status.INTERRUPTED:
             raise KeyboardInterrupt

@@ -148,6 +148,16 @@ class Task:
         assert self.model is not None
         return Traces(self.model.network, self.model.outputs, self.settings.engine.device)
 
+    @property
+    def _alphas(self) -> tuple[float, ...]:
+        """How much data count in the orders that are tried."""
+        return () if self.data is None or self._lacks_room else ALPHAS
+
+    @property
+    def _lacks_room(self) -> bool:
+        """Whether there are more networks than can be aligned by data."""
+        return self.data is not None and len(self.given) > 2 and not self._orders.has_room
+
     @cached_property
     def _orders(self) -> Orders:
         examples, traces = (
@@ -182,8 +192,7 @@ class Task:
         if method == "naive":
             order = self._orders.as_given()
         else:
-            by_data = self.data is not None and len(self.given) == 2
-            order = self._orders.aligned(ALPHAS[0] if by_data else None)
+            order = self._orders.aligned(self._alphas[0] if self._alphas else None)
         start = (
             slerp(order.states[0], order.states[1], self.shares[1], self.spec)
             if method == "slerp"
@@ -204,8 +213,7 @@ class Task:
         if self.data is None:
             return self._one("average"), ()
         orders = [self._orders.as_given(), self._orders.aligned(None)]
-        if len(self.given) == 2:
-            orders += map(self._orders.aligned, ALPHAS)
+        orders += map(self._orders.aligned, self._alphas)
         looks = ["norms"] if self._calibration.has_batch_norms else ["norms", "repair"]
         found = [one for order in orders for one in self._set_right(order, looks, _FIRST)]
         best = min(found, key=_loss_of)
@@ -360,6 +368,11 @@ class Task:
         return total
 
     def _notes(self, chosen: Trial, trials: Sequence[Trial]) -> Iterator[str]:
+        if self._lacks_room:
+            yield (
+                "orders by weights and data were left out: how the units of so many networks "
+                "correlate does not fit the memory"
+            )
         most = 0 if self.data is None else min(self._count, _FIRST, len(self.data.fit))
         least = min((one.fitted for one in trials if one.is_merged), default=most)
         if least < most:

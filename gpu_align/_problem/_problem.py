@@ -116,15 +116,17 @@ class AlignmentProblem(Coupling, SoftEvaluation, ExactEvaluation, Batches):
         metric: str | Metric,
         dtype: torch.dtype,
         engine: Engine,
+        evidence: Mapping[str, Tensor] | None = None,
     ) -> "AlignmentProblem":
         """Build the form from weights that fit their spec and are known to be finite.
 
         Args:
             sources, target: on the engine's device; the target is of one model.
-            metric, dtype, engine: as above.
+            metric, dtype, engine, evidence: as above.
         """
         problem = cls.__new__(cls)
-        problem._build(sources, target, sources.spec, as_metric(metric), {}, dtype, engine)
+        rest = (evidence or {}, dtype, engine)
+        problem._build(sources, target, sources.spec, as_metric(metric), *rest)
         return problem
 
     def _build(
