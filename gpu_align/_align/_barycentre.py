@@ -167,8 +167,8 @@ def common_frame(
         settings: search, engine, seed and progress.
         names: of the models.
         keep: where what each search finds is kept.
-        evidence: what counts beside the weights; goes with "one_by_one" and no start. The spreads
-            are less what it is worth.
+        evidence: what counts beside the weights; goes with "one_by_one". The spreads are less what
+            it is worth.
 
     Raises:
         InputError: a model cannot be used.

@@ -72,46 +72,49 @@ class CommonEvidence:
                     totals.setdefault(group, []).append(float(one))
         return cls(pairs, {group: sum(each) / len(each) for group, each in totals.items()})
 
-    def towards(self, network: int, frame: Sequence[Permutation]) -> Correlations:
-        """Return the evidence that the others give a network, their mean.
+    def towards(
+        self, network: int, frame: Sequence[Permutation], others: Sequence[int]
+    ) -> Correlations:
+        """Return the evidence that others give a network, their mean.
 
         Args:
             network: its number.
             frame: what brought each network to where it stands.
+            others: their numbers; its own is left out.
 
         Returns:
             Matrix of an AlignmentProblem -> float64 [1, n, n], place in the frame and unit of the
             network where it stands.
         """
         found: Correlations = {}
-        for other, matrices in self._with(network):
+        pairs = list(self._with(network, others))
+        for other, matrices in pairs:
             for name, matrix in _moved(matrices, frame[other], frame[network]).items():
                 found[name] = found[name].add_(matrix) if name in found else matrix
-        share = 1 / (len(frame) - 1)
-        return {
-            name: (share * self.factors[unsigned(name)] * matrix)[None]
-            for name, matrix in found.items()
-        }
+        factors = {name: self.factors[unsigned(name)] / len(pairs) for name in found}
+        return {name: (factors[name] * matrix)[None] for name, matrix in found.items()}
 
-    def agreement(self, network: int, frame: Sequence[Permutation]) -> float:
-        """Return what the evidence that the others give a network is worth where it stands."""
+    def agreement(self, network: int, frame: Sequence[Permutation], others: Sequence[int]) -> float:
+        """Return what the evidence that others give a network is worth where it stands."""
         total = 0.0
-        for other, matrices in self._with(network):
+        pairs = list(self._with(network, others))
+        for other, matrices in pairs:
             for name, matrix in matrices.items():
                 (rows, row_signs), (columns, column_signs) = (
                     _vectors(frame[number], name, matrix) for number in (other, network)
                 )
                 picked = matrix[rows, columns] * row_signs * column_signs
                 total += self.factors[unsigned(name)] * float(picked.sum())
-        return total / (len(frame) - 1)
+        return total / len(pairs)
 
-    def _with(self, network: int) -> Iterator[tuple[int, Correlations]]:
+    def _with(self, network: int, others: Sequence[int]) -> Iterator[tuple[int, Correlations]]:
         """Yield each other network, and its correlations with this one, [other, this]."""
-        for (first, second), matrices in self.pairs.items():
-            if second == network:
-                yield first, matrices
-            elif first == network:
-                yield second, {name: matrix.T for name, matrix in matrices.items()}
+        for other in others:
+            if other < network:
+                yield other, self.pairs[other, network]
+            elif other > network:
+                pair = self.pairs[network, other]
+                yield other, {name: matrix.T for name, matrix in pair.items()}
 
 
 def _moved(matrices: Correlations, rows: Permutation, columns: Permutation) -> Correlations:

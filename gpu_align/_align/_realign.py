@@ -64,6 +64,21 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Target:
+    """What models are brought closer to: the mean of some of them where these stand.
+
+    Attributes:
+        state: in the dtypes of the models.
+        exact: its parameters in float64.
+        models: the numbers of those whose mean it is.
+    """
+
+    state: StateDict
+    exact: Mapping[str, Tensor]
+    models: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Rounds:
     """The rounds of one collection.
 
@@ -120,16 +135,31 @@ class Rounds:
         Raises:
             KeyboardInterrupt: a search of it was interrupted.
         """
+        count = len(before.states)
         if number == 0 and start is not None:
-            every = range(len(before.states))
-            target = before.states[start]
-            moved = self._moved(before, every, target, self._parameters(target), number)
+            moved = self._to_one(before, start)
         elif self.method == "batch":
-            target = as_state(self.spec, before.mean, before.states[0])
-            moved = self._moved(before, range(len(before.states)), target, before.mean, number)
+            mean = as_state(self.spec, before.mean, before.states[0])
+            target = Target(mean, before.mean, range(count))
+            moved = self._moved(before, range(count), target, number)
         else:
             moved = self._one_by_one(before, number)
         return self._standing(*moved)
+
+    def _to_one(self, before: Standing, start: int) -> tuple[list[Permutation], list[StateDict]]:
+        """Bring all models to one of them, which stays where it is."""
+        state = before.states[start]
+        target = Target(state, self._parameters(state), [start])
+        count = len(before.states)
+        if self.evidence is None:
+            return self._moved(before, range(count), target, 0)
+        permutations, states = list(before.permutations), list(before.states)
+        for model in range(count):
+            if model != start:
+                [permutations[model]], [states[model]] = self._moved(
+                    before, range(model, model + 1), target, 0
+                )
+        return permutations, states
 
     def _one_by_one(
         self, before: Standing, number: int
@@ -143,11 +173,12 @@ class Rounds:
         generator = torch.Generator().manual_seed(self.settings.seed + number)
         for model in torch.randperm(count, generator=generator, device="cpu").tolist():
             own = self._parameters(states[model])
-            others = {name: (count * mean[name] - own[name]) / (count - 1) for name in mean}
-            target = as_state(self.spec, others, states[0])
+            exact = {name: (count * mean[name] - own[name]) / (count - 1) for name in mean}
+            others = [other for other in range(count) if other != model]
+            target = Target(as_state(self.spec, exact, states[0]), exact, others)
             now = Standing(permutations, states, mean, before.spread)
             [permutations[model]], [states[model]] = self._moved(
-                now, range(model, model + 1), target, others, number
+                now, range(model, model + 1), target, number
             )
             new = self._parameters(states[model])
             mean = {name: mean[name] + (new[name] - own[name]) / count for name in mean}
@@ -157,8 +188,7 @@ class Rounds:
         self,
         before: Standing,
         models: range,
-        target: StateDict,
-        exact: Mapping[str, Tensor],
+        target: Target,
         number: int,
     ) -> tuple[list[Permutation], list[StateDict]]:
         """Bring some models closer to a target; those that come no closer stay.
@@ -166,34 +196,33 @@ class Rounds:
         Args:
             before: where they stand.
             models: their numbers.
-            target: in the dtypes of the models.
-            exact: its parameters in float64.
+            target: what they are brought to.
             number: of the round.
         """
         permutations, states = [], []
         for batch in self._batches(before.states, models):
             old = before.states[batch.start : batch.stop]
             found, moved = self._search(before, target, number, batch)
-            gains = self._distances(old, exact) - self._distances(moved, exact)
+            gains = self._distances(old, target.exact) - self._distances(moved, target.exact)
             for place, model in enumerate(batch):
                 one = before.permutations[model]
                 new = found[place].compose(one)
-                closer = float(gains[place]) + self._agreed(before, model, new) > 0
+                closer = float(gains[place]) + self._agreed(before, model, new, target) > 0
                 permutations.append(new if closer else one)
                 states.append(moved[place] if closer else old[place])
         return permutations, states
 
-    def _agreed(self, before: Standing, model: int, new: Permutation) -> float:
+    def _agreed(self, before: Standing, model: int, new: Permutation, target: Target) -> float:
         """Return by how much the distance of a model that is moved shrinks by evidence."""
         if self.evidence is None:
             return 0.0
         frame = list(before.permutations)
-        old = self.evidence.agreement(model, frame)
+        old = self.evidence.agreement(model, frame, target.models)
         frame[model] = new
-        return 2 * (self.evidence.agreement(model, frame) - old)
+        return 2 * (self.evidence.agreement(model, frame, target.models) - old)
 
     def _search(
-        self, before: Standing, target: StateDict, number: int, batch: range
+        self, before: Standing, target: Target, number: int, batch: range
     ) -> tuple[list[Permutation], list[dict[str, Tensor]]]:
         """Return the permutations of a batch of models, and these permuted by them.
 
@@ -206,11 +235,11 @@ class Rounds:
 
         def vectors() -> list[dict[str, Tensor]]:
             progress = self._named(number, total, batch)
-            if self.evidence is None:
-                return self._vectors(weights, target, number, progress, None)
-            [model] = batch
-            extra = self.evidence.towards(model, before.permutations)
-            return self._vectors(weights, target, number, progress, extra)
+            evidence = None
+            if self.evidence is not None:
+                [model] = batch
+                evidence = self.evidence.towards(model, before.permutations, target.models)
+            return self._vectors(weights, target.state, number, progress, evidence)
 
         perms, signs = self.keep(
             f"round {number + 1}, models {batch.start + 1} to {batch.stop} of {total}", vectors
@@ -289,7 +318,9 @@ class Rounds:
         spread = float(self._distances(states, mean).mean())
         if self.evidence is not None:
             count = len(states)
-            agreed = sum(self.evidence.agreement(n, permutations) for n in range(count))
+            agreed = sum(
+                self.evidence.agreement(model, permutations, range(count)) for model in range(count)
+            )
             # Of all pairs, in the proportion in which moving one model changes the spread.
             spread -= (count - 1) / count**2 * agreed
         return Standing(permutations, states, mean, spread)

@@ -25,10 +25,16 @@ from gpu_align._search import Annealing, CoordinateDescent, Search
 from gpu_align._status import Status
 from gpu_align._symmetry import Permutation, PermutationSpec, StateDict
 
+ALPHAS = (0.3, 1.0)
+"""How much activations count beside weights, as it is tried."""
+_OF_MANY = 0.3
+"""The same of three or more networks, where 1 gained nothing more and costs as much again."""
 EVIDENCE = 1000
 """Examples that correlations are taken over."""
 _ROUNDS = 100
-"""Most rounds in which several networks are brought into one order."""
+"""Most rounds in which several networks are brought into one order by weights."""
+_ROUNDS_BY_DATA = 10
+"""The same by weights and data, of which later ones hardly change what is merged."""
 _SHARE = 0.5
 """Of the free memory, for the correlations of several networks."""
 _WIDE = 256
@@ -91,10 +97,18 @@ class Orders:
         return Annealing() if alone else CoordinateDescent()
 
     @cached_property
-    def has_room(self) -> bool:
-        """Whether the correlations of all pairs of the networks fit the memory."""
+    def alphas(self) -> tuple[float, ...]:
+        """How much data may count; none without data, or if they do not fit the memory.
+
+        Of three or more networks the correlations of all pairs are in memory at once.
+        """
+        if self.examples is None:
+            return ()
+        if len(self.states) == 2:
+            return ALPHAS
         need = pairs_bytes(self.spec, len(self.states))
-        return need <= _SHARE * free_bytes(self.settings.engine.device)
+        fits = need <= _SHARE * free_bytes(self.settings.engine.device)
+        return (_OF_MANY,) if fits else ()
 
     def aligned(self, alpha: float | None) -> Order:
         """Align to the first network; by weights alone without an alpha."""
@@ -107,14 +121,14 @@ class Orders:
     def _aligned(self, alpha: float | None) -> Order:
         """See `aligned`."""
         name = "weights" if alpha is None else f"weights and data, {alpha:g}"
-        are_many = len(self.states) > 2
-        evidence = None
-        if are_many and alpha is not None:
+        if len(self.states) == 2:
+            find = partial(self._pair, alpha)
+        elif alpha is None:
+            find = partial(self._in_one_frame, name, None)
+        else:
             evidence = partial(self._common_evidence, alpha, self._by_weights)
+            find = partial(self._in_one_frame, name, evidence)
         self.tell(f"aligning by {name}")
-        find = (
-            partial(self._in_one_frame, name, evidence) if are_many else partial(self._pair, alpha)
-        )
         found = stage(self.store, f"aligning by {name}", find)
         moves = [Permutation(self.spec, *vectors) for vectors in found["permutations"]]
         pairs = zip(moves, self.states[1:], strict=True)
@@ -179,8 +193,8 @@ class Orders:
             self.spec,
             replace(self.settings, search=self.search),
             method="one_by_one",
-            rounds=_ROUNDS,
-            start=None,
+            rounds=_ROUNDS if evidence is None else _ROUNDS_BY_DATA,
+            start=None if evidence is None else 0,
             frame=0,
             names=[None] * len(self.states),
             keep=keep,

@@ -148,16 +148,6 @@ class Task:
         assert self.model is not None
         return Traces(self.model.network, self.model.outputs, self.settings.engine.device)
 
-    @property
-    def _alphas(self) -> tuple[float, ...]:
-        """How much data count in the orders that are tried."""
-        return () if self.data is None or self._lacks_room else ALPHAS
-
-    @property
-    def _lacks_room(self) -> bool:
-        """Whether there are more networks than can be aligned by data."""
-        return self.data is not None and len(self.given) > 2 and not self._orders.has_room
-
     @cached_property
     def _orders(self) -> Orders:
         examples, traces = (
@@ -192,7 +182,8 @@ class Task:
         if method == "naive":
             order = self._orders.as_given()
         else:
-            order = self._orders.aligned(self._alphas[0] if self._alphas else None)
+            alphas = self._orders.alphas
+            order = self._orders.aligned(alphas[0] if alphas else None)
         start = (
             slerp(order.states[0], order.states[1], self.shares[1], self.spec)
             if method == "slerp"
@@ -213,7 +204,7 @@ class Task:
         if self.data is None:
             return self._one("average"), ()
         orders = [self._orders.as_given(), self._orders.aligned(None)]
-        orders += map(self._orders.aligned, self._alphas)
+        orders += map(self._orders.aligned, self._orders.alphas)
         looks = ["norms"] if self._calibration.has_batch_norms else ["norms", "repair"]
         found = [one for order in orders for one in self._set_right(order, looks, _FIRST)]
         best = min(found, key=_loss_of)
@@ -368,7 +359,7 @@ class Task:
         return total
 
     def _notes(self, chosen: Trial, trials: Sequence[Trial]) -> Iterator[str]:
-        if self._lacks_room:
+        if self.data is not None and not self._orders.alphas:
             yield (
                 "orders by weights and data were left out: how the units of so many networks "
                 "correlate does not fit the memory"
