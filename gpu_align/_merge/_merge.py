@@ -42,12 +42,13 @@ def merge(
     of its parents' logits or, where the loss is not of classes, of all their outputs (FedDF).
     "naive" averages without aligning, "average" and "slerp" align first.
 
-    With data, "auto" tries the units as given, aligned by the weights, and of two networks by
-    weights and activations, each with norms measured anew, or repaired where there are none; then
-    repairs and fits the best of these, takes the mean of both fits, and distills networks that are
-    small enough to be trained in seconds; and chooses by the loss on the part of the data that is
-    held back. So it is no worse there than any of what it tried. Without data it is "average": then
-    a lower distance need not be a lower loss.
+    With data, "auto" tries the units as given, aligned by the weights, and by weights and
+    activations, each with norms measured anew, or repaired where there are none; then repairs and
+    fits the best of these, takes the mean of both fits, and distills networks that are small enough
+    to be trained in seconds; and chooses by the loss on the part of the data that is held back. So
+    it is no worse there than any of what it tried. Without data it is "average": then a lower
+    distance need not be a lower loss. One way alone aligns by weights and activations where there
+    are data. Three or more networks come into one order, so that cycles close.
 
     Args:
         networks: two or more modules, state dicts or paths of checkpoints.

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from gpu_align._align import (
+    ALPHAS,
     CommonEvidence,
     Correlations,
     Correlator,
@@ -25,10 +26,8 @@ from gpu_align._search import Annealing, CoordinateDescent, Search
 from gpu_align._status import Status
 from gpu_align._symmetry import Permutation, PermutationSpec, StateDict
 
-ALPHAS = (0.3, 1.0)
-"""How much activations count beside weights, as it is tried."""
 _OF_MANY = 0.3
-"""The same of three or more networks, where 1 gained nothing more and costs as much again."""
+"""How much activations count beside weights of three or more networks: 1 gained nothing more."""
 EVIDENCE = 1000
 """Examples that correlations are taken over."""
 _ROUNDS = 100

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gpu_align._align import ALPHAS, Model, Settings
+from gpu_align._align import Model, Settings
 from gpu_align._checkpoint import Renamed, rename
 from gpu_align._errors import InputError, ModelError
 from gpu_align._merge._average import average, check_alike, shares_of, slerp
