@@ -15,7 +15,7 @@ from marks import slow
 from networks import State, mlp, pair, randomised
 from test_merge_resume import BOTH, FEW, KEPT, count, interrupt
 from torch import Tensor, nn
-from trained_digits import DIGITS, MLP
+from trained_digits import DIGITS, MLP, nets, trained
 from typer.testing import CliRunner, Result
 
 from gpu_align import AlignmentProblem, Permutation, PermutationSpec, discover, merge
@@ -211,6 +211,25 @@ def test_auto_tries_an_order_by_weights_and_data() -> None:
     by_data = merge(models, data, method="refit", device="cpu", search="descent")
     assert by_data.chosen.order == "weights and data, 0.3"
     assert by_data.cycle_error == 0
+
+
+def test_auto_is_never_worse_than_without_the_order_by_data(
+    trained_states: dict[str, State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nets()["cnn"]()
+    states = [trained_states["cnn0"], trained_states["cnn1"], trained(nets()["cnn"], 2)]
+    model.load_state_dict(states[0])
+    networks = [model.eval(), *states[1:]]
+    options: dict[str, Any] = {"device": "cpu", "search": "descent", "examples": 300}
+    found = merge(networks, "digits", **options)
+    fitted = {one.order for one in found.trials if one.method == "refit"}
+    assert fitted == {"weights", "weights and data, 0.3"}
+    monkeypatch.setattr(Orders, "alphas", ())
+    before = merge(networks, "digits", **options)
+    kept = {(one.order, one.method): one.loss for one in found.trials}
+    for trial in before.trials:
+        assert kept[trial.order, trial.method] == trial.loss
+    assert (found.chosen.loss or 0) <= (before.chosen.loss or 0)
 
 
 def test_what_does_not_fit_the_memory_is_left_out_and_said(

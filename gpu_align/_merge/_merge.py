@@ -48,7 +48,8 @@ def merge(
     to be trained in seconds; and chooses by the loss on the part of the data that is held back. So
     it is no worse there than any of what it tried. Without data it is "average": then a lower
     distance need not be a lower loss. One way alone aligns by weights and activations where there
-    are data. Three or more networks come into one order, so that cycles close.
+    are data. Three or more networks come into one order, so that cycles close; of these the best
+    order without data is fitted, too.
 
     Args:
         networks: two or more modules, state dicts or paths of checkpoints.

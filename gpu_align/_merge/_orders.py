@@ -26,6 +26,10 @@ from gpu_align._search import Annealing, CoordinateDescent, Search
 from gpu_align._status import Status
 from gpu_align._symmetry import Permutation, PermutationSpec, StateDict
 
+NO_ROOM = (
+    "orders by weights and data were left out: how the units of so many networks correlate does "
+    "not fit the memory"
+)
 _OF_MANY = 0.3
 """How much activations count beside weights of three or more networks: 1 gained nothing more."""
 EVIDENCE = 1000

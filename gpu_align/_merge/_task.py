@@ -16,7 +16,7 @@ from gpu_align._merge._average import average, check_alike, shares_of, slerp
 from gpu_align._merge._calibration import FIT, METHODS, Calibration
 from gpu_align._merge._distill import MORE, PASSES, Distillation
 from gpu_align._merge._match import group_matches
-from gpu_align._merge._orders import EVIDENCE, Order, Orders
+from gpu_align._merge._orders import EVIDENCE, NO_ROOM, Order, Orders
 from gpu_align._merge._result import MergeResult, Trial
 from gpu_align._merge._stages import StageStore, identity_of, stage
 from gpu_align._network import Data, Examples, Loss, Score, Traces, evaluate_many, loss_function
@@ -182,8 +182,7 @@ class Task:
         if method == "naive":
             order = self._orders.as_given()
         else:
-            alphas = self._orders.alphas
-            order = self._orders.aligned(alphas[0] if alphas else None)
+            order = self._orders.aligned(next(iter(self._orders.alphas), None))
         start = (
             slerp(order.states[0], order.states[1], self.shares[1], self.spec)
             if method == "slerp"
@@ -207,11 +206,19 @@ class Task:
         orders += map(self._orders.aligned, self._orders.alphas)
         looks = ["norms"] if self._calibration.has_batch_norms else ["norms", "repair"]
         found = [one for order in orders for one in self._set_right(order, looks, _FIRST)]
-        best = min(found, key=_loss_of)
+        best = min(found, key=_loss_of).order
+        plain = min(found[: 2 * len(looks)], key=_loss_of).order
+        # Of many networks the best without data, too: fits may turn round which order is better.
+        starts = [best] if best is plain or len(self.given) == 2 else [best, plain]
+        finished = [self._finished(order, looks) for order in starts]
+        return found + [one for made, _ in finished for one in made], finished[0][1]
+
+    def _finished(self, order: Order, seen: Sequence[str]) -> tuple[list[Merged], Sequence[str]]:
+        """Set the mean of networks in one order right in more ways than those seen, see `_auto`."""
         refusal = Calibration(self._traces, self._fit(self._count)).refusal
         fits = () if refusal else _FITS
-        ways = [way for way in ("repair", *fits) if way not in looks]
-        found += self._set_right(best.order, ways, self._count) if ways else ()
+        ways = [way for way in ("repair", *fits) if way not in seen]
+        found = self._set_right(order, ways, self._count) if ways else []
         if refusal:
             return found, [f"{', '.join(_FITS)} and {DISTILL} were left out: {refusal}"]
         found.append(self._between(*found[-2:]))
@@ -360,10 +367,7 @@ class Task:
 
     def _notes(self, chosen: Trial, trials: Sequence[Trial]) -> Iterator[str]:
         if self.data is not None and not self._orders.alphas:
-            yield (
-                "orders by weights and data were left out: how the units of so many networks "
-                "correlate does not fit the memory"
-            )
+            yield NO_ROOM
         most = 0 if self.data is None else min(self._count, _FIRST, len(self.data.fit))
         least = min((one.fitted for one in trials if one.is_merged), default=most)
         if least < most:
