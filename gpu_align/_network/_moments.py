@@ -34,9 +34,14 @@ class Moments:
         Samples at which a unit is infinite in both, as scores of attention are behind a mask, say
         nothing of the units and are left out.
         """
-        if not bool(a.isfinite().all()):
-            seen = ~(a.isinf() & (a == b)).any(0)
-            a, b = a[:, seen], b[:, seen]
+        found = cls._of_all(a, b)
+        if bool(found.mean_a.isfinite().all()):
+            return found
+        seen = ~(a.isinf() & (a == b)).any(0)
+        return cls._of_all(a[:, seen], b[:, seen])
+
+    @classmethod
+    def _of_all(cls, a: Tensor, b: Tensor) -> "Moments":
         a, b = a.to(torch.float64, copy=True), b.to(torch.float64, copy=True)
         mean_a, mean_b = (x.mean(1) if x.shape[1] else x.new_zeros(len(x)) for x in (a, b))
         a -= mean_a[:, None]
