@@ -99,10 +99,10 @@ def test_the_choice_is_said_and_kept(tmp_path: Path) -> None:
 
 def test_losses_that_are_not_finite_are_not_chosen() -> None:
     class Steep(nn.Sequential):
-        """Its outputs are infinite half-way, unless units of equal sign meet."""
+        """It divides by zero, so that no loss is finite."""
 
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) / self[0].weight.abs().min().floor()
+            return super().forward(x) / 0
 
     nets = [Steep(*randomised(mlp(SIZES, nn.Tanh), seed)) for seed in (1, 2)]
     inputs = torch.randn(60, 5, dtype=torch.float64)
@@ -112,6 +112,16 @@ def test_losses_that_are_not_finite_are_not_chosen() -> None:
     assert result.evidence == "weights"
     assert "not finite with 0.3" in result.summary()
     assert '"loss": null' in json.dumps(result.to_json())
+
+
+def test_what_cannot_be_judged_is_said_before_anything_is_sought() -> None:
+    x, y = torch.zeros(60, 5).double(), torch.zeros(60, 9).double()
+
+    def never(entry: Progress) -> None:
+        raise AssertionError(entry.stage)
+
+    with pytest.raises(InputError, match="shape"):
+        align(network(2), network(1), data=(x, y), alpha="auto", progress=never, **FAST)
 
 
 def test_seconds_are_shared() -> None:
@@ -124,6 +134,17 @@ def test_seconds_are_shared() -> None:
     options = {"data": data(), "alpha": "auto", "budget": Budget(seconds=300), "progress": note}
     align(network(2), network(1), **options, **FAST)
     assert 50 < max(left) <= 100
+
+
+def test_an_interruption_between_two_searches_leaves_what_was_found() -> None:
+    def stop(entry: Progress) -> None:
+        if entry.stage == "alpha 0.3, scale of the evidence":
+            raise KeyboardInterrupt
+
+    part = found(None, stop)
+    assert part.status is Status.INTERRUPTED
+    assert [trial.alpha for trial in part.alphas] == [0]
+    assert part.evidence == "weights"
 
 
 @pytest.mark.parametrize("alpha", ["0", "0.3", "1"])
@@ -166,7 +187,7 @@ def found(
     [
         ({"alpha": "best", "data": data()}, "or \"auto\", got 'best'"),
         ({"alpha": "auto", "data": (torch.zeros(9, 5).double(), None)}, "no targets"),
-        ({"alpha": "auto"}, "leave alpha"),
+        ({"alpha": "auto"}, "no data were given"),
         ({"alpha": "auto", "data": data(), "evidence": "activations"}, "leave alpha"),
     ],
 )

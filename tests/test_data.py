@@ -262,7 +262,11 @@ def test_images_that_do_not_fit(shape: tuple[int, ...]) -> None:
 
 def test_examples_of_several_shapes_of_which_some_fit_are_left_as_they_are() -> None:
     sequences = Data.of([torch.zeros(4, length, 3) for length in (5, 7)], held=0.5)
-    assert sequences.fitted((5, 3)) is sequences
+    assert sequences.fitted((5, 3)) == sequences
+    images = Examples.of(torch.randn(4, 1, 2, 3), torch.arange(4))
+    given = Data(fitted(images, (6,)), fitted(images, (6,)), images).fitted((6,))
+    assert given.test is not None
+    assert given.test.lots[0].inputs.shape == (4, 6)
     with pytest.raises(InputError, match="the model takes 6x3"):
         sequences.fitted((6, 3))
 

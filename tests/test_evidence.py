@@ -254,7 +254,7 @@ def test_groups_that_no_data_show_are_decided_by_the_weights() -> None:
     [
         ({"evidence": "both"}, "needs data"),
         ({"evidence": "all", "data": (examples(), None)}, "weights, activations, both, got 'all'"),
-        ({"alpha": 1.0}, "leave alpha"),
+        ({"alpha": 1.0}, "no data were given"),
         ({"alpha": 1.0, "evidence": "activations", "data": (examples(), None)}, "leave alpha"),
         ({"alpha": -1.0, "data": (examples(), None)}, "at least 0, or .auto., got -1"),
         ({"alpha": True, "data": (examples(), None)}, "at least 0, or .auto., got True"),

@@ -191,6 +191,7 @@ RESULTS: dict[str, Callable[[], str]] = {
     "costs": lambda: result_with(
         cost_matrix={"group": "0", "units": 1, "before": [["x"]], "after": [["y"]]}
     ),
+    "alphas": lambda: result_with(alphas=[{"alpha": None, "loss": None, "distance": 1.0}]),
     "texts": lambda: result_with(search=[1, 2]),
     "origin": lambda: result_with(origin={"a": 1}),
     "symmetries": lambda: result_with(log10_symmetries=[1]),

@@ -246,6 +246,8 @@ def test_what_does_not_fit_the_memory_is_left_out_and_said(
         assert any("does not fit the memory" in note for note in found.notes) == (
             order == "weights"
         )
+    naive = merge(models, data, **options | {"method": "naive"})
+    assert not any("does not fit the memory" in note for note in naive.notes)
 
 
 def test_an_order_by_data_is_resumed_search_by_search(

@@ -163,6 +163,14 @@ class Layers(nn.Module):
         return {"hidden": torch.stack([first, second]), "logits": self.head(second)}
 
 
+def test_outputs_of_which_two_axes_may_be_that_of_examples_are_refused() -> None:
+    own, module = case("mlp", 70), randomised(Layers(), 3)
+    program = torch.export.export(module, (own.inputs[:2],)).module()
+    states, examples = [dict(module.state_dict())], Examples.of(*own.data)
+    with pytest.raises(ModelError, match=r"several axes have as many entries.*another size"):
+        evaluate_many(program, states, examples, lambda y, _: y["hidden"].mean(), device="cpu")
+
+
 @pytest.mark.parametrize("size", [8, 20, 64])
 def test_a_loss_of_the_callers_own_gets_all_outputs_as_the_module_gives_them(size: int) -> None:
     own, module = case("mlp", 70), randomised(Layers(), 3)
@@ -268,6 +276,60 @@ def test_batch_norms_that_cannot_see_the_batch_are_refused() -> None:
         for model in (program, module)
     )
     assert near(found, expected)
+
+
+class Folded(nn.Module):
+    """A batch norm over examples and places on one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(1), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x.reshape(-1, 1)).reshape(x.shape))
+
+
+def test_batch_norms_over_more_than_examples_are_refused_in_parts() -> None:
+    own, module = case("mlp", 40), randomised(Folded(), 4)
+    state = dict(module.state_dict())
+    with pytest.raises(ModelError, match=r"on one axis.*norms='stored'"):
+        TaskLoss(torch.export.export(module, (own.inputs[:5],)), own.data).held_loss(state)
+    whole = torch.export.export(module, (own.inputs[:8],))  # all that are held back
+    found, expected = (float(TaskLoss(m, own.data).held_loss(state)) for m in (whole, module))
+    assert near(found, expected)
+
+
+def test_one_example_is_not_left_to_a_batch_norm_alone() -> None:
+    own = case("cnn", 25)
+    task = TaskLoss(own.first, (own.inputs, own.targets), batch_size=4)
+    assert len(task.held) == 5
+    whole = TaskLoss(own.first, (own.inputs, own.targets), batch_size=5)
+    assert float(task.held_loss(own.states[0])) == float(whole.held_loss(own.states[0]))
+
+
+class Scaled(nn.Module):
+    """It takes a number beside the examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = perceptron()
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.layers(x) * scale
+
+
+def test_inputs_without_an_axis_of_examples_are_left_as_they_are() -> None:
+    own = case("mlp")
+    nets = [randomised(Scaled(), seed) for seed in (1, 2)]
+    inputs = (own.inputs[:4], torch.tensor(2.0).double())
+    program = torch.export.export(nets[0], inputs)
+    state = dict(nets[1].state_dict())
+    found, expected = (
+        align(state, target, example_inputs=inputs, search="descent", device="cpu")
+        for target in (program.module(), nets[0])
+    )
+    assert found.distance == expected.distance
+    assert found.function_preserved
 
 
 def test_programs_in_training_are_not_run_in_parts() -> None:

@@ -150,13 +150,19 @@ def test_code_in_a_file_is_not_run(
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("part", ["schema", "searches", "identity", "snapshot", "perms", "state"])
+@pytest.mark.parametrize(
+    "part", ["schema", "searches", "none", "number", "identity", "snapshot", "perms", "state"]
+)
 def test_incomplete_file(part: str, tmp_path: Path) -> None:
     path = interrupted_store(tmp_path / "s").path
     with torch.serialization.safe_globals(list(_store.STORED)):
         document = torch.load(path, weights_only=True)
     [entry] = document["searches"].values()
-    if part == "perms":
+    if part == "none":
+        document["searches"] = {}
+    elif part == "number":
+        document["searches"]["x"] = entry
+    elif part == "perms":
         next(iter(entry["snapshot"].best.perms.values()))[0, 0] += 1
     elif part == "state":
         object.__delattr__(entry["snapshot"].state, "step")

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, overload
 import torch
 from torch import nn
 
-from gpu_align._align._alpha import AlphaChoice, Midpoints
+from gpu_align._align._alpha import AlphaChoice, Find, Midpoints
 from gpu_align._align._evidence import Correlations, Correlator, Evidence
 from gpu_align._align._hugging_face import model_beside
 from gpu_align._align._many import Aligned, align_state_dicts
@@ -124,9 +124,10 @@ def align(
     """Find the permutation of the source's units that brings it closest to the target.
 
     Where units may be negated (tanh, sin) signs are chosen too, and where the bias in front of a
-    sine may be shifted by half periods (SIREN) phases. These are left as they are with evidence,
-    with a proof, which is over orders and signs, in searches by a loss, and with a metric to which
-    a shift is something else; the result's `shifted` says so by None.
+    sine may be shifted by half periods (SIREN) phases. These are left as they are with evidence
+    (but where alpha="auto" takes the weights alone), with a proof, which is over orders and signs,
+    in searches by a loss, and with a metric to which a shift is something else; the result's
+    `shifted` says so by None.
 
     Args:
         source: the network whose units are reordered: a module, a state dict, or the path of a
@@ -255,16 +256,27 @@ def align_networks(
             store=store,
         )
 
-    judge = None if settings.evidence is None else settings.evidence.judge
-    if judge is None or correlations is None:
-        outcomes = find(settings, correlations)
-    else:
-        midpoints = Midpoints(model, named_target, judge, settings.engine.device)
-        outcomes = AlphaChoice(settings, correlations, find, midpoints, store).run()
+    outcomes = _outcomes(find, settings, correlations, model, named_target, store)
     found: dict[int, Aligned] = {**unread, **tied, **unlike}
     for index, outcome in zip(aligned, outcomes, strict=True):
         found[index] = _restored(outcome, renamed[index], states[index])
     return [replace(found[index], index=index, name=names[index]) for index in networks]
+
+
+def _outcomes(
+    find: Find,
+    settings: Settings,
+    correlations: Sequence[Correlations] | None,
+    model: Model | None,
+    target: StateDict,
+    store: SearchStore | None,
+) -> list[Aligned]:
+    """Align by what the settings name; where alpha is left to be chosen, choose it."""
+    judge = None if settings.evidence is None else settings.evidence.judge
+    if judge is None or correlations is None:
+        return find(settings, correlations)
+    midpoints = Midpoints(model, target, judge, settings.engine.device)
+    return AlphaChoice(settings, correlations, find, midpoints, store).run()
 
 
 def _restored(outcome: Aligned, renamed: Renamed, given: StateDict) -> Aligned:

@@ -34,7 +34,7 @@ class Midpoints:
         device: where the midpoints are run.
 
     Raises:
-        InputError: there is no model, or the data do not fit it.
+        InputError: there is no model, or the data do not fit it; ModelError: its forward fails.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Midpoints:
             raise InputError(NO_MODEL)
         self._model, self._target, self._device = model, target, device
         self._loss = TaskLoss(model.module, model.fitted(data)).to(device)
+        self.loss(target)  # so that what cannot be judged is known before anything is sought
 
     def loss(self, source: StateDict) -> float | None:
         """Return the loss of a network's midpoint, None where it is not finite.
@@ -82,16 +83,29 @@ class AlphaChoice:
     store: SearchStore | None
 
     def run(self) -> list[Aligned]:
-        """Return for each source the result whose midpoint loses least, on a tie the first."""
+        """Return for each source the result whose midpoint loses least, on a tie the first.
+
+        Ctrl-C ends it with what has been found.
+
+        Raises:
+            KeyboardInterrupt: nothing has.
+        """
         alphas = (0.0, *ALPHAS)
         found: list[list[Aligned]] = []
         tried: list[list[AlphaTrial | None]] = []
         for alpha in alphas:
             if found and self.store is not None:
                 self.store.next()
-            found.append(self._aligned(alpha))
-            tried.append([self._trial(alpha, outcome) for outcome in found[-1]])
-            if any(outcome.status is Status.INTERRUPTED for outcome in found[-1]):
+            try:
+                outcomes = self._aligned(alpha)
+                trials = [self._trial(alpha, outcome) for outcome in outcomes]
+            except KeyboardInterrupt:
+                if not found:
+                    raise
+                break
+            found.append(outcomes)
+            tried.append(trials)
+            if any(outcome.status is Status.INTERRUPTED for outcome in outcomes):
                 break
         is_whole = len(found) == len(alphas)
         return [

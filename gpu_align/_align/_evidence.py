@@ -82,6 +82,11 @@ class Evidence:
         kind = kind or ("weights" if data is None else "both")
         if kind not in KINDS:
             raise InputError(f"expected evidence among {', '.join(KINDS)}, got {kind!r}")
+        if alpha is not None and data is None:
+            raise InputError(
+                "alpha says how much activations on data count, and no data were given; pass data, "
+                "see Data.of, or leave alpha"
+            )
         if alpha is not None and kind != "both":
             raise InputError(
                 f"alpha says how much activations count beside weights, evidence={kind!r} takes "

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from gpu_align._align._tensors import plain_tensors
 from gpu_align._checkpoint import load_checkpoint
@@ -52,7 +53,9 @@ class Model:
     def __post_init__(self) -> None:
         """Give a program as many examples as it takes, the given ones again if need be."""
         limits = Limits.of(self.module)
-        if self.inputs is not None and limits != Limits():
+        leaves = [leaf for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
+        sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+        if len(sizes) == 1 and None not in sizes and limits != Limits():
             object.__setattr__(self, "inputs", limits.filled(Batch(self.inputs)).inputs)
 
     @cached_property

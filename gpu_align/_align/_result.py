@@ -295,9 +295,10 @@ def _read_group(entry: Mapping[str, Any]) -> GroupReport:
 
 def _read_alpha(entry: Mapping[str, Any]) -> AlphaTrial:
     trial = AlphaTrial(**entry)
-    for number in (trial.alpha, trial.distance, trial.loss):
-        if number is not trial.loss or number is not None:
-            _number(number)
+    for number in (trial.alpha, trial.distance):
+        _number(number)
+    if trial.loss is not None:
+        _number(trial.loss)
     return trial
 
 

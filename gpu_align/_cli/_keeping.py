@@ -128,5 +128,8 @@ def tell_how_to_continue(
     work = "search" if isinstance(store, SearchStore) else "merge"
     text = f"to continue, run the same command with --resume: the {work} is kept in {store.path}"
     if unwritten is not None:
-        text += f"; with --resume --steps 1 it only writes the best found so far to {unwritten}"
+        text += (
+            "; with --resume --steps 1 what is left of it ends after a step, and the best found is "
+            f"written to {unwritten}"
+        )
     say(text)

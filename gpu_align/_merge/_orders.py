@@ -99,6 +99,11 @@ class Orders:
         alone = len(self.states) == 2 and widest <= _WIDE
         return Annealing() if alone else CoordinateDescent()
 
+    @property
+    def lacks_room(self) -> bool:
+        """Whether there are data, but no room in memory for them to count."""
+        return self.examples is not None and not self.alphas
+
     @cached_property
     def alphas(self) -> tuple[float, ...]:
         """How much data may count; none without data, or if they do not fit the memory.

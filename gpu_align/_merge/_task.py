@@ -366,7 +366,7 @@ class Task:
         return total
 
     def _notes(self, chosen: Trial, trials: Sequence[Trial]) -> Iterator[str]:
-        if self.data is not None and not self._orders.alphas:
+        if self._orders.lacks_room and any(one.order == "weights" for one in trials):
             yield NO_ROOM
         most = 0 if self.data is None else min(self._count, _FIRST, len(self.data.fit))
         least = min((one.fitted for one in trials if one.is_merged), default=most)

@@ -63,9 +63,11 @@ class Together(fx.Interpreter):
         tensor: returns a tensor of it by its name; None for what is no tensor of its own.
         counts: how many examples of each part count in the statistics; those behind them repeat
             the first ones.
+        sizes: how many each part has.
 
     Raises:
-        ModelError: a batch norm lies in a part of the graph that is run as a whole.
+        ModelError: a batch norm lies in a part of the graph that is run as a whole, or examples lie
+            on one axis with something else where they are normalised.
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class Together(fx.Interpreter):
         program: fx.GraphModule,
         tensor: Callable[[str], Tensor | None],
         counts: Sequence[int],
+        sizes: Sequence[int],
     ) -> None:
         super().__init__(program, garbage_collect_values=True)
-        self._tensor, self._counts = tensor, counts
+        self._tensor, self._counts, self._sizes = tensor, counts, sizes
         if any(_batch_norms(part for part in program.modules() if part is not program)):
             raise ModelError(
                 "the program has batch norms in a part that is run without gradients or in another "
@@ -118,7 +121,15 @@ class Together(fx.Interpreter):
         return range(len(self._counts))
 
     def _normalised(self, given: Mapping[str, Any]) -> Any:
+        if not isinstance(given["input"], _Parts):
+            return _TRACED(**{**given, **_OF_BATCH})
         parts = given["input"].values
+        if [len(part) for part in parts] != list(self._sizes):
+            raise ModelError(
+                "the program puts examples and something else on one axis before a batch norm, so "
+                "that it is not known which entries are of examples that count; export it with a "
+                "dynamic batch (dynamic_shapes), or take norms='stored'"
+            )
         counted = [part[:count] for part, count in zip(parts, self._counts, strict=True)]
         joined = _TRACED(**{**given, **_OF_BATCH, "input": torch.cat(counted)})
         pairs = zip(joined.split(list(self._counts)), parts, strict=True)

@@ -71,9 +71,9 @@ class Data:
 
     def fitted(self, shape: Sequence[int]) -> Self:
         """Return the data with images fitted to a model; see `fitted`."""
-        if fits(self.fit, shape):
-            return self
         test = None if self.test is None else fitted(self.test, shape)
+        if fits(self.fit, shape):
+            return type(self)(self.fit, self.held, test)
         return type(self)(fitted(self.fit, shape), fitted(self.held, shape), test)
 
 

@@ -101,7 +101,7 @@ class Runner(Reference):
         sizes = [len(part) for part in parts]
         counts = [*sizes[:-1], len(batch) - sum(sizes[:-1])]
         if self._batch_statistics:
-            made = self._together(state, [part.inputs for part in parts], counts)
+            made = self._together(state, [part.inputs for part in parts], counts, sizes)
         elif is_in_training(self.model):
             raise ModelError(
                 "the program was exported in training mode, in which its batch norms use the "
@@ -120,7 +120,11 @@ class Runner(Reference):
             return super()._call(state, arguments)
 
     def _together(
-        self, state: dict[str, Tensor], parts: Sequence[Any], counts: Sequence[int]
+        self,
+        state: dict[str, Tensor],
+        parts: Sequence[Any],
+        counts: Sequence[int],
+        sizes: Sequence[int],
     ) -> list[Any]:
         program: Any = self.model
 
@@ -134,7 +138,7 @@ class Runner(Reference):
         def tensor(name: str) -> Tensor | None:
             return state.get(self.places.get(name, name))
 
-        return Together(program, tensor, counts).of(list(map(flat, parts)))
+        return Together(program, tensor, counts, sizes).of(list(map(flat, parts)))
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ class _Returned:
         """Return the outputs for some of the examples.
 
         Raises:
-            ModelError: one has no axis of examples.
+            ModelError: one has no axis of examples, or it is not known which one it is.
         """
         return tree_unflatten(
             [
@@ -183,14 +187,25 @@ class _Returned:
         return found
 
     def _axis(self, leaves: Sequence[Tensor]) -> int | None:
-        """Return the axis of examples: the first one, else the only one of their number."""
+        """Return the axis of examples: the only one of their number, None if there is none.
+
+        Raises:
+            ModelError: there are several; of an only output it is the first one.
+        """
         pairs = list(zip(leaves, self.sizes, strict=True))
         fitting = [
             axis
             for axis in range(leaves[0].ndim)
             if all(leaf.shape[axis] == size for leaf, size in pairs)
         ]
-        return fitting[0] if 0 in fitting or len(fitting) == 1 else None
+        tensors = [leaf for leaf in tree_leaves(self.outputs[0]) if isinstance(leaf, Tensor)]
+        if len(fitting) > 1 and (0 not in fitting or len(tensors) > 1):
+            raise ModelError(
+                f"the program returns a tensor {list(leaves[0].shape)} of which several axes have "
+                f"as many entries as there are examples, {self.sizes[0]}; export it with a dynamic "
+                "batch (dynamic_shapes), or with a batch of another size"
+            )
+        return fitting[0] if fitting else None
 
 
 def _alike(leaves: Sequence[Tensor]) -> Tensor:

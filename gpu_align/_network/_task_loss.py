@@ -1,7 +1,7 @@
 """TaskLoss: what a network loses on data, differentiable in its state dict."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from typing import Literal, Self
 
@@ -143,7 +143,7 @@ class TaskLoss:
     def held_loss(self, state: StateDict) -> Tensor:
         """Return the mean loss on what is held back, a scalar tensor; see `of_batch`."""
         losses, counts = [], []
-        for batch in self.held.batches(self.batch_size):
+        for batch in self._judged():
             assert batch.targets is not None
             if count := weight(self._loss, batch.targets):
                 with torch.no_grad():
@@ -152,6 +152,12 @@ class TaskLoss:
         if not counts:
             raise InputError("no target that is held back counts; give other data")
         return torch.stack(losses).sum() / sum(counts)
+
+    def _judged(self) -> Iterator[Batch]:
+        """Go through what is held back; one example alone has no statistics of a batch."""
+        for lot in self.held.lots:
+            is_alone = self.norms == "batch" and len(lot) % self.batch_size == 1
+            yield from Examples((lot,)).batches(self.batch_size + is_alone)
 
     def _run(self, state: StateDict, batch: Batch, *, grad: bool) -> Tensor:
         assert batch.targets is not None

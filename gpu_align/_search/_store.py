@@ -115,8 +115,6 @@ class SearchStore:
         entry = self._searches.get(self._number)
         if entry is None:
             return None
-        if not isinstance(entry, dict):
-            raise self.unusable("it holds no search")
         self._check_identity(entry.get("identity"))
         snapshot = self._checked(entry.get("snapshot"), problem)
         self._read_last = snapshot.state
@@ -151,7 +149,7 @@ class SearchStore:
 
     def discard(self) -> None:
         """Remove the file: the searches have ended and their result is in safety."""
-        self._searches = {}
+        self._searches, self._number = {}, 0
         self.remove()
 
     def remove(self) -> None:
@@ -190,9 +188,12 @@ class SearchStore:
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             raise self.unusable(f"expected a search kept by this release ({SCHEMA})")
         searches = document.get("searches")
-        if not isinstance(searches, dict):
-            raise self.unusable("it holds no searches")
-        return searches
+        entries = searches if isinstance(searches, dict) else {}
+        if not entries or not all(
+            type(number) is int and isinstance(entry, dict) for number, entry in entries.items()
+        ):
+            raise self.unusable("it holds no search")
+        return entries
 
     def _check_identity(self, identity: object) -> None:
         if not isinstance(identity, dict):
