@@ -136,12 +136,15 @@ def test_seconds_are_shared() -> None:
     assert 50 < max(left) <= 100
 
 
-def test_an_interruption_between_two_searches_leaves_what_was_found() -> None:
+def test_an_interruption_between_two_searches_leaves_what_was_found(tmp_path: Path) -> None:
     def stop(entry: Progress) -> None:
         if entry.stage == "alpha 0.3, scale of the evidence":
             raise KeyboardInterrupt
 
-    part = found(None, stop)
+    store = SearchStore(tmp_path / "s")
+    part = found(store, stop)
+    assert store.kept
+    assert found(SearchStore(tmp_path / "s", resume=True), None).alphas == found(None, None).alphas
     assert part.status is Status.INTERRUPTED
     assert [trial.alpha for trial in part.alphas] == [0]
     assert part.evidence == "weights"

@@ -102,6 +102,8 @@ class AlphaChoice:
             except KeyboardInterrupt:
                 if not found:
                     raise
+                if self.store is not None:
+                    self.store.flush()  # a search does so itself, and this was between two
                 break
             found.append(outcomes)
             tried.append(trials)
