@@ -13,15 +13,13 @@ import sequence_architectures as sequence
 import torch
 from marks import slow
 from networks import State, mlp, pair, randomised
-from test_merge_resume import BOTH, FEW, KEPT, count, interrupt
+from test_merge_resume import assert_resumed_search_by_search
 from torch import Tensor, nn
 from trained_digits import DIGITS, MLP, nets, trained
-from typer.testing import CliRunner, Result
 
 from gpu_align import AlignmentProblem, Permutation, PermutationSpec, discover, merge
-from gpu_align._align import CommonEvidence, Model, Settings, _realign, common_frame
+from gpu_align._align import CommonEvidence, Model, Settings, common_frame
 from gpu_align._align._barycentre import Barycentre
-from gpu_align._cli._main import app
 from gpu_align._merge._orders import Orders
 from gpu_align._network import Examples, Traces
 from gpu_align._problem import picked, signed_matrix
@@ -253,20 +251,6 @@ def test_what_does_not_fit_the_memory_is_left_out_and_said(
 def test_an_order_by_data_is_resumed_search_by_search(
     trained_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def merged(out: str, *options: str) -> Result:
-        command = ["merge", *BOTH, "mlp0.safetensors", "-o", out, *MLP, *DIGITS, *FEW]
-        return CliRunner().invoke(app, [*command, "--method", "average", *options])
-
-    calls = count(monkeypatch, _realign, "run_search")
-    assert merged("whole.safetensors").exit_code == 0
-    needed = len(calls)
-    with monkeypatch.context() as patch:
-        interrupt(patch, _realign, "run_search", needed - 1)
-        stopped = merged("out.safetensors")
-    assert stopped.exit_code == 1
-    assert Path(KEPT).exists()
-    calls.clear()
-    found = merged("out.safetensors", "--resume")
-    assert found.exit_code == 0, found.output
-    assert len(calls) == 2
-    assert Path("out.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
+    assert_resumed_search_by_search(
+        monkeypatch, lambda needed: needed - 1, *MLP, *DIGITS, "--method", "average"
+    )

@@ -137,25 +137,33 @@ def test_batch_norms_and_many_networks_are_resumed(
     assert Path("out.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("at", [2, 5])
-def test_the_common_order_of_many_networks_is_resumed_search_by_search(
-    trained_folder: Path, monkeypatch: pytest.MonkeyPatch, at: int
+def assert_resumed_search_by_search(
+    monkeypatch: pytest.MonkeyPatch, at: Callable[[int], int], *options: str
 ) -> None:
-    def merged(out: str, *options: str) -> Result:
-        command = ["merge", *BOTH, "mlp0.safetensors", "-o", out, *FEW, *options]
+    """Merge three networks, interrupted at a search that is told from their number, and resumed."""
+
+    def merged(out: str, *more: str) -> Result:
+        command = ["merge", *BOTH, "mlp0.safetensors", "-o", out, *FEW, *options, *more]
         return CliRunner().invoke(app, command)
 
     calls = count(monkeypatch, _realign, "run_search")
     assert merged("whole.safetensors").exit_code == 0
     needed = len(calls)
-    assert needed > at
+    assert needed > at(needed)
     with monkeypatch.context() as patch:
-        interrupt(patch, _realign, "run_search", at)
+        interrupt(patch, _realign, "run_search", at(needed))
         stopped = merged("out.safetensors")
     assert stopped.exit_code == 1
     assert Path(KEPT).exists()
     calls.clear()
     found = merged("out.safetensors", "--resume")
     assert found.exit_code == 0, found.output
-    assert len(calls) == needed - (at - 1)
+    assert len(calls) == needed - (at(needed) - 1)
     assert Path("out.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("at", [2, 5])
+def test_the_common_order_of_many_networks_is_resumed_search_by_search(
+    trained_folder: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    assert_resumed_search_by_search(monkeypatch, lambda _: at)
